@@ -1,0 +1,20 @@
+package conntrack
+
+import (
+	"net/netip"
+	"time"
+)
+
+// Tuple is one direction of a TCP connection as conntrack keeps it.
+type Tuple struct {
+	Src, Dst netip.AddrPort
+}
+
+// Expectation is a data connection to come, exact in all but the source port, which is exact as well when From's
+// port is not 0. Master is the original direction of the control connection that announced it.
+type Expectation struct {
+	Master  Tuple
+	From    netip.AddrPort // who may connect; port 0 means any source port
+	To      netip.AddrPort // exactly where
+	Timeout time.Duration  // how long the kernel keeps it unused; whole seconds, at least 1
+}

@@ -1,0 +1,3 @@
+module ftpalg
+
+go 1.26.0
