@@ -18,3 +18,12 @@ type Expectation struct {
 	To      netip.AddrPort // exactly where
 	Timeout time.Duration  // how long the kernel keeps it unused; whole seconds, at least 1
 }
+
+// Entry is one connection in the conntrack table.
+type Entry struct {
+	Orig, Reply Tuple
+	Mark        uint32        // connmark
+	Helper      string        // empty if it carries none, and then no expectation can hang on it
+	Status      uint32        // IPS_* bits of linux/netfilter/nf_conntrack_common.h
+	Timeout     time.Duration // until conntrack forgets it, unless packets come
+}

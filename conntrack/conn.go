@@ -1,0 +1,240 @@
+// Package conntrack speaks ctnetlink: it installs, withdraws and lists expectations, looks control connections up,
+// reports the end of connections, and finds or registers the helper that expectations hang on.
+package conntrack
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"net/netip"
+	"os"
+	"sync"
+	"time"
+
+	"github.com/mdlayher/netlink"
+	"golang.org/x/sys/unix"
+)
+
+const (
+	// maxBatch is the number of messages in the longest request: delete, create, set the timeout.
+	maxBatch = 3
+	// requestCap holds maxBatch messages about IPv6, the longest of them 272 bytes, so that the buffer never grows.
+	requestCap = 1024
+	// ackWait bounds the wait for an answer. The kernel answers within the send call, so that this is never reached
+	// unless the answer was lost.
+	ackWait = 1 // seconds
+	// maxTimeout bounds a pinhole's life; what stands for longer is a rule and not a pinhole.
+	maxTimeout = 24 * time.Hour
+)
+
+// Conn talks to the connection tracking of one network namespace. It is safe for concurrent use. One request is under
+// way at a time: the kernel serialises ctnetlink requests under a mutex of its own, so more sockets would wait there.
+type Conn struct {
+	mu  sync.Mutex
+	fd  int // -1 once closed
+	seq uint32
+	req encoder
+	n   uint32        // messages in req
+	ack [4096]byte    // one datagram of answers
+	nl  *netlink.Conn // dumps and look-ups, which must not hold up mu
+}
+
+// Dial connects to the connection tracking of the calling thread's network namespace.
+func Dial() (*Conn, error) {
+	nl, err := netlink.Dial(unix.NETLINK_NETFILTER, nil)
+	if err != nil {
+		return nil, fmt.Errorf("conntrack: open a netlink socket: %w", err)
+	}
+	fd, err := dialKernel()
+	if err != nil {
+		nl.Close()
+		return nil, fmt.Errorf("conntrack: open a netlink socket: %w", err)
+	}
+	return &Conn{fd: fd, nl: nl, req: encoder{make([]byte, 0, requestCap)}}, nil
+}
+
+// dialKernel opens the blocking socket of the hot path. It is connected to the kernel's port 0, so that no other
+// process can send to it. Answers leave out the message they answer.
+func dialKernel() (int, error) {
+	fd, err := unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.NETLINK_NETFILTER)
+	if err != nil {
+		return -1, fmt.Errorf("socket: %w", err)
+	}
+	err = errors.Join(
+		os.NewSyscallError("connect", unix.Connect(fd, &unix.SockaddrNetlink{Family: unix.AF_NETLINK})),
+		os.NewSyscallError("NETLINK_CAP_ACK", unix.SetsockoptInt(fd, unix.SOL_NETLINK, unix.NETLINK_CAP_ACK, 1)),
+		os.NewSyscallError("SO_RCVTIMEO", unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &unix.Timeval{Sec: ackWait})),
+	)
+	if err != nil {
+		unix.Close(fd)
+		return -1, err
+	}
+	return fd, nil
+}
+
+// Close releases the sockets. Expectations stay until they are used or time out.
+func (c *Conn) Close() error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.fd < 0 {
+		return fmt.Errorf("conntrack: close: %w", os.ErrClosed)
+	}
+	err := errors.Join(unix.Close(c.fd), c.nl.Close())
+	c.fd = -1
+	return err
+}
+
+// Expect installs an expectation which lives for x.Timeout, and returns when it stands. An expectation for the same
+// end points is replaced, whichever control connection announced it: the later announcement is the valid one. On an
+// error nothing stands that did not stand before, unless the error says otherwise.
+func (c *Conn) Expect(x Expectation) error {
+	if err := x.normalise(); err != nil {
+		return describe("expect", &x, err)
+	}
+	if x.Timeout <= 0 || x.Timeout > maxTimeout {
+		return describe("expect", &x, fmt.Errorf("%w: timeout %v is not within 0 and %v", ErrInvalid, x.Timeout, maxTimeout))
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if err := c.install(&x); err != nil {
+		return describe("expect", &x, err)
+	}
+	return nil
+}
+
+// install creates the expectation and gives it its timeout in one system call: the kernel ignores the timeout on
+// creation, and takes it from a second message without NLM_F_EXCL. Only the last message asks for an answer, since
+// errors are answered always; so success costs one send and one receive.
+func (c *Conn) install(x *Expectation) error {
+	c.reset()
+	c.add(msgExpNew, netlink.Create|netlink.Excl, x)
+	c.add(msgExpNew, netlink.Acknowledge, x)
+	errs, err := c.exchange()
+	created, timed := errs[0], errs[1]
+	if err == nil && created == unix.EEXIST {
+		c.reset()
+		c.add(msgExpDelete, 0, x) // its failure means that the old one went by itself just now
+		c.add(msgExpNew, netlink.Create|netlink.Excl, x)
+		c.add(msgExpNew, netlink.Acknowledge, x)
+		errs, err = c.exchange()
+		created, timed = errs[1], errs[2]
+	}
+	switch {
+	case err == nil && created != 0:
+		return explain(created, ErrNoMaster)
+	case err == nil && timed == 0:
+		return nil
+	case err == nil:
+		err = fmt.Errorf("set CTA_EXPECT_TIMEOUT: %w", timed)
+	}
+	// The expectation may stand now, with its helper's own and far longer timeout.
+	if undo := c.remove(x); undo != nil && !errors.Is(undo, ErrNotFound) {
+		err = fmt.Errorf("%w; it may still stand, since taking it back failed: %w", err, undo)
+	}
+	return err
+}
+
+// Withdraw deletes the expectation for x's end points. The error is ErrNotFound if it was used or timed out already.
+func (c *Conn) Withdraw(x Expectation) error {
+	if err := x.normalise(); err != nil {
+		return describe("withdraw", &x, err)
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if err := c.remove(&x); err != nil {
+		return describe("withdraw", &x, err)
+	}
+	return nil
+}
+
+func (c *Conn) remove(x *Expectation) error {
+	c.reset()
+	c.add(msgExpDelete, netlink.Acknowledge, x)
+	errs, err := c.exchange()
+	if err == nil && errs[0] != 0 {
+		err = explain(errs[0], ErrNotFound)
+	}
+	return err
+}
+
+func (c *Conn) reset() { c.req.b, c.n = c.req.b[:0], 0 }
+
+// add appends a message about x to the request.
+func (c *Conn) add(msg uint8, flags netlink.HeaderFlags, x *Expectation) {
+	c.seq++
+	c.n++
+	start := c.req.begin(unix.NFNL_SUBSYS_CTNETLINK_EXP, msg, flags, c.seq)
+	if msg == msgExpDelete {
+		c.req.expectationKey(x)
+	} else {
+		c.req.expectation(x)
+	}
+	c.req.end(start)
+}
+
+// exchange sends the request and reads answers until that to its last message, which must ask for one. It returns
+// each message's errno, 0 for success.
+func (c *Conn) exchange() (errs [maxBatch]unix.Errno, err error) {
+	if c.fd < 0 {
+		return errs, os.ErrClosed
+	}
+	first := c.seq - c.n + 1
+	if _, err := unix.Write(c.fd, c.req.b); err != nil {
+		return errs, fmt.Errorf("send to the kernel: %w", err)
+	}
+	for {
+		n, err := unix.Read(c.fd, c.ack[:])
+		if err == unix.EINTR {
+			continue // SO_RCVTIMEO turns off the restart of an interrupted read.
+		}
+		if err != nil {
+			return errs, fmt.Errorf("receive the kernel's answer: %w", err)
+		}
+		seq, errno, err := decodeAck(c.ack[:n])
+		if err != nil {
+			return errs, err
+		}
+		// An answer to an earlier request was left behind by one that failed half way; it means nothing any more.
+		if at := seq - first; at < c.n {
+			errs[at] = errno
+		}
+		if seq == c.seq {
+			return errs, nil
+		}
+	}
+}
+
+// decodeAck reads an NLMSG_ERROR message, which carries the number of the request it answers and an errno, 0 for
+// success.
+func decodeAck(b []byte) (seq uint32, errno unix.Errno, err error) {
+	if len(b) < headerLen+4 {
+		return 0, 0, fmt.Errorf("the kernel's answer is %d bytes, less than a header and an error number", len(b))
+	}
+	if typ := binary.NativeEndian.Uint16(b[4:]); typ != unix.NLMSG_ERROR {
+		return 0, 0, fmt.Errorf("the kernel's answer has type %d, not NLMSG_ERROR", typ)
+	}
+	return binary.NativeEndian.Uint32(b[8:]), unix.Errno(-int32(binary.NativeEndian.Uint32(b[headerLen:]))), nil
+}
+
+// normalise checks what the kernel would misread, and turns IPv4-mapped addresses into IPv4: conntrack keeps the
+// family that is on the wire.
+func (x *Expectation) normalise() error {
+	for _, p := range []*netip.AddrPort{&x.Master.Src, &x.Master.Dst, &x.From, &x.To} {
+		*p = netip.AddrPortFrom(p.Addr().Unmap(), p.Port())
+		a := p.Addr()
+		switch {
+		case !a.IsValid() || a.IsUnspecified() || a.Zone() != "":
+			return fmt.Errorf("%w: %s is no address of a host (no zone, not unspecified)", ErrInvalid, a)
+		case a.Is4() != x.Master.Src.Addr().Is4():
+			return fmt.Errorf("%w: %s and %s are of different address families", ErrInvalid, x.Master.Src.Addr(), a)
+		case p.Port() == 0 && p != &x.From:
+			return fmt.Errorf("%w: port 0 at %s", ErrInvalid, a)
+		}
+	}
+	return nil
+}
+
+func describe(verb string, x *Expectation, err error) error {
+	return fmt.Errorf("conntrack: %s %s to %s, announced by %s to %s: %w",
+		verb, x.From, x.To, x.Master.Src, x.Master.Dst, err)
+}

@@ -1,0 +1,165 @@
+package conntrack
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"net/netip"
+	"strings"
+	"time"
+
+	"github.com/mdlayher/netlink"
+	"golang.org/x/sys/unix"
+)
+
+// errNotTCP says that a message is well-formed and about another protocol; its readers skip it.
+var errNotTCP = errors.New("not TCP")
+
+// genLen is the length of struct nfgenmsg, which opens every netfilter message.
+const genLen = 4
+
+// attributes gives a decoder for what follows struct nfgenmsg. Netfilter numbers are in network order.
+func attributes(data []byte) (*netlink.AttributeDecoder, error) {
+	if len(data) < genLen {
+		return nil, fmt.Errorf("message of %d bytes has no struct nfgenmsg", len(data))
+	}
+	ad, err := netlink.NewAttributeDecoder(data[genLen:])
+	if err != nil {
+		return nil, err
+	}
+	ad.ByteOrder = binary.BigEndian
+	return ad, nil
+}
+
+// decodeEntry reads the body of an IPCTNL_MSG_CT_NEW or _DELETE message.
+func decodeEntry(data []byte) (Entry, error) {
+	var e Entry
+	ad, err := attributes(data)
+	if err != nil {
+		return Entry{}, fmt.Errorf("conntrack entry: %w", err)
+	}
+	for ad.Next() {
+		switch ad.Type() {
+		case ctaTupleOrig:
+			ad.Nested(e.Orig.decode)
+		case ctaTupleReply:
+			ad.Nested(e.Reply.decode)
+		case ctaStatus:
+			e.Status = ad.Uint32()
+		case ctaTimeout:
+			e.Timeout = time.Duration(ad.Uint32()) * time.Second
+		case ctaMark:
+			e.Mark = ad.Uint32()
+		case ctaHelp:
+			ad.Nested(func(ad *netlink.AttributeDecoder) error {
+				for ad.Next() {
+					if ad.Type() == ctaHelpName {
+						e.Helper = strings.TrimRight(string(ad.Bytes()), "\x00")
+					}
+				}
+				return nil
+			})
+		}
+	}
+	if err := ad.Err(); err != nil {
+		return Entry{}, fmt.Errorf("conntrack entry: %w", err)
+	}
+	if !e.Orig.valid() || !e.Reply.valid() {
+		return Entry{}, errors.New("conntrack entry: CTA_TUPLE_ORIG or CTA_TUPLE_REPLY is missing")
+	}
+	return e, nil
+}
+
+// decodeExpectation reads the body of an IPCTNL_MSG_EXP_NEW or _DELETE message.
+func decodeExpectation(data []byte) (Expectation, error) {
+	var x Expectation
+	var tuple, mask Tuple
+	ad, err := attributes(data)
+	if err != nil {
+		return Expectation{}, fmt.Errorf("expectation: %w", err)
+	}
+	for ad.Next() {
+		switch ad.Type() {
+		case ctaExpectMaster:
+			ad.Nested(x.Master.decode)
+		case ctaExpectTuple:
+			ad.Nested(tuple.decode)
+		case ctaExpectMask:
+			ad.Nested(mask.decode)
+		case ctaExpectTimeout:
+			x.Timeout = time.Duration(ad.Uint32()) * time.Second
+		}
+	}
+	if err := ad.Err(); err != nil {
+		return Expectation{}, fmt.Errorf("expectation: %w", err)
+	}
+	if !x.Master.valid() || !tuple.valid() || !mask.valid() {
+		return Expectation{}, errors.New("expectation: CTA_EXPECT_MASTER, _TUPLE or _MASK is missing")
+	}
+	x.From, x.To = tuple.Src, tuple.Dst
+	if mask.Src.Port() == 0 {
+		x.From = netip.AddrPortFrom(x.From.Addr(), 0)
+	}
+	return x, nil
+}
+
+// decode reads a nested CTA_TUPLE_* attribute. It fails with errNotTCP for another protocol.
+func (t *Tuple) decode(ad *netlink.AttributeDecoder) error {
+	var src, dst netip.Addr
+	var proto uint8
+	var srcPort, dstPort uint16
+	for ad.Next() {
+		switch ad.Type() {
+		case ctaTupleIP:
+			ad.Nested(func(ad *netlink.AttributeDecoder) (err error) {
+				src, dst, err = decodeAddrs(ad)
+				return err
+			})
+		case ctaTupleProto:
+			ad.Nested(func(ad *netlink.AttributeDecoder) error {
+				for ad.Next() {
+					switch ad.Type() {
+					case ctaProtoNum:
+						proto = ad.Uint8()
+					case ctaProtoSrcPort:
+						srcPort = ad.Uint16()
+					case ctaProtoDstPort:
+						dstPort = ad.Uint16()
+					}
+				}
+				return nil
+			})
+		}
+	}
+	if err := ad.Err(); err != nil {
+		return err
+	}
+	if proto != unix.IPPROTO_TCP {
+		return fmt.Errorf("%w: CTA_PROTO_NUM is %d", errNotTCP, proto)
+	}
+	*t = Tuple{netip.AddrPortFrom(src, srcPort), netip.AddrPortFrom(dst, dstPort)}
+	return nil
+}
+
+// decodeAddrs reads a nested CTA_TUPLE_IP attribute.
+func decodeAddrs(ad *netlink.AttributeDecoder) (src, dst netip.Addr, err error) {
+	for ad.Next() {
+		typ := ad.Type()
+		a, ok := netip.AddrFromSlice(ad.Bytes())
+		if want4 := typ == ctaIPv4Src || typ == ctaIPv4Dst; typ >= ctaIPv4Src && typ <= ctaIPv6Dst && (!ok || a.Is4() != want4) {
+			return src, dst, fmt.Errorf("CTA_TUPLE_IP attribute %d has %d bytes", typ, len(ad.Bytes()))
+		}
+		switch typ {
+		case ctaIPv4Src, ctaIPv6Src:
+			src = a
+		case ctaIPv4Dst, ctaIPv6Dst:
+			dst = a
+		}
+	}
+	return src, dst, nil
+}
+
+// valid reports whether both addresses were there, and of one family.
+func (t Tuple) valid() bool {
+	return t.Src.IsValid() && t.Dst.IsValid() && t.Src.Addr().Is4() == t.Dst.Addr().Is4()
+}

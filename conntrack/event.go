@@ -1,0 +1,70 @@
+package conntrack
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/mdlayher/netlink"
+	"golang.org/x/sys/unix"
+)
+
+// eventBuffer holds the events that arrive while the reader is busy: about 10,000 ends of connections. The kernel
+// charges some 800 bytes for an event of 300.
+const eventBuffer = 8 << 20
+
+// WatchDestroy calls fn with the original direction of each TCP connection that conntrack forgets in the calling
+// thread's network namespace, until ctx is done. It calls lost once as soon as it listens, and again whenever the
+// kernel dropped events because the reader was too slow: each time the caller has to look for itself which of its
+// connections are gone (Lookup), since no event will tell. The sysctl net.netfilter.nf_conntrack_events decides which
+// connections report: with 2, the default, those that began while someone listened; with 0 none.
+func WatchDestroy(ctx context.Context, fn func(orig Tuple), lost func()) error {
+	nl, err := dialEvents()
+	if err != nil {
+		return fmt.Errorf("conntrack: watch for ended connections: %w", err)
+	}
+	defer nl.Close()
+	stop := context.AfterFunc(ctx, func() { nl.SetReadDeadline(time.Unix(1, 0)) })
+	defer stop()
+
+	lost()
+	for {
+		msgs, err := nl.Receive()
+		switch {
+		case ctx.Err() != nil:
+			return nil
+		case errors.Is(err, unix.ENOBUFS):
+			lost()
+			continue
+		case err != nil:
+			return fmt.Errorf("conntrack: watch for ended connections: %w", err)
+		}
+		for _, m := range msgs {
+			e, err := decodeEntry(m.Data)
+			switch {
+			case errors.Is(err, errNotTCP):
+			case err != nil:
+				return fmt.Errorf("conntrack: watch for ended connections: %w", err)
+			default:
+				fn(e.Orig)
+			}
+		}
+	}
+}
+
+func dialEvents() (*netlink.Conn, error) {
+	nl, err := netlink.Dial(unix.NETLINK_NETFILTER, nil)
+	if err != nil {
+		return nil, err
+	}
+	if err := nl.SetReadBuffer(eventBuffer); err != nil {
+		nl.Close()
+		return nil, fmt.Errorf("receive buffer of %d bytes: %w", eventBuffer, err)
+	}
+	if err := nl.JoinGroup(unix.NFNLGRP_CONNTRACK_DESTROY); err != nil {
+		nl.Close()
+		return nil, fmt.Errorf("join NFNLGRP_CONNTRACK_DESTROY: %w", err)
+	}
+	return nl, nil
+}
