@@ -1,0 +1,206 @@
+package alg
+
+import (
+	"bytes"
+	"net/netip"
+
+	"ftpalg/alg/ftp"
+	"ftpalg/policy"
+)
+
+// firstUnprivileged is the lowest port that needs no privilege to listen on.
+const firstUnprivileged = 1024
+
+// feedClient takes at most one line of the client's clear text.
+func (c *Control) feedClient(b []byte, urgent int, fx []Effect) (int, []Effect) {
+	lines := &c.lines[Client]
+	before := lines.Offset()
+	line, n, whole := lines.Next(b, urgent, c.policy.Limits.Line)
+	switch {
+	case c.inDenied:
+		return n, c.overwriteRest(before, n, line, whole, fx)
+	case !whole && lines.Partial() > c.policy.Limits.Line:
+		return n, c.denyPartial(LineTooLong, fx)
+	case !whole:
+		return n, fx
+	}
+	behind := b[n:]
+	if len(line.Text) == 0 && line.Flaws&ftp.Refused == 0 {
+		return n, append(fx, Effect{Kind: Audit, Reason: BlankLine})
+	}
+	if line.Flaws&ftp.BareLF != 0 {
+		fx = append(fx, Effect{Kind: Audit, Reason: BareLineFeed, Text: line.Text})
+	}
+	k, why, fx := c.command(line, fx)
+	if why != NoReason {
+		k = denied
+		fx = c.denyCommand(why, line, fx)
+	}
+	if c.phase != ended && !c.kinds.push(k, c.policy.Limits.Outstanding) {
+		return n, c.end(TooManyOutstanding, fx)
+	}
+	if k == auth && c.phase != ended {
+		// Whatever is behind AUTH in the same segment is never read as commands (design rule 5).
+		if len(behind) > 0 {
+			return n, c.end(TextAroundAUTH, fx)
+		}
+		c.phase = authSent
+	}
+	return n, fx
+}
+
+// command decides on one command line: what it is, or why it is denied.
+func (c *Control) command(line ftp.Line, fx []Effect) (kind, Reason, []Effect) {
+	if why := flawReason(line.Flaws); why != NoReason {
+		return other, why, fx
+	}
+	cmd, err := ftp.ParseCommand(line.Text)
+	if err != nil {
+		return other, BadCommand, fx
+	}
+	if line.Flaws&ftp.Urgent != 0 && cmd.Verb != "ABOR" && cmd.Verb != "STAT" && cmd.Verb != "QUIT" {
+		return other, UrgentData, fx
+	}
+	if why := rulingReason(c.rule.Command(cmd.Verb, cmd.Arg, c.cwd.path)); why != NoReason {
+		return other, why, fx
+	}
+	switch cmd.Verb {
+	case "PORT", "EPRT":
+		return c.active(cmd, line, fx)
+	case "PASV", "EPSV":
+		return c.passive(cmd, fx)
+	case "LPRT", "LPSV", "SPSV":
+		// RFC 1639's long addresses and the single-port mode cannot be followed.
+		return other, ModeDenied, fx
+	case "USER":
+		return c.user(cmd, fx)
+	case "AUTH":
+		return c.auth(cmd, fx)
+	case "REIN":
+		return rein, NoReason, c.closePinhole(NextDataCommand, fx)
+	case "PROT":
+		return protKind(cmd.Arg), NoReason, fx
+	case "CWD", "XCWD":
+		c.cwd.request(c.rule.TracksPaths(), cmd.Arg)
+		return cwd, NoReason, fx
+	}
+	return simpleKinds[cmd.Verb], NoReason, fx
+}
+
+// simpleKinds are the commands that need nothing when they are sent, only when they are answered.
+var simpleKinds = map[string]kind{
+	"RETR": transfer, "STOR": transfer, "STOU": transfer, "APPE": transfer,
+	"LIST": transfer, "NLST": transfer, "MLSD": transfer,
+	"PASS": pass, "ACCT": pass, "QUIT": quit, "STAT": stat,
+	"CDUP": cdup, "XCUP": cdup, "PWD": pwd, "XPWD": pwd,
+}
+
+func protKind(level []byte) kind {
+	switch {
+	case bytes.EqualFold(level, []byte("C")):
+		return protC
+	case bytes.EqualFold(level, []byte("P")):
+		return protP
+	}
+	return other
+}
+
+func (c *Control) user(cmd ftp.Command, fx []Effect) (kind, Reason, []Effect) {
+	if c.rule.RequireTLS && !c.secured {
+		return other, TLSRequired, fx
+	}
+	return user, NoReason, append(fx, Effect{Kind: Login, Text: cmd.Arg})
+}
+
+// auth: AUTH TLS, TLS-C, TLS-P and SSL are one command (RFC 4217 section 4, MS-FTPS 1.3), in any case. Another
+// mechanism is the server's to refuse; should it accept, its replies are still lines.
+func (c *Control) auth(cmd ftp.Command, fx []Effect) (kind, Reason, []Effect) {
+	switch string(bytes.ToUpper(cmd.Arg)) {
+	case "TLS", "TLS-C", "TLS-P", "SSL":
+	default:
+		return other, NoReason, fx
+	}
+	if !c.rule.OpaquePinhole {
+		return other, OpaqueDenied, fx
+	}
+	return auth, NoReason, fx
+}
+
+func (c *Control) passive(cmd ftp.Command, fx []Effect) (kind, Reason, []Effect) {
+	mode, k := policy.PASV, pasv
+	if cmd.Verb == "EPSV" {
+		mode, k = policy.EPSV, epsv
+	}
+	switch {
+	case !c.rule.Modes.Has(mode):
+		return other, ModeDenied, fx
+	case c.epsvAll && mode != policy.EPSV:
+		return other, AfterEPSVAll, fx
+	}
+	if mode == policy.EPSV {
+		// An argument that cannot be read is the server's to refuse; only ALL means something here.
+		if req, err := ftp.ParseEPSVRequest(cmd.Arg); err == nil && req.All {
+			return epsvAll, NoReason, fx
+		}
+	}
+	return k, NoReason, c.closePinhole(NextDataCommand, fx)
+}
+
+// active: the client tells where it listens. The address must be its own; the pinhole stands before the command goes on,
+// so that no server is faster.
+func (c *Control) active(cmd ftp.Command, line ftp.Line, fx []Effect) (kind, Reason, []Effect) {
+	mode, parse := policy.PORT, ftp.ParsePort
+	if cmd.Verb == "EPRT" {
+		mode, parse = policy.EPRT, ftp.ParseEPRT
+	}
+	switch {
+	case !c.rule.Modes.Has(mode):
+		return other, ModeDenied, fx
+	case c.epsvAll:
+		return other, AfterEPSVAll, fx
+	}
+	to, err := parse(cmd.Arg)
+	if err != nil {
+		return other, BadHostPort, fx
+	}
+	to, why := c.checkTarget(to, c.client.Addr())
+	if why != NoReason {
+		return other, why, fx
+	}
+	p := Pinhole{Mode: mode, From: netip.AddrPortFrom(c.server.Addr(), 0), To: to}
+	return active, NoReason, c.open(p, Client, line, fx)
+}
+
+// checkTarget compares an announced address with the peer's own. An address from the wire is never an authority: what
+// comes out always has the peer's (design rule 1).
+func (c *Control) checkTarget(to netip.AddrPort, peer netip.Addr) (netip.AddrPort, Reason) {
+	if to.Addr() != peer && c.policy.Bounce != policy.BouncePeer {
+		return netip.AddrPort{}, ForeignAddress
+	}
+	if to.Port() < firstUnprivileged && !c.policy.PrivilegedPorts {
+		return netip.AddrPort{}, PrivilegedPort
+	}
+	return netip.AddrPortFrom(peer, to.Port()), NoReason
+}
+
+func flawReason(f ftp.Flaw) Reason {
+	switch {
+	case f&ftp.TooLong != 0:
+		return LineTooLong
+	case f&ftp.Refused != 0:
+		return BadCharacters
+	}
+	return NoReason
+}
+
+func rulingReason(r policy.Ruling) Reason {
+	switch r {
+	case policy.Allowed:
+		return NoReason
+	case policy.DeniedPath:
+		return PathDenied
+	case policy.DeniedPathUnknown:
+		return PathUnknown
+	}
+	return CommandDenied
+}

@@ -1,0 +1,198 @@
+// Package alg is one FTP control connection as a state machine: bytes in, effects out. It has no sockets, clock,
+// goroutines or log. The front ends (inspect, replay, terminate) feed it and carry its effects out.
+package alg
+
+import (
+	"net/netip"
+	"time"
+
+	"ftpalg/alg/ftp"
+	"ftpalg/policy"
+)
+
+// phase is how the bytes of a control connection are to be read.
+type phase uint8
+
+const (
+	clear    phase = iota // commands and replies
+	authSent              // AUTH has gone on, its reply is awaited: the client must be silent
+	records               // TLS records; each side is clear again after its close_notify
+	ended                 // we ended it
+)
+
+// login is how far the user has got (RFC 959 section 5.4).
+type login uint8
+
+const (
+	loggedOut login = iota
+	needPassword
+	needAccount
+	loggedIn
+)
+
+// maxOutstanding bounds the commands that have no reply yet. Pipelining clients stay well below it.
+const maxOutstanding = 64
+
+// Control is one control connection. Make one with New; it is not safe for concurrent use.
+type Control struct {
+	policy         *policy.Policy
+	rule           *policy.Rule
+	ports          policy.PortRange // for just-in-time pinholes
+	client, server netip.AddrPort
+
+	phase     phase
+	login     login
+	epsvAll   bool // the server accepted EPSV ALL
+	secured   bool // went through TLS, or was there before us and may have
+	resumed   bool // picked up in the middle: what came before is not known
+	inDenied  bool // the rest of the client's line is being overwritten
+	dataLevel Level
+	kinds     queue
+	lines     [2]ftp.Lines
+	released  [2]uint64 // up to where an incomplete line has gone on
+	replies   ftp.Replies
+	multiline bool // the reply that ended last had several lines
+	pinhole   Pinhole
+	tls       *follower
+	jit       jit
+	cwd       workingDirectory
+}
+
+// New gives the state machine of a control connection that begins now. The decision is the policy's for these two
+// hosts; it must not be deny.
+func New(p *policy.Policy, d policy.Decision, client, server netip.AddrPort) *Control {
+	c := &Control{policy: p, rule: d.Rule, client: client, server: server, dataLevel: Clear}
+	if d.Server != nil {
+		c.ports = d.Server.Passive
+	}
+	if d.Implicit {
+		// MS-FTPS 1.3: as if AUTH TLS, PBSZ 0 and PROT P had been given.
+		c.startTLS()
+		c.dataLevel = TLS
+	}
+	c.kinds.push(greeting, maxOutstanding)
+	return c
+}
+
+// Resume gives the state machine of a control connection that was there before we were. It is taken to be logged in,
+// and whether it is inside TLS shows in its first bytes.
+func Resume(p *policy.Policy, d policy.Decision, client, server netip.AddrPort) *Control {
+	c := New(p, d, client, server)
+	c.kinds = queue{}
+	c.login, c.resumed, c.secured, c.dataLevel = loggedIn, true, true, Unknown
+	if c.tls != nil {
+		c.tls.resume()
+	}
+	return c
+}
+
+// Protection is the protection of both channels now.
+func (c *Control) Protection() Protection {
+	p := Protection{Control: Clear, Data: c.dataLevel}
+	if c.phase == records {
+		p.Control = TLS
+	}
+	return p
+}
+
+// Pinhole is the one outstanding pinhole, or the zero value.
+func (c *Control) Pinhole() Pinhole { return c.pinhole }
+
+// Ended says whether we ended the session.
+func (c *Control) Ended() bool { return c.phase == ended }
+
+// LoggedIn says whether a login was seen, or is taken for granted in a resumed session.
+func (c *Control) LoggedIn() bool { return c.login == loggedIn }
+
+// Opaque says whether the client's bytes are TLS that we cannot read.
+func (c *Control) Opaque() bool { return c.phase == records && !c.tls.cleared[Client] }
+
+// Feed takes the next bytes of one side, in stream order, and appends what should happen to fx. urgent is the index of
+// a byte that was sent as TCP urgent data, or -1. The bytes are not kept.
+func (c *Control) Feed(now time.Time, from Side, b []byte, urgent int, fx []Effect) []Effect {
+	if urgent >= 0 && !ftp.TelnetCommand(b[urgent]) {
+		return c.end(UrgentNotTelnet, fx)
+	}
+	for len(b) > 0 && c.phase != ended {
+		if c.resumed && c.phase == clear && looksLikeTLS(b) && c.lines[from].Partial() == 0 {
+			c.startTLS()
+			c.tls.resume()
+			fx = append(fx, Effect{Kind: Protect, Protection: c.Protection()})
+		}
+		var n int
+		switch {
+		case c.phase == records && !c.tls.cleared[from]:
+			n, fx = c.feedTLS(now, from, b, fx)
+		case c.phase == authSent && from == Client:
+			fx = c.end(TextAroundAUTH, fx)
+		case from == Client:
+			n, fx = c.feedClient(b, urgent, fx)
+		default:
+			n, fx = c.feedServer(b, urgent, fx)
+		}
+		b = b[n:]
+		urgent -= n
+	}
+	return fx
+}
+
+// feedTLS follows TLS records up to the end of b, or to where clear text begins again (CCC, RFC 4217 section 12.3).
+func (c *Control) feedTLS(now time.Time, from Side, b []byte, fx []Effect) (int, []Effect) {
+	early := from == Server && c.tls.untouched()
+	n, ev := c.tls.feed(from, b)
+	c.lines[from].Skip(n)
+	switch {
+	case ev&badRecord != 0 && early && c.secured && !looksLikeTLS(b):
+		// The server's text behind its 234, before the handshake, would be taken for protected by a careless client.
+		return n, c.end(TextAroundAUTH, fx)
+	case ev&badRecord != 0:
+		return n, c.end(NotTLS, fx)
+	case ev&backToClear != 0:
+		if c.tls.cleared == [2]bool{true, true} {
+			c.phase, c.tls, c.jit = clear, nil, jit{}
+		}
+		fx = append(fx, Effect{Kind: Protect, Side: from, Protection: Protection{Control: Clear, Data: c.dataLevel}})
+	}
+	if ev&replySeen != 0 {
+		c.jit.earn(now.Add(c.policy.CreditLifetime))
+	}
+	return n, fx
+}
+
+func (c *Control) startTLS() {
+	c.phase, c.tls = records, &follower{}
+	c.secured, c.dataLevel = true, Unknown
+}
+
+// end stops the session: no byte of it goes on any more, and its pinhole goes.
+func (c *Control) end(why Reason, fx []Effect) []Effect {
+	fx = c.closePinhole(SessionOver, fx)
+	c.phase = ended
+	return append(fx, Effect{Kind: End, Reason: why})
+}
+
+// Close is to be called when the connection is gone by itself.
+func (c *Control) Close(fx []Effect) []Effect {
+	fx = c.closePinhole(SessionOver, fx)
+	c.phase = ended
+	return fx
+}
+
+// open announces a pinhole in place of the one that stood, for the line that promised it.
+func (c *Control) open(p Pinhole, from Side, line ftp.Line, fx []Effect) []Effect {
+	fx = c.closePinhole(NextDataCommand, fx)
+	c.pinhole = p
+	return append(fx, Effect{Kind: OpenPinhole, Pinhole: p, Side: from, Start: line.Start, Len: line.Len - line.EOL, Text: line.Text})
+}
+
+func (c *Control) closePinhole(why Reason, fx []Effect) []Effect {
+	if c.pinhole.IsZero() {
+		return fx
+	}
+	p := c.pinhole
+	c.pinhole = Pinhole{}
+	return append(fx, Effect{Kind: ClosePinhole, Pinhole: p, Reason: why})
+}
+
+// Expire forgets the outstanding pinhole without an effect: it timed out in the kernel.
+func (c *Control) Expire() { c.pinhole = Pinhole{} }

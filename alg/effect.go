@@ -1,0 +1,84 @@
+package alg
+
+import (
+	"net/netip"
+
+	"ftpalg/policy"
+)
+
+// Side is one end of a control connection.
+type Side uint8
+
+const (
+	Client Side = iota
+	Server
+)
+
+func (s Side) String() string { return [...]string{"client", "server"}[s] }
+
+// Other is the opposite end.
+func (s Side) Other() Side { return 1 - s }
+
+// Pinhole is one data connection that may be opened: From may connect to To.
+type Pinhole struct {
+	Mode policy.Mode
+	From netip.AddrPort // port 0: any source port
+	To   netip.AddrPort
+}
+
+// IsZero says whether there is no pinhole.
+func (p Pinhole) IsZero() bool { return !p.To.IsValid() }
+
+// Kind is what an Effect is.
+type Kind uint8
+
+const (
+	// OpenPinhole: Pinhole must stand before the bytes [Start, Start+Len) go on. If it cannot, give the effect to
+	// Control.Refuse.
+	OpenPinhole Kind = iota + 1
+	// ClosePinhole: Pinhole must go; Reason says why.
+	ClosePinhole
+	// Deny: the line Text was refused for Reason. A Rewrite follows where bytes have to change.
+	Deny
+	// Rewrite: the bytes from Start on are replaced by New, which has the same length.
+	Rewrite
+	// Protect: the protection of the control or data connection is now Protection.
+	Protect
+	// Login: the login state changed; Text is the user's name where it is known.
+	Login
+	// End: nothing more may go on in this session, the bytes just fed included; Reason says why.
+	End
+	// Audit: nothing changes, but Reason is worth a line; Text is the line concerned.
+	Audit
+)
+
+// Effect is one thing that should happen, in the order given. Text and New are good until the next call of any method
+// of the same Control.
+type Effect struct {
+	Kind       Kind
+	Reason     Reason
+	Side       Side // whose bytes Start counts
+	Pinhole    Pinhole
+	Protection Protection
+	Start      uint64 // stream offset
+	Len        int
+	Text       []byte
+	New        []byte
+}
+
+// Protection is how the two channels of a session are protected (RFC 2228 section 3, RFC 4217).
+type Protection struct {
+	Control Level
+	Data    Level
+}
+
+// Level is a protection level.
+type Level uint8
+
+const (
+	Unknown Level = iota // inside TLS that nobody opened, the data level cannot be seen
+	Clear
+	TLS
+)
+
+func (l Level) String() string { return [...]string{"unknown", "clear", "tls"}[l] }

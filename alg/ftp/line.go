@@ -1,0 +1,193 @@
+package ftp
+
+// Flaw is what a line has that the grammar does not allow, or allows as a named leniency. A line may have several.
+type Flaw uint8
+
+const (
+	// BareLF: the line ended in LF without CR. RFC 959 section 5.3 asks for CR LF; several clients send LF alone and
+	// every server accepts it, so this one is a leniency and not a refusal.
+	BareLF Flaw = 1 << iota
+	// BareCR: a CR that no LF follows (CR NUL included). Servers differ in whether it ends a line.
+	BareCR
+	// NUL: a zero byte. Some servers read it as the end of the text, some as a line feed.
+	NUL
+	// Telnet: an IAC sequence that servers read differently: a subnegotiation, an option byte that is a line
+	// terminator, or IAC before a byte that is no Telnet command.
+	Telnet
+	// TooLong: the line went over the limit; its text is cut there.
+	TooLong
+	// Urgent: one of the line's bytes was sent as TCP urgent data, which the receiver may or may not see in line.
+	Urgent
+)
+
+// Refused are the flaws that no reading can be trusted with.
+const Refused = BareCR | NUL | Telnet | TooLong
+
+// Telnet's command bytes (RFC 854). Everything from SE up is a command when it follows IAC.
+const (
+	telnetSE   = 240
+	telnetSB   = 250
+	telnetWILL = 251
+	telnetDONT = 254
+	telnetIAC  = 255
+)
+
+// TelnetCommand says whether b is one of Telnet's own bytes, the only ones that FTP sends as urgent data
+// (RFC 959 section 4.1.3, ABOR).
+func TelnetCommand(b byte) bool { return b >= telnetSE }
+
+// Line is one line of the control connection.
+type Line struct {
+	Text  []byte // Telnet sequences and the terminator removed; good until the next call of Next
+	Start uint64 // offset of the line's first byte in its direction's stream
+	Len   int    // bytes on the wire, Telnet sequences and terminator included
+	EOL   int    // how many of those bytes are the terminator: 2 for CR LF, 1 for LF
+	Flaws Flaw
+}
+
+// Lines cuts one direction of a control connection into lines. The zero value is at the start of a stream. It keeps a
+// copy only of a line that is not complete yet.
+type Lines struct {
+	text  []byte // of the incomplete line, Telnet removed
+	start uint64 // offset of the incomplete line
+	raw   int    // bytes of it seen so far
+	state telnetState
+	flaws Flaw
+	cr    bool // the last byte was CR
+}
+
+type telnetState uint8
+
+const (
+	inText   telnetState = iota
+	afterIAC             // IAC seen, its command is the next byte
+	inOption             // IAC WILL/WONT/DO/DONT seen, the option is the next byte
+)
+
+// Offset is the stream offset of the next byte that Next will take.
+func (l *Lines) Offset() uint64 { return l.start + uint64(l.raw) }
+
+// Partial is how many bytes of an incomplete line have been taken.
+func (l *Lines) Partial() int { return l.raw }
+
+// PartialText is the text of the incomplete line so far.
+func (l *Lines) PartialText() []byte { return l.text }
+
+// PartialStart is the stream offset at which the incomplete line begins.
+func (l *Lines) PartialStart() uint64 { return l.start }
+
+// Skip passes over n bytes that are not lines (TLS records) and forgets an incomplete line.
+func (l *Lines) Skip(n int) {
+	*l = Lines{start: l.Offset() + uint64(n)}
+}
+
+// Next takes bytes from b up to and including the end of the first line. It returns how many bytes it took; if the line
+// is not complete, that is all of b and ok is false. urgent is the index in b of a byte that was sent as TCP urgent data,
+// or negative. A line's text is at most limit bytes; what is over is dropped and the line flawed.
+func (l *Lines) Next(b []byte, urgent, limit int) (line Line, n int, ok bool) {
+	if l.raw == 0 {
+		if line, n, ok = l.whole(b, urgent, limit); ok {
+			return line, n, true
+		}
+	}
+	for i, c := range b {
+		if i == urgent {
+			l.flaws |= Urgent
+		}
+		l.raw++
+		if l.take(c, limit) {
+			return l.finish(), i + 1, true
+		}
+	}
+	return Line{}, len(b), false
+}
+
+// whole is the way of nearly every line: complete in one segment, without Telnet, NUL or a stray CR. Its text is not
+// copied.
+func (l *Lines) whole(b []byte, urgent, limit int) (Line, int, bool) {
+	for i, c := range b {
+		switch {
+		case c == '\n':
+			n := i + 1
+			line := Line{Text: b[:i], Start: l.start, Len: n, EOL: 1, Flaws: BareLF}
+			if i > 0 && b[i-1] == '\r' {
+				line.Text, line.EOL, line.Flaws = b[:i-1], 2, 0
+			}
+			if urgent >= 0 && urgent < n || len(line.Text) > limit {
+				return Line{}, 0, false
+			}
+			l.start += uint64(n)
+			return line, n, true
+		case c == telnetIAC, c == 0, c == '\r' && i+1 < len(b) && b[i+1] != '\n':
+			return Line{}, 0, false
+		}
+	}
+	return Line{}, 0, false
+}
+
+// take adds one byte to the incomplete line and says whether it ended it.
+func (l *Lines) take(c byte, limit int) (ended bool) {
+	switch l.state {
+	case afterIAC:
+		l.afterIAC(c, limit)
+		return false
+	case inOption:
+		if c == '\r' || c == '\n' || c == 0 {
+			l.flaws |= Telnet
+		}
+		l.state = inText
+		return false
+	}
+	if c == '\n' {
+		if !l.cr {
+			l.flaws |= BareLF
+		}
+		return true
+	}
+	if l.cr {
+		l.flaws |= BareCR
+		l.cr = false
+	}
+	switch c {
+	case telnetIAC:
+		l.state = afterIAC
+	case '\r':
+		l.cr = true
+	case 0:
+		l.flaws |= NUL
+	default:
+		l.add(c, limit)
+	}
+	return false
+}
+
+// afterIAC reads the byte behind IAC. BSD's ftpd swallows whatever follows, others treat IAC as text: only sequences
+// that both read alike are let pass.
+func (l *Lines) afterIAC(c byte, limit int) {
+	l.state = inText
+	switch {
+	case c == telnetIAC:
+		l.add(c, limit)
+	case c >= telnetWILL && c <= telnetDONT:
+		l.state = inOption
+	case c == telnetSB, c < telnetSE:
+		l.flaws |= Telnet
+	}
+}
+
+func (l *Lines) add(c byte, limit int) {
+	if len(l.text) >= limit {
+		l.flaws |= TooLong
+		return
+	}
+	l.text = append(l.text, c)
+}
+
+func (l *Lines) finish() Line {
+	line := Line{Text: l.text, Start: l.start, Len: l.raw, EOL: 2, Flaws: l.flaws}
+	if l.flaws&BareLF != 0 {
+		line.EOL = 1
+	}
+	*l = Lines{start: l.start + uint64(l.raw)}
+	return line
+}

@@ -1,0 +1,59 @@
+package alg
+
+import (
+	"net/netip"
+	"time"
+
+	"ftpalg/policy"
+)
+
+// jit is the account of a session's just-in-time pinholes: at most one credit, earned by a request and its reply inside
+// TLS, spent by one new four-tuple, lapsing by itself. So a client that scans gets one port and not a range.
+type jit struct {
+	until time.Time // the credit's end; zero without one
+	from  netip.AddrPort
+	to    netip.AddrPort // with from: the four-tuple that the last credit went to
+	spent time.Time      // and when
+}
+
+func (j *jit) earn(until time.Time) { j.until = until }
+
+// HasCredit says whether a SYN at now would get a pinhole.
+func (c *Control) HasCredit(now time.Time) bool {
+	return c.phase == records && now.Before(c.jit.until)
+}
+
+// SYN decides on the first packet of a data connection between the two hosts, from either of them. The pinhole is
+// exact to the source port. The reasons are CreditSpent (the effects open the pinhole), SYNRepeated (it stands, or was
+// used, already), NoSession, NoCredit and OutsideRange.
+func (c *Control) SYN(now time.Time, from, to netip.AddrPort, fx []Effect) (Reason, []Effect) {
+	switch {
+	case c.phase != records:
+		return NoSession, fx
+	case c.jit.from == from && c.jit.to == to && now.Before(c.jit.spent.Add(c.policy.PinholeTimeout)):
+		return SYNRepeated, fx
+	case !c.promised(from, to):
+		return OutsideRange, fx
+	case !now.Before(c.jit.until):
+		return NoCredit, fx
+	}
+	fx = c.closePinhole(NextDataCommand, fx)
+	c.jit = jit{from: from, to: to, spent: now}
+	c.pinhole = Pinhole{Mode: policy.JIT, From: from, To: to}
+	return CreditSpent, append(fx, Effect{Kind: OpenPinhole, Pinhole: c.pinhole})
+}
+
+// promised says whether the policy has room for a data connection from from to to: into the server's passive range, or
+// from the server to the client where the rule says so.
+func (c *Control) promised(from, to netip.AddrPort) bool {
+	if to.Port() < firstUnprivileged && !c.policy.PrivilegedPorts {
+		return false
+	}
+	switch {
+	case from.Addr() == c.client.Addr() && to.Addr() == c.server.Addr():
+		return c.ports.Contains(to.Port())
+	case from.Addr() == c.server.Addr() && to.Addr() == c.client.Addr():
+		return c.rule.OpaqueActive
+	}
+	return false
+}

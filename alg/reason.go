@@ -1,0 +1,137 @@
+package alg
+
+import "fmt"
+
+// Reason says why something was done. It is a closed set, shared by logs, metrics, replay reports and tests.
+type Reason uint8
+
+const (
+	// NoReason is the zero value: nothing was decided.
+	NoReason Reason = iota
+
+	// Why a line is denied. The control connection lives on.
+	ForeignAddress    // an announced address is not the peer's own (FTP bounce, RFC 2577)
+	PrivilegedPort    // an announced port is below 1024
+	BadHostPort       // PORT, EPRT, 227 or 229 that cannot be read one way only
+	ModeDenied        // a data mode that the policy does not allow, or that cannot be followed (LPRT, LPSV, SPSV)
+	AfterEPSVAll      // a data command other than EPSV after EPSV ALL (RFC 2428 section 4)
+	CommandDenied     // the policy's command lists
+	PathDenied        // the policy's path rules
+	PathUnknown       // a relative path under a path rule while the working directory is not known
+	TLSRequired       // USER before AUTH where the policy requires TLS
+	OpaqueDenied      // AUTH where the policy has no room for FTPS that stays encrypted
+	BadCommand        // not a command by RFC 959 section 5.3
+	BadCharacters     // NUL, a stray CR, or a Telnet sequence that servers read differently
+	LineTooLong       // over the limit for one line
+	UrgentData        // TCP urgent data outside of ABOR, STAT and QUIT
+	UnsolicitedReply  // 227 or 229 without the command that asks for it
+	ExpectationFailed // the kernel did not take the pinhole
+	PinholeLimit      // the limit on pinholes is reached
+	PartialLine       // a restricted command's line that the client did not complete
+
+	// Why a session ends by our decision.
+	NotFTP             // the server's clear text is not FTP
+	NotTLS             // no TLS record where one must be
+	TextAroundAUTH     // clear text between AUTH and the handshake (injection)
+	TooManyOutstanding // more commands without a reply than the limit
+	PolicyDenied       // the policy allows nothing between these two hosts
+	SessionLimit       // the limit on sessions, or on one client's sessions
+	SplitLine          // a line must be denied of which a part has gone on already
+	UrgentNotTelnet    // an urgent byte that is not Telnet's
+
+	// Why a pinhole goes away.
+	TransferDone    // the transfer's final reply
+	NextDataCommand // another data command came
+	RefusedByServer // the server did not accept PORT or EPRT
+	SessionOver     // the control connection ended
+	TimedOut        // nobody used it in time
+
+	// Why a session is over by itself.
+	ConnectionClosed
+
+	// What becomes of a SYN to a passive range, or from a server to a client.
+	CreditSpent  // a just-in-time pinhole
+	SYNRepeated  // the same four-tuple again
+	NoSession    // no encrypted control connection between the two hosts
+	NoCredit     // none of them has an unspent request and reply
+	OutsideRange // the policy promises no pinhole for that port or direction
+
+	// What is only audited.
+	BareLineFeed      // a line that ends without CR, let pass
+	BlankLine         // an empty line, let pass
+	AUTHRefused       // the server refused AUTH: the session stays in clear text
+	OverlapRewritten  // a retransmission with other content: the first content goes on
+	OutOfWindow       // a segment far from the stream, dropped
+	StreamGap         // too much waited for a missing segment, dropped
+	Undecodable       // a packet that is not whole TCP over IP, dropped
+	ReplyUnreadable   // a reply with bad characters, let pass because it announces nothing
+	SessionResumed    // picked up in the middle, after a restart
+	UnverifiedResent  // an old retransmission of the server's that nothing is kept of, let pass
+	UnverifiedDropped // an old retransmission of the client's that nothing is kept of, dropped
+	Duplicate         // a copy of a segment that is held already, dropped
+	AfterSessionEnd   // a packet of a session that we ended
+
+	reasonCount
+)
+
+var reasonNames = [reasonCount]string{
+	NoReason:           "none",
+	ForeignAddress:     "foreign-address",
+	PrivilegedPort:     "privileged-port",
+	BadHostPort:        "bad-host-port",
+	ModeDenied:         "mode-denied",
+	AfterEPSVAll:       "after-epsv-all",
+	CommandDenied:      "command-denied",
+	PathDenied:         "path-denied",
+	PathUnknown:        "path-unknown",
+	TLSRequired:        "tls-required",
+	OpaqueDenied:       "opaque-denied",
+	BadCommand:         "bad-command",
+	BadCharacters:      "bad-characters",
+	LineTooLong:        "line-too-long",
+	UrgentData:         "urgent-data",
+	UnsolicitedReply:   "unsolicited-reply",
+	ExpectationFailed:  "expectation-failed",
+	PinholeLimit:       "pinhole-limit",
+	PartialLine:        "partial-line",
+	NotFTP:             "not-ftp",
+	NotTLS:             "not-tls",
+	TextAroundAUTH:     "text-around-auth",
+	TooManyOutstanding: "too-many-outstanding",
+	PolicyDenied:       "policy-denied",
+	SessionLimit:       "session-limit",
+	SplitLine:          "split-line",
+	UrgentNotTelnet:    "urgent-not-telnet",
+	TransferDone:       "transfer-done",
+	NextDataCommand:    "next-data-command",
+	RefusedByServer:    "refused-by-server",
+	SessionOver:        "session-over",
+	TimedOut:           "timed-out",
+	ConnectionClosed:   "connection-closed",
+	CreditSpent:        "credit-spent",
+	SYNRepeated:        "syn-repeated",
+	NoSession:          "no-session",
+	NoCredit:           "no-credit",
+	OutsideRange:       "outside-range",
+	BareLineFeed:       "bare-line-feed",
+	BlankLine:          "blank-line",
+	AUTHRefused:        "auth-refused",
+	OverlapRewritten:   "overlap-rewritten",
+	OutOfWindow:        "out-of-window",
+	StreamGap:          "stream-gap",
+	Undecodable:        "undecodable",
+	ReplyUnreadable:    "reply-unreadable",
+	SessionResumed:     "session-resumed",
+	UnverifiedResent:   "unverified-resent",
+	UnverifiedDropped:  "unverified-dropped",
+	Duplicate:          "duplicate",
+	AfterSessionEnd:    "after-session-end",
+}
+
+// String gives the reason's name as logs and reports have it.
+func (r Reason) String() string {
+	if r < reasonCount {
+		return reasonNames[r]
+	}
+	return fmt.Sprintf("reason(%d)", uint8(r))
+}

@@ -1,0 +1,158 @@
+package alg
+
+import (
+	"net/netip"
+
+	"ftpalg/alg/ftp"
+	"ftpalg/policy"
+)
+
+// feedServer takes at most one line of the server's clear text.
+func (c *Control) feedServer(b []byte, urgent int, fx []Effect) (int, []Effect) {
+	lines := &c.lines[Server]
+	line, n, whole := lines.Next(b, urgent, c.policy.Limits.Line)
+	if !whole {
+		if lines.Partial() > 2*c.policy.Limits.Line {
+			// No reply is that long, and a line that never ends must not be followed for ever.
+			return n, c.end(NotFTP, fx)
+		}
+		return n, fx
+	}
+	if len(line.Text) == 0 && line.Flaws&ftp.Refused == 0 {
+		return n, append(fx, Effect{Kind: Audit, Reason: BlankLine, Side: Server})
+	}
+	c.multiline = c.replies.Open()
+	reply, err := c.replies.Line(line.Text)
+	if err != nil {
+		if c.resumed {
+			// Perhaps the middle of a multi-line reply that began before us.
+			return n, fx
+		}
+		fx = append(fx, Effect{Kind: Deny, Reason: NotFTP, Side: Server, Text: line.Text})
+		return n, c.end(NotFTP, fx)
+	}
+	if !reply.Last {
+		return n, fx
+	}
+	return n, c.reply(reply, line, fx)
+}
+
+// reply handles the last line of a reply: it finds the command that it belongs to.
+func (c *Control) reply(r ftp.Reply, line ftp.Line, fx []Effect) []Effect {
+	if r.Code == 421 {
+		// Service closing (RFC 959 section 4.2.2): may come at any time and belongs to no command.
+		return c.closePinhole(SessionOver, fx)
+	}
+	k := c.kinds.oldest()
+	if r.Preliminary() {
+		return fx
+	}
+	if k == transfer && r.Code >= 211 && r.Code <= 213 && c.kinds.popStat() {
+		return fx
+	}
+	c.kinds.pop()
+	if r.Code == 227 || r.Code == 229 {
+		return c.announcement(k, r, line, fx)
+	}
+	if line.Flaws&ftp.Refused != 0 {
+		fx = append(fx, Effect{Kind: Audit, Reason: ReplyUnreadable, Side: Server, Text: line.Text})
+	}
+	return c.answered(k, r, fx)
+}
+
+// answered is what a final reply means for the command it belongs to.
+func (c *Control) answered(k kind, r ftp.Reply, fx []Effect) []Effect {
+	ok := r.Code < 300
+	switch k {
+	case auth:
+		return c.authAnswered(r, fx)
+	case user, pass:
+		return c.loginAnswered(r, fx)
+	case active:
+		if !ok {
+			return c.closePinhole(RefusedByServer, fx)
+		}
+	case transfer:
+		return c.closePinhole(TransferDone, fx)
+	case epsvAll:
+		c.epsvAll = c.epsvAll || ok
+	case rein:
+		if ok {
+			// RFC 959 section 4.1.1: all parameters are reset, as after connecting.
+			c.login, c.cwd = loggedOut, workingDirectory{}
+			return append(fx, Effect{Kind: Login})
+		}
+	case protC, protP:
+		if ok {
+			c.dataLevel = map[kind]Level{protC: Clear, protP: TLS}[k]
+			return append(fx, Effect{Kind: Protect, Protection: c.Protection()})
+		}
+	case cwd, cdup, pwd:
+		c.cwd.answered(k, ok, r.Text)
+	}
+	return fx
+}
+
+// authAnswered: 234 means that the client's next byte is TLS (RFC 4217 section 4). Clients in use take any 2yz, and 334,
+// for the same, so these are read as they read them.
+func (c *Control) authAnswered(r ftp.Reply, fx []Effect) []Effect {
+	if r.Code >= 300 && r.Code != 334 {
+		c.phase = clear
+		return append(fx, Effect{Kind: Audit, Reason: AUTHRefused})
+	}
+	c.startTLS()
+	return append(fx, Effect{Kind: Protect, Protection: c.Protection()})
+}
+
+func (c *Control) loginAnswered(r ftp.Reply, fx []Effect) []Effect {
+	before := c.login
+	switch {
+	case r.Code < 300:
+		c.login = loggedIn
+	case r.Code == 331:
+		c.login = needPassword
+	case r.Code == 332:
+		c.login = needAccount
+	default:
+		c.login = loggedOut
+	}
+	if c.login == before || c.login != loggedIn {
+		return fx
+	}
+	c.cwd = workingDirectory{}
+	return append(fx, Effect{Kind: Login, Reason: NoReason, Side: Server})
+}
+
+// announcement: a 227 or 229, the only replies that promise a port. It opens a pinhole only for the command that asked
+// for it (design rule 4).
+func (c *Control) announcement(k kind, r ftp.Reply, line ftp.Line, fx []Effect) []Effect {
+	asked := k == pasv && r.Code == 227 || k == epsv && r.Code == 229
+	to, mode, err := c.announced(r)
+	switch {
+	case !asked && err != nil:
+		// "227 Logout." promises nothing.
+		return c.answered(k, r, fx)
+	case !asked:
+		return c.denyReply(UnsolicitedReply, line, fx)
+	case flawReason(line.Flaws) != NoReason:
+		return c.denyReply(flawReason(line.Flaws), line, fx)
+	case err != nil:
+		return c.denyReply(BadHostPort, line, fx)
+	}
+	to, why := c.checkTarget(to, c.server.Addr())
+	if why != NoReason {
+		return c.denyReply(why, line, fx)
+	}
+	p := Pinhole{Mode: mode, From: netip.AddrPortFrom(c.client.Addr(), 0), To: to}
+	return c.open(p, Server, line, fx)
+}
+
+// announced reads the address of a 227 or 229. EPSV has none: it is the control connection's (RFC 2428 section 3).
+func (c *Control) announced(r ftp.Reply) (netip.AddrPort, policy.Mode, error) {
+	if r.Code == 227 {
+		to, err := ftp.ParsePASV(r.Text)
+		return to, policy.PASV, err
+	}
+	port, err := ftp.ParseEPSV(r.Text)
+	return netip.AddrPortFrom(c.server.Addr(), port), policy.EPSV, err
+}

@@ -1,0 +1,242 @@
+package alg
+
+import "encoding/binary"
+
+// TLS record layer (RFC 8446 section 5, RFC 5246 section 6). Only the headers are read, and the ServerHello, because in
+// TLS 1.3 the end of the handshake and the alerts look like application data.
+const (
+	recordHeader     = 5
+	maxRecord        = 1<<14 + 2048 // TLS 1.2's bound, the larger one
+	typeCCS          = 20
+	typeAlert        = 21
+	typeHandshake    = 22
+	typeData         = 23
+	typeHeartbeat    = 24
+	typeServerHello  = 2
+	tls13            = 0x0304
+	extVersions      = 43
+	aeadTag          = 16 // of every TLS 1.3 suite in use
+	closeNotify13    = 2 + 1 + aeadTag
+	finishedOverhead = 4 + 1 + aeadTag
+	maxServerHello   = 512 // what is kept to find the version in; a ServerHello has about 120 bytes
+)
+
+// event is what a feed has seen; several may come at once.
+type event uint8
+
+const (
+	badRecord   event = 1 << iota // not TLS
+	backToClear                   // this side's next byte is clear text
+	replySeen                     // application data from the server after a request from the client
+)
+
+// follower follows the TLS records of both directions without opening them.
+type follower struct {
+	side    [2]recordSide
+	hello   []byte // the server's first handshake record, until the version is known
+	version uint16 // 0 until the ServerHello; tls13 or lower
+	finLen  int    // length of a client's Finished record in TLS 1.3
+	state   handshake
+	request bool    // the client sent application data that no reply followed yet
+	cleared [2]bool // this side is clear text again
+}
+
+// recordSide is where one direction stands in its current record.
+type recordSide struct {
+	header  [recordHeader]byte
+	have    uint8 // bytes of the header so far
+	started bool
+	secret  bool // ChangeCipherSpec seen: what follows is encrypted (TLS 1.2)
+	closing bool // close_notify seen
+	left    int  // bytes of the record still to come
+}
+
+// handshake is how far the handshake is, as far as it matters for credits.
+type handshake uint8
+
+const (
+	shaking  handshake = iota
+	finished           // TLS 1.3: some of the client's last flight was seen, its Finished was not recognised
+	open               // application data is application data
+)
+
+// resume takes the handshake as done.
+func (f *follower) resume() {
+	f.state = open
+	f.side[Client].started, f.side[Server].started = true, true
+	f.side[Client].secret, f.side[Server].secret = true, true
+}
+
+// untouched says whether no TLS byte has come from either side.
+func (f *follower) untouched() bool { return !f.side[Client].started && !f.side[Server].started }
+
+// feed takes the next bytes of one side. It stops before the first byte that is clear text again.
+func (f *follower) feed(from Side, b []byte) (n int, ev event) {
+	s := &f.side[from]
+	for n < len(b) {
+		if s.left > 0 {
+			take := min(s.left, len(b)-n)
+			f.body(from, b[n:n+take])
+			s.left -= take
+			n += take
+			if s.left == 0 {
+				ev |= f.recordEnds(from)
+			}
+			continue
+		}
+		if s.have == 0 && s.closing && !looksLikeTLS(b[n:]) {
+			f.cleared[from] = true
+			return n, ev | backToClear
+		}
+		s.header[s.have] = b[n]
+		s.have++
+		n++
+		if !s.plausible() || from == Server && !f.side[Client].started {
+			return n, ev | badRecord
+		}
+		if s.have == recordHeader {
+			s.started = true
+			s.left = s.length()
+		}
+	}
+	return n, ev
+}
+
+func (s *recordSide) kind() byte  { return s.header[0] }
+func (s *recordSide) length() int { return int(binary.BigEndian.Uint16(s.header[3:])) }
+
+// plausible checks the header's bytes so far.
+func (s *recordSide) plausible() bool {
+	h := s.header
+	switch s.have {
+	case 1:
+		// A handshake begins with handshake records or, when it fails, with an alert.
+		return h[0] >= typeCCS && h[0] <= typeHeartbeat &&
+			(s.started || h[0] == typeHandshake || h[0] == typeAlert)
+	case 2:
+		return h[1] == 3
+	case 3:
+		return h[2] <= 4
+	case recordHeader:
+		return s.length() <= maxRecord && s.length() > 0
+	}
+	return true
+}
+
+// looksLikeTLS says whether b could be the start of a record; no line of FTP begins so.
+func looksLikeTLS(b []byte) bool {
+	return b[0] >= typeCCS && b[0] <= typeHeartbeat && (len(b) < 2 || b[1] == 3)
+}
+
+// body keeps the ServerHello while the version is not known.
+func (f *follower) body(from Side, b []byte) {
+	if from == Server && f.state == shaking && f.version == 0 && f.side[Server].kind() == typeHandshake {
+		f.hello = append(f.hello, b[:min(len(b), maxServerHello-len(f.hello))]...)
+		f.readServerHello()
+	}
+}
+
+// recordEnds draws what a whole record tells.
+func (f *follower) recordEnds(from Side) (ev event) {
+	s := &f.side[from]
+	s.have = 0
+	switch s.kind() {
+	case typeCCS:
+		s.secret = true
+	case typeAlert:
+		// In TLS 1.2 the alert is encrypted by then; after a handshake it can only be close_notify, or fatal, and
+		// behind a fatal one nothing comes.
+		s.closing = s.closing || s.secret
+	case typeData:
+		s.closing = s.closing || f.version == tls13 && f.state == open && s.length() == closeNotify13 ||
+			f.version == 0 && f.state == open && s.length() == closeNotify13
+		if !s.closing {
+			ev = f.data(from, s.length())
+		}
+	}
+	return ev
+}
+
+// data counts application data: a request is the client's, a reply the server's next. In TLS 1.3 the client's last
+// handshake flight is application data to the eye: it ends with its Finished, known by its length; failing that (client
+// certificates in one record with it, padding), with the server's answer to it.
+func (f *follower) data(from Side, length int) (ev event) {
+	switch {
+	case f.state == open:
+	case f.version == 0:
+		return 0 // early data, or data before a ServerHello: counts for nothing
+	case f.version < tls13:
+		f.state = open
+	case from == Client && f.state == shaking && length == f.finLen:
+		f.state = open
+		return 0
+	case from == Client:
+		f.state = finished
+		if length == f.finLen {
+			f.state = open
+		}
+		return 0
+	case f.state == finished:
+		f.state = open
+		return 0
+	default:
+		return 0 // the server's encrypted handshake flight
+	}
+	if from == Client {
+		f.request = true
+		return 0
+	}
+	if f.request {
+		f.request = false
+		return replySeen
+	}
+	return 0
+}
+
+// readServerHello finds version and cipher suite as soon as enough of the message is there (RFC 8446 section 4.1.3).
+func (f *follower) readServerHello() {
+	m := f.hello
+	const fixed = 4 + 2 + 32 // header, legacy version, random
+	if len(m) < 1 {
+		return
+	}
+	if m[0] != typeServerHello {
+		f.version, f.hello = 0x0303, nil // HelloRequest and the like: not TLS 1.3
+		return
+	}
+	if len(m) < fixed+1 {
+		return
+	}
+	at := fixed + 1 + int(m[fixed]) // behind the session id: cipher suite, compression, extensions
+	size := 4 + int(m[1])<<16 + int(m[2])<<8 + int(m[3])
+	if len(m) < min(size, maxServerHello) {
+		return
+	}
+	f.version, f.hello = 0x0303, nil
+	if at+5 > len(m) {
+		return
+	}
+	suite := binary.BigEndian.Uint16(m[at:])
+	if supportedVersion(m[at+5:]) == tls13 {
+		f.version = tls13
+		f.finLen = finishedOverhead + 32
+		if suite == 0x1302 { // TLS_AES_256_GCM_SHA384
+			f.finLen = finishedOverhead + 48
+		}
+	}
+}
+
+// supportedVersion looks for the supported_versions extension among the extensions.
+func supportedVersion(ext []byte) uint16 {
+	for len(ext) >= 4 {
+		typ, n := binary.BigEndian.Uint16(ext), int(binary.BigEndian.Uint16(ext[2:]))
+		if len(ext) < 4+n {
+			return 0
+		}
+		if typ == extVersions && n == 2 {
+			return binary.BigEndian.Uint16(ext[4:])
+		}
+		ext = ext[4+n:]
+	}
+	return 0
+}
