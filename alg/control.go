@@ -104,8 +104,8 @@ func (c *Control) Ended() bool { return c.phase == ended }
 // LoggedIn says whether a login was seen, or is taken for granted in a resumed session.
 func (c *Control) LoggedIn() bool { return c.login == loggedIn }
 
-// Opaque says whether the client's bytes are TLS that we cannot read.
-func (c *Control) Opaque() bool { return c.phase == records && !c.tls.cleared[Client] }
+// Opaque says whether one side's bytes are TLS that we cannot read.
+func (c *Control) Opaque(from Side) bool { return c.phase == records && !c.tls.cleared[from] }
 
 // Feed takes the next bytes of one side, in stream order, and appends what should happen to fx. urgent is the index of
 // a byte that was sent as TCP urgent data, or -1. The bytes are not kept.
@@ -121,7 +121,7 @@ func (c *Control) Feed(now time.Time, from Side, b []byte, urgent int, fx []Effe
 		}
 		var n int
 		switch {
-		case c.phase == records && !c.tls.cleared[from]:
+		case c.Opaque(from):
 			n, fx = c.feedTLS(now, from, b, fx)
 		case c.phase == authSent && from == Client:
 			fx = c.end(TextAroundAUTH, fx)

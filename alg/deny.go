@@ -18,7 +18,7 @@ import (
 func (c *Control) Hold(from Side) int {
 	lines := &c.lines[from]
 	switch {
-	case c.phase == ended, c.phase == records && !c.tls.cleared[from]:
+	case c.phase == ended, c.Opaque(from):
 		return 0
 	case lines.PartialStart() < c.released[from], from == Client && c.inDenied:
 		return 0

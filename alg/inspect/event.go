@@ -1,0 +1,82 @@
+package inspect
+
+import (
+	"bytes"
+	"fmt"
+	"net/netip"
+	"time"
+
+	"ftpalg/alg"
+	"ftpalg/policy"
+)
+
+// EventKind is what an Event tells.
+type EventKind uint8
+
+const (
+	EventSession    EventKind = iota + 1 // a session began
+	EventLogin                           // Text is the user's name
+	EventProtection                      // Protection changed
+	EventPinhole                         // From may connect to To
+	EventClosed                          // that pinhole is gone; Reason says why
+	EventDeny                            // a line, a packet or a session was refused; Reason says why
+	EventAudit                           // worth a line, nothing was refused
+	EventEnd                             // a session is over; Reason says why
+)
+
+var eventNames = [...]string{"", "session", "login", "protection", "pinhole", "pinhole-closed", "deny", "audit", "end"}
+
+func (k EventKind) String() string { return eventNames[k] }
+
+// Event is one thing worth telling. Session is 0 where there is none.
+type Event struct {
+	Time       time.Time
+	Session    uint64
+	Kind       EventKind
+	Reason     alg.Reason
+	Mode       policy.Mode
+	From, To   netip.AddrPort // of a pinhole; of a session, its client and server
+	Protection alg.Protection
+	Text       string // wire text, not quoted, with secrets taken out
+	Err        error
+}
+
+// event fills in what every event of a session has.
+func (s *session) event(now time.Time, e Event) Event {
+	e.Time, e.Session = now, s.number
+	if !e.To.IsValid() {
+		e.From, e.To = s.key.Client, s.key.Server
+	}
+	return e
+}
+
+func (in *Inspector) event(e Event) {
+	if in.report != nil {
+		in.report(e)
+	}
+}
+
+// maxText bounds the wire text of an event.
+const maxText = 200
+
+// secretWords mark lines whose rest must never be shown: a password, an account, security data. A line with one of them
+// anywhere near its start is cut there, because a malformed line may have its command anywhere.
+var secretWords = [][]byte{[]byte("PASS"), []byte("ACCT"), []byte("ADAT")}
+
+// wireText gives a line for a log: bounded, without secrets.
+func wireText(line []byte) string {
+	if len(line) == 0 {
+		return ""
+	}
+	upper := bytes.ToUpper(line[:min(len(line), 64)])
+	for _, word := range secretWords {
+		// "PASSIVE" in a reply's text is no secret; the command ends with its name.
+		if i := bytes.Index(upper, word); i >= 0 && !bytes.HasPrefix(upper[i+len(word):], []byte("IVE")) {
+			return string(line[:i+len(word)]) + " ****"
+		}
+	}
+	if len(line) > maxText {
+		return fmt.Sprintf("%s… (%d bytes)", line[:maxText], len(line))
+	}
+	return string(line)
+}

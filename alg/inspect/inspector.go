@@ -1,0 +1,253 @@
+// Package inspect is the front end that reads control connections from the packets of a queue: it puts each direction
+// in order, feeds the engine (package alg), installs what the engine asks for and only then lets the packet go.
+package inspect
+
+import (
+	"hash/maphash"
+	"net/netip"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"ftpalg/alg"
+	"ftpalg/conntrack"
+	"ftpalg/nfq"
+	"ftpalg/policy"
+)
+
+// Queue takes the verdict on a packet. nfq.Queue is one.
+type Queue interface {
+	Verdict(id uint32, v nfq.Verdict) error
+}
+
+// Conntrack holds the pinholes. conntrack.Conn is one.
+type Conntrack interface {
+	Expect(conntrack.Expectation) error
+	Withdraw(conntrack.Expectation) error
+}
+
+// Bounds of the whole inspector; those of one session are in the policy.
+const (
+	// shardCount divides the sessions, so that several queues seldom wait for each other.
+	shardCount = 64
+	// maxHeldPackets bounds the packets without a verdict, which stay in the kernel's queue; it has to be well below
+	// nfq's queue length, or held packets would fill the queue.
+	maxHeldPackets = 2048
+	// endedFor is how long the memory of a session that we ended refuses its stragglers.
+	endedFor = 2 * time.Minute
+)
+
+// Options are what an Inspector works with.
+type Options struct {
+	Policy    *policy.Policy
+	Conntrack Conntrack
+	Report    func(Event) // called in order for each session, with a lock held: it must not call back
+	Refused   uint32      // mark bit for packets of sessions that are refused; the rules answer them with a reset
+}
+
+// Inspector follows all control connections. It is safe for concurrent use.
+type Inspector struct {
+	policy    atomic.Pointer[policy.Policy]
+	conntrack Conntrack
+	report    func(Event)
+	refused   uint32
+
+	seed   maphash.Seed
+	shards [shardCount]shard
+	counts counters
+	next   atomic.Uint64 // number of the session begun last
+}
+
+type counters struct {
+	sessions, pinholes, held atomic.Int64
+}
+
+// shard holds every session between some pairs of hosts: a data connection has its control connection's hosts.
+type shard struct {
+	mu       sync.Mutex
+	sessions map[Key]*session
+	pairs    map[hosts]*pair
+	perHost  map[netip.Addr]int // sessions of a client; counted per shard, so the limit is for one client and shard
+	open     map[*session]struct{}
+	fx       []alg.Effect
+}
+
+// Key names a control connection.
+type Key struct{ Client, Server netip.AddrPort }
+
+type hosts struct{ client, server netip.Addr }
+
+// New gives an inspector without sessions.
+func New(o Options) *Inspector {
+	in := &Inspector{conntrack: o.Conntrack, report: o.Report, refused: o.Refused, seed: maphash.MakeSeed()}
+	in.policy.Store(o.Policy)
+	for i := range in.shards {
+		in.shards[i].sessions = map[Key]*session{}
+		in.shards[i].pairs = map[hosts]*pair{}
+		in.shards[i].perHost = map[netip.Addr]int{}
+		in.shards[i].open = map[*session]struct{}{}
+	}
+	return in
+}
+
+// SetPolicy puts another policy in force for the sessions that begin from now on; the others keep theirs.
+func (in *Inspector) SetPolicy(p *policy.Policy) { in.policy.Store(p) }
+
+// shard gives the shard of two hosts, in either order.
+func (in *Inspector) shard(a, b netip.Addr) *shard {
+	if b.Less(a) {
+		a, b = b, a
+	}
+	return &in.shards[maphash.Comparable(in.seed, hosts{a, b})%shardCount]
+}
+
+// Packet decides on one packet: a segment of a control connection, or the SYN of a data connection. The verdict is given
+// to p.Queue now or, for a held packet, later. seg's slices may be changed.
+func (in *Inspector) Packet(now time.Time, p Packet, seg *nfq.Segment) {
+	sh := in.shard(seg.Src.Addr(), seg.Dst.Addr())
+	sh.mu.Lock()
+	defer sh.mu.Unlock()
+	s, from := in.find(sh, now, seg)
+	switch {
+	case s != nil && s.refused:
+		s.lastSeen = now
+		in.verdict(p, refuse(p, in.refused))
+	case s != nil:
+		s.lastSeen = now
+		in.segment(sh, s, from, now, p, seg)
+	case seg.Flags&(nfq.SYN|nfq.ACK|nfq.RST|nfq.FIN) == nfq.SYN:
+		in.syn(sh, now, p, seg)
+	default:
+		in.event(Event{Time: now, Kind: EventDeny, Reason: alg.PolicyDenied, From: seg.Src, To: seg.Dst})
+		in.verdict(p, refuse(p, in.refused))
+	}
+}
+
+// find gives the session of a segment and the side that sent it. A segment of a control connection that is not known
+// yet begins a session, if the policy allows one.
+func (in *Inspector) find(sh *shard, now time.Time, seg *nfq.Segment) (*session, alg.Side) {
+	if s := sh.sessions[Key{seg.Src, seg.Dst}]; s != nil {
+		return s, alg.Client
+	}
+	if s := sh.sessions[Key{seg.Dst, seg.Src}]; s != nil {
+		return s, alg.Server
+	}
+	p := in.policy.Load()
+	switch {
+	case p.IsControlPort(seg.Dst):
+		return in.begin(sh, now, Key{seg.Src, seg.Dst}, false), alg.Client
+	case p.IsControlPort(seg.Src):
+		return in.begin(sh, now, Key{seg.Dst, seg.Src}, false), alg.Server
+	}
+	return nil, 0
+}
+
+// begin makes a session, or gives nil if the policy denies it.
+func (in *Inspector) begin(sh *shard, now time.Time, k Key, resumed bool) *session {
+	p := in.policy.Load()
+	d := p.Decide(k.Client.Addr(), k.Server)
+	if d.Action != policy.Inspect {
+		return nil
+	}
+	s := &session{
+		key: k, number: in.next.Add(1), policy: p, rule: d.Rule,
+		began: now, lastSeen: now, implicit: d.Implicit, resumed: resumed,
+	}
+	sh.sessions[k] = s
+	sh.perHost[k.Client.Addr()]++
+	if n := in.counts.sessions.Add(1); n > int64(p.Limits.Sessions) ||
+		sh.perHost[k.Client.Addr()] > p.Limits.SessionsPerClient {
+		s.refused = true
+		in.event(s.event(now, Event{Kind: EventDeny, Reason: alg.SessionLimit}))
+		return s
+	}
+	if resumed {
+		s.control = alg.Resume(p, d, k.Client, k.Server)
+		in.event(s.event(now, Event{Kind: EventSession, Reason: alg.SessionResumed}))
+		return s
+	}
+	s.control = alg.New(p, d, k.Client, k.Server)
+	in.event(s.event(now, Event{Kind: EventSession}))
+	if sh.noteOpaque(s) {
+		in.event(s.event(now, Event{Kind: EventProtection, Protection: s.control.Protection()}))
+	}
+	return s
+}
+
+// Begin makes a session between two hosts whatever the port is, for front ends that know it is one.
+func (in *Inspector) Begin(now time.Time, k Key) { in.start(now, k, false) }
+
+// Resume makes a session that was there before us, so that its first segments are not taken for a beginning.
+func (in *Inspector) Resume(now time.Time, k Key) { in.start(now, k, true) }
+
+func (in *Inspector) start(now time.Time, k Key, resumed bool) {
+	sh := in.shard(k.Client.Addr(), k.Server.Addr())
+	sh.mu.Lock()
+	defer sh.mu.Unlock()
+	if sh.sessions[k] == nil {
+		in.begin(sh, now, k, resumed)
+	}
+}
+
+// End is to be called when a control connection's conntrack entry is gone.
+func (in *Inspector) End(now time.Time, k Key) {
+	sh := in.shard(k.Client.Addr(), k.Server.Addr())
+	sh.mu.Lock()
+	defer sh.mu.Unlock()
+	if s := sh.sessions[k]; s != nil {
+		in.forget(sh, s, now, alg.ConnectionClosed)
+	}
+}
+
+// forget removes a session with all it has.
+func (in *Inspector) forget(sh *shard, s *session, now time.Time, why alg.Reason) {
+	if s.control != nil {
+		sh.fx = s.control.Close(sh.fx[:0])
+		sh.noteOpaque(s)
+		in.carryOut(sh, s, now, nil)
+	}
+	if !s.refused {
+		in.giveUpHeld(s, false)
+		in.event(s.event(now, Event{Kind: EventEnd, Reason: why}))
+	}
+	sh.dropPair(s)
+	delete(sh.open, s)
+	delete(sh.sessions, s.key)
+	in.counts.sessions.Add(-1)
+	if sh.perHost[s.key.Client.Addr()]--; sh.perHost[s.key.Client.Addr()] == 0 {
+		delete(sh.perHost, s.key.Client.Addr())
+	}
+}
+
+// Expire forgets pinholes that the kernel let lapse and sessions that were ended a while ago. Call it every second.
+func (in *Inspector) Expire(now time.Time) {
+	for i := range in.shards {
+		sh := &in.shards[i]
+		sh.mu.Lock()
+		for s := range sh.open {
+			if now.After(s.pinholeUntil) {
+				in.closed(sh, s, now, s.control.Pinhole(), alg.TimedOut)
+				s.control.Expire()
+			}
+		}
+		sh.mu.Unlock()
+	}
+}
+
+// Sweep ends the sessions that were idle since before and whose conntrack entry is gone, for the case that its destroy
+// event was lost, and forgets those that were refused.
+func (in *Inspector) Sweep(now time.Time, before time.Time, alive func(Key) bool) {
+	for i := range in.shards {
+		sh := &in.shards[i]
+		sh.mu.Lock()
+		for _, s := range sh.sessions {
+			switch {
+			case s.refused && now.Sub(s.lastSeen) > endedFor:
+				in.forget(sh, s, now, alg.SessionOver)
+			case !s.refused && s.lastSeen.Before(before) && !alive(s.key):
+				in.forget(sh, s, now, alg.ConnectionClosed)
+			}
+		}
+		sh.mu.Unlock()
+	}
+}

@@ -1,0 +1,242 @@
+package inspect
+
+import (
+	"time"
+
+	"ftpalg/alg"
+	"ftpalg/nfq"
+)
+
+// releaseAfter and abandonAfter are how often a sender may repeat the segments of an incomplete line before that line is
+// let go if nothing can restrict it, or given up. The first repetition comes after 200 ms or more, the third after 1.4 s.
+const (
+	releaseAfter = 1
+	abandonAfter = 3
+)
+
+// segment handles one segment of a session: order first, then the engine, then verdicts.
+func (in *Inspector) segment(sh *shard, s *session, from alg.Side, now time.Time, p Packet, seg *nfq.Segment) {
+	st, peer := &s.streams[from], &s.streams[from.Other()]
+	if seg.Flags&nfq.SYN != 0 {
+		st.sync(seg.Seq + 1)
+		in.verdict(p, nfq.Verdict{Accept: true})
+		return
+	}
+	if len(seg.Payload) == 0 {
+		in.verdict(p, nfq.Verdict{Accept: true})
+		return
+	}
+	if peer.synced && seg.Flags&nfq.ACK != 0 {
+		peer.acknowledged(seg.Ack)
+	}
+	st.noteUrgent(seg)
+	g := segment{Packet: p, seq: seg.Seq, data: seg.Packet, payload: seg.Payload}
+	if !st.synced && s.plausibleStart(from, seg.Payload) {
+		st.sync(seg.Seq)
+	}
+	if st.synced && !peer.synced && seg.Flags&nfq.ACK != 0 {
+		peer.sync(seg.Ack)
+		in.afterGap(sh, s, from.Other(), now)
+	}
+	switch {
+	case !st.synced, before(st.next, g.seq):
+		in.early(sh, s, from, now, g)
+	case before(g.end(), st.next) || g.end() == st.next:
+		in.old(sh, s, from, now, g)
+	default:
+		in.fresh(sh, s, from, now, g)
+		in.afterGap(sh, s, from, now)
+	}
+}
+
+// plausibleStart says whether a first payload can be the beginning of its direction: the SYN was not seen, and segments
+// may come in any order. In clear text the server speaks first, with a reply code; in implicit TLS the client does.
+func (s *session) plausibleStart(from alg.Side, b []byte) bool {
+	if s.resumed || from == alg.Client {
+		return true
+	}
+	for i := 0; i < len(b) && i < 4; i++ {
+		digit := '0' <= b[i] && b[i] <= '9'
+		if i < 3 && !digit || i == 3 && digit {
+			return s.implicit
+		}
+	}
+	return true
+}
+
+// early holds a segment that lies behind a gap, or whose direction has not been seen to begin.
+func (in *Inspector) early(sh *shard, s *session, from alg.Side, now time.Time, g segment) {
+	st := &s.streams[from]
+	switch {
+	case st.synced && !before(g.seq, st.next+window):
+		in.drop(s, now, g, alg.OutOfWindow)
+		return
+	case len(st.early) >= maxEarly, st.earlyBytes()+len(g.payload) > s.policy.Limits.Gap, !in.mayHold():
+		in.drop(s, now, g, alg.StreamGap)
+		return
+	}
+	g.own()
+	if st.reconcile(&g) {
+		in.event(s.event(now, Event{Kind: EventAudit, Reason: alg.OverlapRewritten}))
+	}
+	if st.insertEarly(g) {
+		return
+	}
+	in.counts.held.Add(-1)
+	in.drop(s, now, g, alg.Duplicate)
+	if !st.synced {
+		// The sender repeats what we took for a later segment, so it is the first one: the engine will say what it is.
+		st.sync(st.early[0].seq)
+		in.afterGap(sh, s, from, now)
+	}
+}
+
+// old handles a segment that brings nothing new: a retransmission.
+func (in *Inspector) old(sh *shard, s *session, from alg.Side, now time.Time, g segment) {
+	st := &s.streams[from]
+	if n := len(st.inHand); n > 0 && before(st.inHand[0].seq, g.end()) {
+		in.verdict(g.Packet, nfq.Verdict{})
+		in.resent(sh, s, from, now)
+		return
+	}
+	if st.reconcile(&g) {
+		in.event(s.event(now, Event{Kind: EventAudit, Reason: alg.OverlapRewritten}))
+	}
+	in.accept(&g)
+}
+
+// resent decides on an incomplete line whose sender repeats itself.
+func (in *Inspector) resent(sh *shard, s *session, from alg.Side, now time.Time) {
+	st := &s.streams[from]
+	st.resent++
+	switch {
+	case st.resent >= releaseAfter && s.control.Release(from):
+		in.letGo(s, from)
+	case st.resent >= abandonAfter:
+		in.abandon(sh, s, now, nil)
+		in.letGo(s, from)
+	}
+}
+
+// fresh feeds a segment's new bytes to the engine, carries out what it asks for, and gives verdicts.
+func (in *Inspector) fresh(sh *shard, s *session, from alg.Side, now time.Time, g segment) {
+	st := &s.streams[from]
+	if st.reconcile(&g) {
+		in.event(s.event(now, Event{Kind: EventAudit, Reason: alg.OverlapRewritten}))
+	}
+	fresh := g.payload[st.next-g.seq:]
+	if !s.control.Opaque(from) && !st.keep(fresh, from) {
+		in.drop(s, now, g, alg.StreamGap)
+		return
+	}
+	urgent := st.urgentIn(fresh)
+	st.next = g.end()
+	sh.fx = s.control.Feed(now, from, fresh, urgent, sh.fx[:0])
+	in.carryOut(sh, s, now, &g)
+	if s.control.HasCredit(now) && from == alg.Server {
+		sh.credit(s)
+	}
+	if s.control.Opaque(from) {
+		st.kept = nil
+	}
+	in.release(sh, s, from, now, g)
+}
+
+// release gives the verdicts that are due: on everything in hand and on g, except for segments with a part of an
+// incomplete line.
+func (in *Inspector) release(sh *shard, s *session, from alg.Side, now time.Time, g segment) {
+	st := &s.streams[from]
+	if s.refused {
+		in.verdict(g.Packet, refuse(g.Packet, in.refused))
+		return
+	}
+	hold := s.control.Hold(from)
+	if hold == 0 {
+		in.letGo(s, from)
+		in.accept(&g)
+		return
+	}
+	if !in.mayHold() {
+		// Better to refuse one line than to let a part of it go on that cannot be taken back.
+		if !s.control.Release(from) {
+			in.abandon(sh, s, now, &g)
+		}
+		in.letGo(s, from)
+		in.accept(&g)
+		return
+	}
+	g.own()
+	st.inHand = append(st.inHand, g)
+	line := st.next - uint32(hold)
+	done := 0
+	for done < len(st.inHand) && !before(line, st.inHand[done].end()) {
+		in.accept(&st.inHand[done])
+		done++
+	}
+	in.counts.held.Add(int64(-done))
+	st.inHand = append(st.inHand[:0], st.inHand[done:]...)
+	if done > 0 {
+		st.resent = 0
+	}
+}
+
+// abandon refuses the client's incomplete line, of which current is the last segment unless that is in hand.
+func (in *Inspector) abandon(sh *shard, s *session, now time.Time, current *segment) {
+	sh.fx = s.control.Abandon(sh.fx[:0])
+	in.carryOut(sh, s, now, current)
+}
+
+// letGo accepts everything in hand.
+func (in *Inspector) letGo(s *session, from alg.Side) {
+	st := &s.streams[from]
+	for i := range st.inHand {
+		in.accept(&st.inHand[i])
+	}
+	in.counts.held.Add(int64(-len(st.inHand)))
+	st.inHand, st.resent = nil, 0
+}
+
+// afterGap feeds what waited behind a gap that is filled now.
+func (in *Inspector) afterGap(sh *shard, s *session, from alg.Side, now time.Time) {
+	st := &s.streams[from]
+	for len(st.early) > 0 && !before(st.next, st.early[0].seq) {
+		g := st.early[0]
+		st.early = st.early[1:]
+		in.counts.held.Add(-1)
+		switch {
+		case s.refused:
+			in.verdict(g.Packet, refuse(g.Packet, in.refused))
+		case !before(st.next, g.end()):
+			in.old(sh, s, from, now, g)
+		default:
+			in.fresh(sh, s, from, now, g)
+		}
+	}
+	if len(st.early) == 0 {
+		st.early = nil
+	}
+}
+
+// giveUpHeld gives verdicts on everything that a session holds: to be answered with a reset, or dropped.
+func (in *Inspector) giveUpHeld(s *session, reset bool) {
+	for i := range s.streams {
+		st := &s.streams[i]
+		for _, g := range append(st.inHand, st.early...) {
+			v := nfq.Verdict{}
+			if reset {
+				v = refuse(g.Packet, in.refused)
+			}
+			in.verdict(g.Packet, v)
+			in.counts.held.Add(-1)
+		}
+		st.inHand, st.early, st.kept = nil, nil, nil
+	}
+}
+
+func (in *Inspector) mayHold() bool {
+	if in.counts.held.Add(1) <= maxHeldPackets {
+		return true
+	}
+	in.counts.held.Add(-1)
+	return false
+}

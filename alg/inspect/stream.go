@@ -1,0 +1,183 @@
+package inspect
+
+import (
+	"ftpalg/alg"
+	"ftpalg/nfq"
+)
+
+// Bounds of one direction of one session.
+const (
+	// maxKept bounds what is kept of the client's bytes until the server acknowledges them, to compare retransmissions
+	// with. Commands wait for replies, so this is several dozen long command lines.
+	maxKept = 16 << 10
+	// maxKeptReplies is the same for the server, whose unacknowledged replies may be long: older ones are given up,
+	// because nothing that the server says twice can open anything.
+	maxKeptReplies = 1 << 10
+	// maxEarly bounds the segments that wait behind a missing one.
+	maxEarly = 64
+	// keepCapacity is the largest buffer that an idle session goes on holding.
+	keepCapacity = 256
+	// window is how far from the stream a segment may begin; TCP's largest window (RFC 7323 section 2.3).
+	window = 1 << 30
+)
+
+// stream is one direction of a control connection, put in order. The engine has been fed everything before next.
+type stream struct {
+	synced bool
+	origin uint32     // sequence number of the engine's byte 0
+	next   uint32     // of the byte that the engine wants next
+	kept   []byte     // the bytes up to next as they went on, as far back as the peer has not acknowledged
+	inHand []segment  // fed, without a verdict: they have part of an incomplete line
+	early  []segment  // not fed: they lie behind a gap; in order of sequence numbers
+	urgent urgentByte // announced and not yet seen
+	resent int        // how often the sender repeated what is in hand
+}
+
+// segment is a packet with payload.
+type segment struct {
+	Packet
+	seq     uint32
+	data    []byte // the whole IP packet
+	payload []byte // part of data
+	changed bool
+}
+
+func (g *segment) end() uint32 { return g.seq + uint32(len(g.payload)) }
+
+// own makes g independent of the queue's buffer, so that it can be held.
+func (g *segment) own() {
+	offset := len(g.data) - len(g.payload)
+	g.data = append([]byte(nil), g.data...)
+	g.payload = g.data[offset:]
+}
+
+// urgentByte is the sequence number of a byte sent as urgent data.
+type urgentByte struct {
+	seq     uint32
+	pending bool
+}
+
+// before compares sequence numbers (RFC 9293 section 3.4).
+func before(a, b uint32) bool { return int32(a-b) < 0 }
+
+// sync sets where a direction begins.
+func (st *stream) sync(seq uint32) {
+	st.synced, st.origin, st.next = true, seq, seq
+}
+
+// offset gives the engine's offset of a sequence number.
+func (st *stream) seqAt(offset uint64) uint32 { return st.origin + uint32(offset) }
+
+// noteUrgent remembers where the urgent byte is. The pointer counts from the segment's start to the byte behind the
+// urgent one, as every system has it (RFC 6093 section 2).
+func (st *stream) noteUrgent(seg *nfq.Segment) {
+	if seg.Flags&nfq.URG != 0 && seg.Urgent > 0 {
+		st.urgent = urgentByte{seq: seg.Seq + uint32(seg.Urgent) - 1, pending: true}
+	}
+}
+
+// urgentIn gives the index of the urgent byte in fresh bytes that begin at next, or -1.
+func (st *stream) urgentIn(fresh []byte) int {
+	if !st.urgent.pending {
+		return -1
+	}
+	i := int(int32(st.urgent.seq - st.next))
+	if i >= len(fresh) {
+		return -1
+	}
+	st.urgent.pending = false
+	return max(i, -1)
+}
+
+// acknowledged gives up the kept bytes that the peer has.
+func (st *stream) acknowledged(ack uint32) {
+	from := st.next - uint32(len(st.kept))
+	if len(st.kept) == 0 || !before(from, ack) || before(st.next, ack) {
+		return
+	}
+	n := copy(st.kept, st.kept[ack-from:])
+	st.kept = st.kept[:n]
+	if n == 0 && cap(st.kept) > keepCapacity {
+		st.kept = nil
+	}
+}
+
+// keep adds fresh bytes behind next. It says whether there was room.
+func (st *stream) keep(fresh []byte, from alg.Side) bool {
+	if from == alg.Client {
+		if len(st.kept)+len(fresh) > maxKept {
+			return false
+		}
+		st.kept = append(st.kept, fresh...)
+		return true
+	}
+	fresh = fresh[max(0, len(fresh)-maxKeptReplies):]
+	if over := len(st.kept) + len(fresh) - maxKeptReplies; over > 0 {
+		st.kept = st.kept[:copy(st.kept, st.kept[over:])]
+	}
+	st.kept = append(st.kept, fresh...)
+	return true
+}
+
+// reconcile makes a segment agree with what came before it: where it overlaps bytes that went on already, or that came
+// earlier and wait, the first content wins. It says whether anything differed.
+func (st *stream) reconcile(g *segment) (differed bool) {
+	differed = g.copyOver(st.next-uint32(len(st.kept)), st.kept)
+	for i := range st.early {
+		e := &st.early[i]
+		differed = g.copyOver(e.seq, e.payload) || differed
+	}
+	g.changed = g.changed || differed
+	return differed
+}
+
+// copyOver writes bytes that begin at seq over the part of the segment that they overlap.
+func (g *segment) copyOver(seq uint32, bytes []byte) (differed bool) {
+	from, to := int(int32(seq-g.seq)), int(int32(seq-g.seq))+len(bytes)
+	for i := max(from, 0); i < min(to, len(g.payload)); i++ {
+		if g.payload[i] != bytes[i-from] {
+			g.payload[i], differed = bytes[i-from], true
+		}
+	}
+	return differed
+}
+
+// overwrite puts new bytes into everything that is still ours: segments in hand, the one at work, and what is kept to
+// compare with.
+func (st *stream) overwrite(seq uint32, bytes []byte, current *segment) {
+	for i := range st.inHand {
+		g := &st.inHand[i]
+		g.changed = g.copyOver(seq, bytes) || g.changed
+	}
+	if current != nil {
+		current.changed = current.copyOver(seq, bytes) || current.changed
+	}
+	kept := segment{seq: st.next - uint32(len(st.kept)), payload: st.kept}
+	kept.copyOver(seq, bytes)
+}
+
+// insertEarly puts a segment among those that wait, in order. It says no if the same is there already.
+func (st *stream) insertEarly(g segment) bool {
+	at := len(st.early)
+	for i := range st.early {
+		e := &st.early[i]
+		if e.seq == g.seq && len(e.payload) >= len(g.payload) {
+			return false
+		}
+		if before(g.seq, e.seq) {
+			at = i
+			break
+		}
+	}
+	st.early = append(st.early, segment{})
+	copy(st.early[at+1:], st.early[at:])
+	st.early[at] = g
+	return true
+}
+
+func (st *stream) earlyBytes() (n int) {
+	for i := range st.early {
+		n += len(st.early[i].payload)
+	}
+	return n
+}

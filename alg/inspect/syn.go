@@ -1,0 +1,53 @@
+package inspect
+
+import (
+	"net/netip"
+	"time"
+
+	"ftpalg/alg"
+	"ftpalg/nfq"
+)
+
+// syn decides on the first packet of a data connection that nothing announced in clear text. It always goes on: with an
+// expectation it is RELATED, without one the operator's own rules decide.
+func (in *Inspector) syn(sh *shard, now time.Time, p Packet, seg *nfq.Segment) {
+	why := in.justInTime(sh, now, hosts{seg.Src.Addr(), seg.Dst.Addr()}, seg.Src, seg.Dst)
+	if why == alg.NoSession {
+		why = in.justInTime(sh, now, hosts{seg.Dst.Addr(), seg.Src.Addr()}, seg.Src, seg.Dst)
+	}
+	if why != alg.CreditSpent && why != alg.SYNRepeated {
+		in.event(Event{Time: now, Kind: EventAudit, Reason: why, From: seg.Src, To: seg.Dst})
+	}
+	in.verdict(p, nfq.Verdict{Accept: true})
+}
+
+func (in *Inspector) justInTime(sh *shard, now time.Time, h hosts, from, to netip.AddrPort) alg.Reason {
+	p := sh.pairs[h]
+	if p == nil || p.opaque == 0 {
+		return alg.NoSession
+	}
+	for _, s := range p.granted {
+		if why, _ := s.control.SYN(now, from, to, nil); why == alg.SYNRepeated {
+			return why
+		}
+	}
+	for n := len(p.credited); n > 0; n = len(p.credited) {
+		s := p.credited[n-1]
+		var why alg.Reason
+		why, sh.fx = s.control.SYN(now, from, to, sh.fx[:0])
+		if why == alg.OutsideRange {
+			return why
+		}
+		p.credited, s.credited = p.credited[:n-1], false
+		if why != alg.CreditSpent {
+			continue
+		}
+		p.granted = append(p.granted[max(0, len(p.granted)-maxGranted+1):], s)
+		in.carryOut(sh, s, now, nil)
+		if s.control.Pinhole().IsZero() {
+			return alg.ExpectationFailed
+		}
+		return why
+	}
+	return alg.NoCredit
+}

@@ -1,0 +1,124 @@
+package inspect
+
+import (
+	"errors"
+	"time"
+
+	"ftpalg/alg"
+	"ftpalg/conntrack"
+	"ftpalg/nfq"
+)
+
+// Packet is a packet that waits for its verdict.
+type Packet struct {
+	ID    uint32
+	Mark  uint32 // as it came; other owners' bits go on unchanged
+	Queue Queue
+}
+
+// verdict gives a verdict. An error means that the queue is gone, and the packet with it.
+func (in *Inspector) verdict(p Packet, v nfq.Verdict) { _ = p.Queue.Verdict(p.ID, v) }
+
+// accept lets a segment go on, changed where it had to be.
+func (in *Inspector) accept(g *segment) {
+	v := nfq.Verdict{Accept: true}
+	if g.changed {
+		if nfq.FixChecksums(g.data) != nil {
+			in.verdict(g.Packet, nfq.Verdict{})
+			return
+		}
+		v.Payload = g.data
+	}
+	in.verdict(g.Packet, v)
+}
+
+// refuse lets a packet go on to the rule that answers it with a reset.
+func refuse(p Packet, mark uint32) nfq.Verdict {
+	return nfq.Verdict{Accept: true, SetMark: true, Mark: p.Mark | mark}
+}
+
+// drop drops a segment; its sender will repeat it.
+func (in *Inspector) drop(s *session, now time.Time, g segment, why alg.Reason) {
+	in.event(s.event(now, Event{Kind: EventAudit, Reason: why}))
+	in.verdict(g.Packet, nfq.Verdict{})
+}
+
+// carryOut does what the engine asked for in sh.fx. current is the segment at work, if it is not in hand.
+func (in *Inspector) carryOut(sh *shard, s *session, now time.Time, current *segment) {
+	for i := 0; i < len(sh.fx); i++ {
+		switch e := sh.fx[i]; e.Kind {
+		case alg.OpenPinhole:
+			if why := in.open(sh, s, now, e.Pinhole); why != alg.NoReason {
+				sh.fx = s.control.Refuse(e, why, sh.fx)
+			}
+		case alg.ClosePinhole:
+			in.closed(sh, s, now, e.Pinhole, e.Reason)
+		case alg.Rewrite:
+			st := &s.streams[e.Side]
+			st.overwrite(st.seqAt(e.Start), e.New, current)
+		case alg.End:
+			s.refused = true
+			in.event(s.event(now, Event{Kind: EventEnd, Reason: e.Reason, Text: wireText(e.Text)}))
+			sh.noteOpaque(s)
+			in.giveUpHeld(s, true)
+		case alg.Protect:
+			sh.noteOpaque(s)
+			in.event(s.event(now, Event{Kind: EventProtection, Protection: e.Protection}))
+		case alg.Login:
+			in.login(s, now, e)
+		case alg.Deny:
+			in.event(s.event(now, Event{Kind: EventDeny, Reason: e.Reason, Text: wireText(e.Text)}))
+		case alg.Audit:
+			in.event(s.event(now, Event{Kind: EventAudit, Reason: e.Reason, Text: wireText(e.Text)}))
+		}
+	}
+}
+
+func (in *Inspector) login(s *session, now time.Time, e alg.Effect) {
+	switch {
+	case e.Side == alg.Server: // accepted
+		in.event(s.event(now, Event{Kind: EventLogin, Text: s.user}))
+	default: // USER, or REIN
+		s.user = wireText(e.Text)
+	}
+}
+
+// open installs a pinhole. NoReason means that it stands.
+func (in *Inspector) open(sh *shard, s *session, now time.Time, p alg.Pinhole) alg.Reason {
+	pol := s.policy
+	if in.counts.pinholes.Load() >= int64(pol.Limits.Pinholes) {
+		return alg.PinholeLimit
+	}
+	if err := in.conntrack.Expect(s.expectation(p)); err != nil {
+		in.event(s.event(now, Event{Kind: EventAudit, Reason: alg.ExpectationFailed, Mode: p.Mode, From: p.From, To: p.To, Err: err}))
+		return alg.ExpectationFailed
+	}
+	in.counts.pinholes.Add(1)
+	sh.open[s] = struct{}{}
+	s.pinholeUntil = now.Add(pol.PinholeTimeout)
+	in.event(s.event(now, Event{Kind: EventPinhole, Mode: p.Mode, From: p.From, To: p.To}))
+	return alg.NoReason
+}
+
+// closed withdraws a pinhole. That it is not there any more is the usual case: it was used.
+func (in *Inspector) closed(sh *shard, s *session, now time.Time, p alg.Pinhole, why alg.Reason) {
+	if _, stands := sh.open[s]; !stands {
+		return
+	}
+	delete(sh.open, s)
+	in.counts.pinholes.Add(-1)
+	err := in.conntrack.Withdraw(s.expectation(p))
+	if errors.Is(err, conntrack.ErrNotFound) {
+		err = nil
+	}
+	in.event(s.event(now, Event{Kind: EventClosed, Reason: why, Mode: p.Mode, From: p.From, To: p.To, Err: err}))
+}
+
+func (s *session) expectation(p alg.Pinhole) conntrack.Expectation {
+	return conntrack.Expectation{
+		Master:  conntrack.Tuple{Src: s.key.Client, Dst: s.key.Server},
+		From:    p.From,
+		To:      p.To,
+		Timeout: s.policy.PinholeTimeout,
+	}
+}
