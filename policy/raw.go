@@ -1,0 +1,116 @@
+package policy
+
+import (
+	"slices"
+	"time"
+)
+
+// The raw structs are the file as it is written: one field a key, in the order of the canonical form. Decoding,
+// encoding and the test of the reference policy all follow them, so a key cannot be known to one and not the others.
+// The tag "required" refuses a mapping without the key.
+
+type rawPolicy struct {
+	Version         int           `yaml:"version,required"`
+	Servers         []rawServer   `yaml:"servers,required"`
+	Clients         []rawClient   `yaml:"clients"`
+	Rules           []rawRule     `yaml:"rules,required"`
+	Bounce          string        `yaml:"bounce"`
+	PrivilegedPorts string        `yaml:"privileged-ports"`
+	Fail            string        `yaml:"fail"`
+	Helper          string        `yaml:"helper"`
+	PinholeTimeout  time.Duration `yaml:"pinhole-timeout"`
+	CreditLifetime  time.Duration `yaml:"credit-lifetime"`
+	Limits          rawLimits     `yaml:"limits"`
+	Tests           []rawTest     `yaml:"tests"`
+}
+
+type rawServer struct {
+	Name      string   `yaml:"name,required"`
+	Addresses []string `yaml:"addresses,required"`
+	Explicit  []int    `yaml:"explicit"`
+	Implicit  []int    `yaml:"implicit"`
+	Passive   string   `yaml:"passive"`
+}
+
+type rawClient struct {
+	Name      string   `yaml:"name,required"`
+	Addresses []string `yaml:"addresses,required"`
+}
+
+type rawRule struct {
+	Name         string      `yaml:"name,required"`
+	From         []string    `yaml:"from"`
+	To           []string    `yaml:"to"`
+	Action       string      `yaml:"action,required"`
+	Modes        []string    `yaml:"modes"`
+	Require      string      `yaml:"require"`
+	Opaque       string      `yaml:"opaque"`
+	OpaqueActive string      `yaml:"opaque-active"`
+	Commands     rawCommands `yaml:"commands"`
+}
+
+type rawCommands struct {
+	Allow []string `yaml:"allow"`
+	Deny  []string `yaml:"deny"`
+}
+
+type rawLimits struct {
+	Line              int `yaml:"line"`
+	Sessions          int `yaml:"sessions"`
+	SessionsPerClient int `yaml:"sessions-per-client"`
+	Pinholes          int `yaml:"pinholes"`
+	Gap               int `yaml:"gap"`
+	Outstanding       int `yaml:"outstanding"`
+	AuditRate         int `yaml:"audit-rate"`
+}
+
+type rawTest struct {
+	Name     string `yaml:"name,required"`
+	From     string `yaml:"from,required"`
+	To       string `yaml:"to,required"`
+	Port     int    `yaml:"port"`
+	Dialogue string `yaml:"dialogue"`
+	Command  string `yaml:"command"`
+	Expect   string `yaml:"expect,required"`
+}
+
+// anyName stands for every client or every listed server in a rule.
+const anyName = "any"
+
+func defaults() rawPolicy {
+	return rawPolicy{
+		Version:         1,
+		Bounce:          "deny",
+		PrivilegedPorts: "deny",
+		Fail:            "closed",
+		Helper:          "auto",
+		PinholeTimeout:  30 * time.Second, // long enough for a slow client, and no more than a minute's exposure
+		CreditLifetime:  10 * time.Second, // a client connects at once when the reply is read
+		Limits: rawLimits{
+			Line:              4096, // a path of PATH_MAX bytes; RFC 959 sets no bound
+			Sessions:          200000,
+			SessionsPerClient: 1000, // a NAT in front of an office is one client address
+			Pinholes:          10000,
+			Gap:               65536, // one unscaled TCP window
+			Outstanding:       64,
+			AuditRate:         50,
+		},
+	}
+}
+
+func defaultServer() rawServer {
+	return rawServer{Explicit: []int{21}, Implicit: []int{990}, Passive: "none"}
+}
+
+func defaultRule() rawRule {
+	return rawRule{
+		From:         []string{anyName},
+		To:           []string{anyName},
+		Modes:        slices.Clone(modeWords[:JIT]),
+		Require:      "none",
+		Opaque:       "pinhole",
+		OpaqueActive: "deny",
+	}
+}
+
+func defaultTest() rawTest { return rawTest{Port: 21} }
