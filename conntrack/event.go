@@ -20,32 +20,47 @@ const eventBuffer = 8 << 20
 // connections are gone (Lookup), since no event will tell. The sysctl net.netfilter.nf_conntrack_events decides which
 // connections report: with 2, the default, those that began while someone listened; with 0 none.
 func WatchDestroy(ctx context.Context, fn func(orig Tuple), lost func()) error {
-	nl, err := dialEvents()
-	if err != nil {
-		return fmt.Errorf("conntrack: watch for ended connections: %w", err)
-	}
-	defer nl.Close()
-	stop := context.AfterFunc(ctx, func() { nl.SetReadDeadline(time.Unix(1, 0)) })
-	defer stop()
-
-	lost()
+	var nl *netlink.Conn
 	for {
-		msgs, err := nl.Receive()
+		// Once it has dropped an event, the kernel drops all of them until the reader has emptied the socket, and does
+		// not tell again. A new socket is the only sure beginning. It opens before the old one closes: a connection
+		// that begins while nobody listens never reports its end.
+		fresh, err := dialEvents()
+		if nl != nil {
+			nl.Close()
+		}
+		if err != nil {
+			return fmt.Errorf("conntrack: watch for ended connections: %w", err)
+		}
+		nl = fresh
+		lost()
+		err = readEvents(ctx, nl, fn)
 		switch {
 		case ctx.Err() != nil:
+			nl.Close()
 			return nil
-		case errors.Is(err, unix.ENOBUFS):
-			lost()
-			continue
-		case err != nil:
+		case !errors.Is(err, unix.ENOBUFS):
+			nl.Close()
 			return fmt.Errorf("conntrack: watch for ended connections: %w", err)
+		}
+	}
+}
+
+// readEvents calls fn for each event until ctx is done or receiving fails.
+func readEvents(ctx context.Context, nl *netlink.Conn, fn func(orig Tuple)) error {
+	stop := context.AfterFunc(ctx, func() { nl.SetReadDeadline(time.Unix(1, 0)) })
+	defer stop()
+	for {
+		msgs, err := nl.Receive()
+		if err != nil {
+			return err
 		}
 		for _, m := range msgs {
 			e, err := decodeEntry(m.Data)
 			switch {
 			case errors.Is(err, errNotTCP):
 			case err != nil:
-				return fmt.Errorf("conntrack: watch for ended connections: %w", err)
+				return err
 			default:
 				fn(e.Orig)
 			}

@@ -14,7 +14,7 @@ import (
 func (c *Conn) Expectations() ([]Expectation, error) {
 	var e encoder
 	e.family(unix.AF_UNSPEC)
-	msgs, err := c.query(unix.NFNL_SUBSYS_CTNETLINK_EXP, msgExpGet, netlink.Dump, e.b)
+	msgs, err := execute(c.dumps, unix.NFNL_SUBSYS_CTNETLINK_EXP, msgExpGet, netlink.Dump, e.b)
 	if err != nil {
 		return nil, fmt.Errorf("conntrack: list expectations: %w", err)
 	}
@@ -47,21 +47,23 @@ func (c *Conn) lookup(t Tuple) (Entry, error) {
 	if !t.valid() {
 		return Entry{}, fmt.Errorf("%w: both ends must be addresses of one family", ErrInvalid)
 	}
-	var e encoder
-	e.family(familyOf(t.Src.Addr()))
-	e.tuple(ctaTupleOrig, t)
-	msgs, err := c.query(unix.NFNL_SUBSYS_CTNETLINK, msgCTGet, 0, e.b)
-	if err != nil {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.reset()
+	c.seq++
+	c.n++
+	start := c.req.begin(unix.NFNL_SUBSYS_CTNETLINK, msgCTGet, netlink.Acknowledge, c.seq)
+	c.req.family(familyOf(t.Src.Addr()))
+	c.req.tuple(ctaTupleOrig, t)
+	c.req.end(start)
+	errs, err := c.exchange()
+	switch {
+	case err != nil:
 		return Entry{}, err
+	case errs[0] != 0:
+		return Entry{}, explain(errs[0], ErrNotFound)
 	}
-	if len(msgs) != 1 {
-		return Entry{}, fmt.Errorf("the kernel answered with %d entries instead of one", len(msgs))
-	}
-	return decodeEntry(msgs[0].Data)
-}
-
-func (c *Conn) query(subsystem, msg uint8, flags netlink.HeaderFlags, data []byte) ([]netlink.Message, error) {
-	return execute(c.nl, subsystem, msg, flags, data)
+	return decodeEntry(c.reply)
 }
 
 // execute sends one request through nl and gives the answers.
