@@ -42,9 +42,9 @@ func (e *Error) Error() string {
 // what fits in MaxSize, two seconds for what fits in maxTokens.
 const (
 	maxTokens = 100_000 // words and signs; a list of 40,000 addresses still fits
-	maxFlow   = 16  // nested [ and {
-	maxColumn = 400 // of an indicator outside them: block nesting costs a column a level
-	maxFaults = 50  // reported in one go
+	maxFlow   = 16      // nested [ and {
+	maxColumn = 400     // of an indicator outside them: block nesting costs a column a level
+	maxFaults = 50      // reported in one go
 )
 
 type place struct{ line, column int }
