@@ -1,0 +1,289 @@
+package lab
+
+import (
+	"context"
+	"crypto/rand"
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"net/netip"
+	"os"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+)
+
+const (
+	// fileSize is the size of a transferred file: many segments, and still quick.
+	fileSize = 100 << 10
+	// sessionTimeout bounds one client's session.
+	sessionTimeout = 40 * time.Second
+	// doubtTimeout bounds the session of a client of which we expect that it hangs.
+	doubtTimeout = 8 * time.Second
+	// transfers is how many data connections a job needs, and so how many pinholes: no more may be opened.
+	transfers = 2
+)
+
+// Config is where a stage finds what it needs.
+type Config struct {
+	ServersDir string // where scripts/setup unpacked the FTP servers
+	Binary     string // ftpalg
+}
+
+// Stage is a lab with one FTP server and ftpalg in it, in which scenarios run one after the other.
+type Stage struct {
+	Lab    *Lab
+	Server *FTPServer
+	Daemon *Daemon
+	config Config
+	// doubts remembers which kinds of session were found not to work without a firewall either.
+	doubts map[string]string
+}
+
+// NewStage builds a lab, proves that its probes see an open firewall, and starts a server and ftpalg in it.
+func NewStage(ctx context.Context, kind ServerKind, config Config) (*Stage, error) {
+	return newStage(ctx, kind, config, (*Stage).guard)
+}
+
+// newStage builds a lab, prepares its gateway and starts a server in it.
+func newStage(ctx context.Context, kind ServerKind, config Config, gateway func(*Stage, context.Context) error) (*Stage, error) {
+	l, err := New(ctx)
+	if err != nil {
+		return nil, err
+	}
+	s := &Stage{Lab: l, config: config, doubts: make(map[string]string)}
+	if err = gateway(s, ctx); err == nil {
+		s.Server, err = l.StartServer(ctx, kind, config.ServersDir)
+	}
+	if err != nil {
+		return nil, errors.Join(err, s.Close())
+	}
+	return s, nil
+}
+
+// guard puts ftpalg on the gateway.
+func (s *Stage) guard(ctx context.Context) error {
+	err := s.calibrate(ctx)
+	if err == nil {
+		s.Daemon, err = s.Lab.StartDaemon(ctx, s.config.Binary, Policy())
+	}
+	return err
+}
+
+// openUp lets the gateway forward everything.
+func (s *Stage) openUp(ctx context.Context) error { return s.Lab.SetForward(ctx, Accept) }
+
+// Close removes the stage.
+func (s *Stage) Close() error { return s.Lab.Close() }
+
+// calibrate is the control experiment of every refusal that a scenario proves: with the firewall open, each of the
+// probes is answered; with it closed, none is.
+func (s *Stage) calibrate(ctx context.Context) error {
+	for _, policy := range []ForwardPolicy{Accept, Drop} {
+		if err := s.Lab.SetForward(ctx, policy); err != nil {
+			return err
+		}
+		for _, family := range []Family{IPv4, IPv6} {
+			for _, way := range []direction{{initiator: Client, target: Server}, {initiator: Client2, target: Server},
+				{initiator: Server, target: Client}, {initiator: Server2, target: Client}} {
+				result, err := s.Lab.Probe(way.initiator, Targets(Addr(way.target, family), NeverPassive))
+				if err != nil {
+					return err
+				}
+				want := 0
+				if policy == Accept {
+					want = result.Sent
+				}
+				if len(result.Answered) != want {
+					return fmt.Errorf("lab: probes from %s to %s with FORWARD %s: %s answered, want %d",
+						way.initiator, way.target, policy, result, want)
+				}
+			}
+		}
+	}
+	return nil
+}
+
+// Result is what came of a scenario.
+type Result struct {
+	NotApplicable string // why it was not run
+	Err           error  // what failed: all of it
+	Pinholes      []Event
+	Stranger      []ProbeResult // a second host, at the promised port and at others: during the session, and after it
+	Beyond        []ProbeResult // the promised host itself, at ports that it was not promised
+	Took          time.Duration
+}
+
+// Run runs a scenario.
+func (s *Stage) Run(ctx context.Context, scenario Scenario) Result {
+	start := time.Now()
+	result := Result{NotApplicable: scenario.NotApplicable()}
+	if result.NotApplicable == "" && scenario.Doubted() {
+		result.NotApplicable, result.Err = s.doubt(ctx, scenario)
+	}
+	if result.NotApplicable == "" && result.Err == nil {
+		s.run(ctx, scenario, &result)
+	}
+	result.Took = time.Since(start)
+	return result
+}
+
+func (s *Stage) run(ctx context.Context, scenario Scenario, result *Result) {
+	mark := s.Daemon.Mark()
+	first := make(chan error, 1)
+	sessionCtx, ended := context.WithCancel(ctx)
+	go func() { first <- s.probeDuring(sessionCtx, scenario, mark, result) }()
+	result.Err = s.transfer(ctx, scenario, sessionTimeout)
+	ended()
+	err := <-first
+	result.Pinholes = s.pinholesSince(mark)
+	result.Err = errors.Join(result.Err, err, checkPinholes(scenario, result.Pinholes), s.probeAfter(scenario, result))
+}
+
+func (s *Stage) pinholesSince(mark int) []Event {
+	return slices.DeleteFunc(s.Daemon.Since(mark), func(e Event) bool { return e.Msg != msgPinhole })
+}
+
+// transfer runs the client and compares what was transferred.
+func (s *Stage) transfer(ctx context.Context, scenario Scenario, timeout time.Duration) error {
+	ctx, cancel := context.WithTimeout(ctx, timeout)
+	defer cancel()
+	into, put := s.Lab.Path("into.bin"), s.Lab.Path("put.bin")
+	down, up := make([]byte, fileSize), make([]byte, fileSize)
+	_, _ = rand.Read(down) // documented never to fail
+	_, _ = rand.Read(up)
+	err := errors.Join(os.RemoveAll(into), os.RemoveAll(s.Server.File("up.bin")),
+		os.WriteFile(s.Server.File("down.bin"), down, 0o644), os.WriteFile(put, up, 0o644))
+	if err != nil {
+		return fmt.Errorf("lab: %w", err)
+	}
+	proc, err := s.Lab.StartClient(ctx, scenario.Client, Job{
+		Host: Addr(Server, scenario.Family), Mode: scenario.Mode, Protection: scenario.Protection,
+		CA: s.Server.CA, TLS12: scenario.TLS12(), Home: s.Lab.Dir,
+		Get: "down.bin", Into: into, Put: put, As: "up.bin",
+	})
+	if err != nil {
+		return err
+	}
+	<-proc.Exited()
+	if proc.err != nil {
+		err = fmt.Errorf("%s: %w: %s", scenario.Client.Name, proc.err, lastLines(proc.Output()))
+	}
+	if verbs := scenario.Client.dataVerbs(proc.Output()); !slices.Equal(verbs, []Mode{scenario.Mode}) {
+		err = errors.Join(err, fmt.Errorf("the client sent %v, not %s", verbs, scenario.Mode))
+	}
+	return errors.Join(err, sameSum("download", into, down), sameSum("upload", s.Server.File("up.bin"), up))
+}
+
+// lastLines returns the end of a program's output, in one line: enough to see what it stopped at.
+func lastLines(output string) string {
+	lines := strings.Split(strings.TrimSpace(output), "\n")
+	return strings.Join(lines[max(0, len(lines)-3):], " | ")
+}
+
+func sameSum(what, path string, want []byte) error {
+	got, err := os.ReadFile(path)
+	if err != nil {
+		return fmt.Errorf("%s: %w", what, err)
+	}
+	if sha256.Sum256(got) != sha256.Sum256(want) {
+		return fmt.Errorf("%s: %d bytes arrived with another checksum than the %d that were sent", what, len(got), len(want))
+	}
+	return nil
+}
+
+// doubt tries a session without a firewall, and returns why the scenario does not apply if the client fails even then.
+// The answer is kept for the other scenarios of the same kind.
+func (s *Stage) doubt(ctx context.Context, scenario Scenario) (reason string, err error) {
+	kind := scenario.Client.Name + "/" + string(scenario.Protection)
+	if reason, known := s.doubts[kind]; known {
+		return reason, nil
+	}
+	open, err := newStage(ctx, s.Server.Kind, s.config, (*Stage).openUp)
+	if err != nil {
+		return "", err
+	}
+	if open.transfer(ctx, scenario, doubtTimeout) != nil {
+		reason = scenario.Client.Name + " fails without a gateway too"
+	}
+	s.doubts[kind] = reason
+	return reason, open.Close()
+}
+
+// checkPinholes compares ftpalg's report with what the scenario needs: one pinhole for each transfer, in the scenario's
+// mode, between its two hosts.
+func checkPinholes(scenario Scenario, pinholes []Event) error {
+	var errs []error
+	if len(pinholes) != transfers {
+		errs = append(errs, fmt.Errorf("%d pinholes for %d transfers", len(pinholes), transfers))
+	}
+	mode := string(scenario.Mode)
+	if scenario.Protection != Plain {
+		mode = "JIT" // the gateway cannot read the command
+	}
+	way := scenario.direction()
+	for _, p := range pinholes {
+		if p.Mode != mode {
+			errs = append(errs, fmt.Errorf("a pinhole of mode %s, not %s", p.Mode, mode))
+		}
+		if p.From != Addr(way.initiator, scenario.Family) || p.To.Addr() != Addr(way.target, scenario.Family) ||
+			!way.promised.Contains(p.To.Port()) {
+			errs = append(errs, fmt.Errorf("a pinhole from %s to %s: not between %s and %s", p.From, p.To, way.initiator, way.target))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// probeDuring waits for the first pinhole and then, while the session lives, lets the stranger try the promised port
+// and many others. The promised host itself tries ports that nobody promises, if the control connection is in clear
+// text; where it is opaque, a SYN to any port may be the data connection to come, and TestCredit has the proof.
+func (s *Stage) probeDuring(ctx context.Context, scenario Scenario, mark int, result *Result) error {
+	first, err := s.Daemon.WaitEvent(ctx, mark, func(e Event) bool { return e.Msg == msgPinhole })
+	if err != nil {
+		return errors.New("no pinhole was reported during the session")
+	}
+	way := scenario.direction()
+	target := Addr(way.target, scenario.Family)
+	elsewhere := Targets(target, way.never)
+	probes := []probe{{way.stranger, append(slices.Clone(elsewhere), first.To), &result.Stranger}}
+	if scenario.Protection == Plain {
+		probes = append(probes, probe{way.initiator, elsewhere, &result.Beyond})
+	}
+	return s.refused(probes...)
+}
+
+// probeAfter tries the same once more when the session has ended, and now at the ports that were promised too.
+func (s *Stage) probeAfter(scenario Scenario, result *Result) error {
+	way := scenario.direction()
+	targets := Targets(Addr(way.target, scenario.Family), way.never)
+	for _, p := range result.Pinholes {
+		targets = append(targets, p.To)
+	}
+	return s.refused(probe{way.stranger, targets, &result.Stranger}, probe{way.initiator, targets, &result.Beyond})
+}
+
+// probe is SYNs that have to be refused, and where their result is noted.
+type probe struct {
+	from    Host
+	targets []netip.AddrPort
+	results *[]ProbeResult
+}
+
+// refused sends probes at the same time, notes their results and fails if anything was answered.
+func (s *Stage) refused(probes ...probe) error {
+	errs := make([]error, len(probes))
+	var all sync.WaitGroup
+	for i, p := range probes {
+		all.Go(func() {
+			result, err := s.Lab.Probe(p.from, p.targets)
+			*p.results = append(*p.results, result)
+			if len(result.Answered) > 0 {
+				err = errors.Join(err, fmt.Errorf("%s reached %v, which it was not promised", p.from, result.Answered))
+			}
+			errs[i] = err
+		})
+	}
+	all.Wait()
+	return errors.Join(errs...)
+}
