@@ -171,6 +171,19 @@ func (c *Control) end(why Reason, fx []Effect) []Effect {
 	return append(fx, Effect{Kind: End, Reason: why})
 }
 
+// Lose is for a front end that only watches: n bytes of one side were not captured. What they were cannot be known, so
+// outstanding commands are forgotten and the next bytes are taken as the beginning of a line or record.
+func (c *Control) Lose(from Side, n int) {
+	c.lines[from].Skip(n)
+	c.kinds, c.replies, c.resumed, c.inDenied = queue{}, ftp.Replies{}, true, false
+	if c.phase == authSent {
+		c.phase = clear
+	}
+	if c.tls != nil {
+		c.tls.side[from].have, c.tls.side[from].left = 0, 0
+	}
+}
+
 // Close is to be called when the connection is gone by itself.
 func (c *Control) Close(fx []Effect) []Effect {
 	fx = c.closePinhole(SessionOver, fx)

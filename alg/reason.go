@@ -40,6 +40,7 @@ const (
 	UrgentNotTelnet    // an urgent byte that is not Telnet's
 
 	// Why a pinhole goes away.
+	Used            // the data connection came
 	TransferDone    // the transfer's final reply
 	NextDataCommand // another data command came
 	RefusedByServer // the server did not accept PORT or EPRT
@@ -102,6 +103,7 @@ var reasonNames = [reasonCount]string{
 	SessionLimit:       "session-limit",
 	SplitLine:          "split-line",
 	UrgentNotTelnet:    "urgent-not-telnet",
+	Used:               "used",
 	TransferDone:       "transfer-done",
 	NextDataCommand:    "next-data-command",
 	RefusedByServer:    "refused-by-server",

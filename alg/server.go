@@ -18,7 +18,7 @@ func (c *Control) feedServer(b []byte, urgent int, fx []Effect) (int, []Effect) 
 		}
 		return n, fx
 	}
-	if len(line.Text) == 0 && line.Flaws&ftp.Refused == 0 {
+	if len(line.Text) == 0 && line.Flaws&ftp.Refused == 0 && !c.replies.Open() {
 		return n, append(fx, Effect{Kind: Audit, Reason: BlankLine, Side: Server})
 	}
 	c.multiline = c.replies.Open()
@@ -133,7 +133,9 @@ func (c *Control) announcement(k kind, r ftp.Reply, line ftp.Line, fx []Effect) 
 		// "227 Logout." promises nothing.
 		return c.answered(k, r, fx)
 	case !asked:
-		return c.denyReply(UnsolicitedReply, line, fx)
+		// It opens nothing, so it may go on as it is: nobody waits for it.
+		return append(fx, Effect{Kind: Deny, Reason: UnsolicitedReply, Side: Server, Text: line.Text,
+			Start: line.Start, Len: line.Len - line.EOL})
 	case flawReason(line.Flaws) != NoReason:
 		return c.denyReply(flawReason(line.Flaws), line, fx)
 	case err != nil:

@@ -102,7 +102,6 @@ func TestTranscripts(t *testing.T) {
 	}
 }
 
-
 // TestRewriteKeepsLength: a denied line is overwritten over its whole length and not a byte beyond, its terminator
 // stays.
 func TestRewriteKeepsLength(t *testing.T) {

@@ -42,6 +42,7 @@ type Options struct {
 	Policy    *policy.Policy
 	Conntrack Conntrack
 	Report    func(Event) // called in order for each session, with a lock held: it must not call back
+	Lossy     bool        // packets may be missing that the receiver had, as in a capture
 	Refused   uint32      // mark bit for packets of sessions that are refused; the rules answer them with a reset
 }
 
@@ -51,6 +52,7 @@ type Inspector struct {
 	conntrack Conntrack
 	report    func(Event)
 	refused   uint32
+	lossy     bool
 
 	seed   maphash.Seed
 	shards [shardCount]shard
@@ -68,7 +70,7 @@ type shard struct {
 	sessions map[Key]*session
 	pairs    map[hosts]*pair
 	perHost  map[netip.Addr]int // sessions of a client; counted per shard, so the limit is for one client and shard
-	open     map[*session]struct{}
+	open     map[door]*session  // pinholes that stand
 	fx       []alg.Effect
 }
 
@@ -77,15 +79,21 @@ type Key struct{ Client, Server netip.AddrPort }
 
 type hosts struct{ client, server netip.Addr }
 
+// door is where a pinhole leads, and for whom.
+type door struct {
+	from netip.Addr
+	to   netip.AddrPort
+}
+
 // New gives an inspector without sessions.
 func New(o Options) *Inspector {
-	in := &Inspector{conntrack: o.Conntrack, report: o.Report, refused: o.Refused, seed: maphash.MakeSeed()}
+	in := &Inspector{conntrack: o.Conntrack, report: o.Report, refused: o.Refused, lossy: o.Lossy, seed: maphash.MakeSeed()}
 	in.policy.Store(o.Policy)
 	for i := range in.shards {
 		in.shards[i].sessions = map[Key]*session{}
 		in.shards[i].pairs = map[hosts]*pair{}
 		in.shards[i].perHost = map[netip.Addr]int{}
-		in.shards[i].open = map[*session]struct{}{}
+		in.shards[i].open = map[door]*session{}
 	}
 	return in
 }
@@ -211,7 +219,6 @@ func (in *Inspector) forget(sh *shard, s *session, now time.Time, why alg.Reason
 		in.event(s.event(now, Event{Kind: EventEnd, Reason: why}))
 	}
 	sh.dropPair(s)
-	delete(sh.open, s)
 	delete(sh.sessions, s.key)
 	in.counts.sessions.Add(-1)
 	if sh.perHost[s.key.Client.Addr()]--; sh.perHost[s.key.Client.Addr()] == 0 {
@@ -224,7 +231,7 @@ func (in *Inspector) Expire(now time.Time) {
 	for i := range in.shards {
 		sh := &in.shards[i]
 		sh.mu.Lock()
-		for s := range sh.open {
+		for _, s := range sh.open {
 			if now.After(s.pinholeUntil) {
 				in.closed(sh, s, now, s.control.Pinhole(), alg.TimedOut)
 				s.control.Expire()

@@ -8,10 +8,10 @@ import (
 )
 
 // releaseAfter and abandonAfter are how often a sender may repeat the segments of an incomplete line before that line is
-// let go if nothing can restrict it, or given up. The first repetition comes after 200 ms or more, the third after 1.4 s.
+// let go if nothing can restrict it, or given up. Repetitions come after 0.2, 0.6, 1.4 and 3 seconds or later.
 const (
-	releaseAfter = 1
-	abandonAfter = 3
+	releaseAfter = 2
+	abandonAfter = 4
 )
 
 // segment handles one segment of a session: order first, then the engine, then verdicts.
@@ -22,17 +22,21 @@ func (in *Inspector) segment(sh *shard, s *session, from alg.Side, now time.Time
 		in.verdict(p, nfq.Verdict{Accept: true})
 		return
 	}
+	if peer.synced && seg.Flags&nfq.ACK != 0 {
+		in.acknowledge(sh, s, from.Other(), now, seg.Ack)
+	}
+	st.fin = st.fin || seg.Flags&nfq.FIN != 0
 	if len(seg.Payload) == 0 {
 		in.verdict(p, nfq.Verdict{Accept: true})
 		return
 	}
-	if peer.synced && seg.Flags&nfq.ACK != 0 {
-		peer.acknowledged(seg.Ack)
-	}
 	st.noteUrgent(seg)
 	g := segment{Packet: p, seq: seg.Seq, data: seg.Packet, payload: seg.Payload}
-	if !st.synced && s.plausibleStart(from, seg.Payload) {
-		st.sync(seg.Seq)
+	if !st.synced {
+		in.reconcile(s, from, now, &g)
+		if s.plausibleStart(from, g.payload) {
+			st.sync(g.seq)
+		}
 	}
 	if st.synced && !peer.synced && seg.Flags&nfq.ACK != 0 {
 		peer.sync(seg.Ack)
@@ -47,6 +51,23 @@ func (in *Inspector) segment(sh *shard, s *session, from alg.Side, now time.Time
 		in.fresh(sh, s, from, now, g)
 		in.afterGap(sh, s, from, now)
 	}
+}
+
+// acknowledge notes what the receiver of one direction has. Bytes that it has and we have not were lost on the way to a
+// capture; on the packet path that cannot be, and nothing is believed of it.
+func (in *Inspector) acknowledge(sh *shard, s *session, of alg.Side, now time.Time, ack uint32) {
+	st := &s.streams[of]
+	if st.fin && ack == st.next+1 {
+		ack--
+	}
+	if in.lossy && before(st.next, ack) && before(ack, st.next+window) {
+		in.event(s.event(now, Event{Kind: EventAudit, Reason: alg.StreamGap}))
+		s.control.Lose(of, int(ack-st.next))
+		st.next, st.kept, st.inHand = ack, nil, nil
+		in.afterGap(sh, s, of, now)
+		return
+	}
+	st.acknowledged(ack)
 }
 
 // plausibleStart says whether a first payload can be the beginning of its direction: the SYN was not seen, and segments
@@ -76,9 +97,7 @@ func (in *Inspector) early(sh *shard, s *session, from alg.Side, now time.Time, 
 		return
 	}
 	g.own()
-	if st.reconcile(&g) {
-		in.event(s.event(now, Event{Kind: EventAudit, Reason: alg.OverlapRewritten}))
-	}
+	in.reconcile(s, from, now, &g)
 	if st.insertEarly(g) {
 		return
 	}
@@ -91,6 +110,13 @@ func (in *Inspector) early(sh *shard, s *session, from alg.Side, now time.Time, 
 	}
 }
 
+// reconcile makes a segment agree with the content that came first, and tells if it did not.
+func (in *Inspector) reconcile(s *session, from alg.Side, now time.Time, g *segment) {
+	if s.streams[from].reconcile(g) {
+		in.event(s.event(now, Event{Kind: EventAudit, Reason: alg.OverlapRewritten}))
+	}
+}
+
 // old handles a segment that brings nothing new: a retransmission.
 func (in *Inspector) old(sh *shard, s *session, from alg.Side, now time.Time, g segment) {
 	st := &s.streams[from]
@@ -99,9 +125,7 @@ func (in *Inspector) old(sh *shard, s *session, from alg.Side, now time.Time, g 
 		in.resent(sh, s, from, now)
 		return
 	}
-	if st.reconcile(&g) {
-		in.event(s.event(now, Event{Kind: EventAudit, Reason: alg.OverlapRewritten}))
-	}
+	in.reconcile(s, from, now, &g)
 	in.accept(&g)
 }
 
@@ -121,9 +145,7 @@ func (in *Inspector) resent(sh *shard, s *session, from alg.Side, now time.Time)
 // fresh feeds a segment's new bytes to the engine, carries out what it asks for, and gives verdicts.
 func (in *Inspector) fresh(sh *shard, s *session, from alg.Side, now time.Time, g segment) {
 	st := &s.streams[from]
-	if st.reconcile(&g) {
-		in.event(s.event(now, Event{Kind: EventAudit, Reason: alg.OverlapRewritten}))
-	}
+	in.reconcile(s, from, now, &g)
 	fresh := g.payload[st.next-g.seq:]
 	if !s.control.Opaque(from) && !st.keep(fresh, from) {
 		in.drop(s, now, g, alg.StreamGap)

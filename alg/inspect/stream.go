@@ -24,6 +24,7 @@ const (
 // stream is one direction of a control connection, put in order. The engine has been fed everything before next.
 type stream struct {
 	synced bool
+	fin    bool       // its FIN was seen, which takes a sequence number of its own
 	origin uint32     // sequence number of the engine's byte 0
 	next   uint32     // of the byte that the engine wants next
 	kept   []byte     // the bytes up to next as they went on, as far back as the peer has not acknowledged

@@ -6,11 +6,19 @@ import (
 
 	"ftpalg/alg"
 	"ftpalg/nfq"
+	"ftpalg/policy"
 )
 
 // syn decides on the first packet of a data connection that nothing announced in clear text. It always goes on: with an
 // expectation it is RELATED, without one the operator's own rules decide.
 func (in *Inspector) syn(sh *shard, now time.Time, p Packet, seg *nfq.Segment) {
+	if s := sh.open[door{seg.Src.Addr(), seg.Dst}]; s != nil && s.control.Pinhole().Mode != policy.JIT {
+		// Announced in clear text: the pinhole stands, and this is what it is for.
+		in.closed(sh, s, now, s.control.Pinhole(), alg.Used)
+		s.control.Expire()
+		in.verdict(p, nfq.Verdict{Accept: true})
+		return
+	}
 	why := in.justInTime(sh, now, hosts{seg.Src.Addr(), seg.Dst.Addr()}, seg.Src, seg.Dst)
 	if why == alg.NoSession {
 		why = in.justInTime(sh, now, hosts{seg.Dst.Addr(), seg.Src.Addr()}, seg.Src, seg.Dst)

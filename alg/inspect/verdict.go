@@ -94,22 +94,28 @@ func (in *Inspector) open(sh *shard, s *session, now time.Time, p alg.Pinhole) a
 		return alg.ExpectationFailed
 	}
 	in.counts.pinholes.Add(1)
-	sh.open[s] = struct{}{}
+	sh.open[door{p.From.Addr(), p.To}] = s
 	s.pinholeUntil = now.Add(pol.PinholeTimeout)
 	in.event(s.event(now, Event{Kind: EventPinhole, Mode: p.Mode, From: p.From, To: p.To}))
 	return alg.NoReason
 }
 
-// closed withdraws a pinhole. That it is not there any more is the usual case: it was used.
+// closed withdraws a pinhole. If it is not there any more it was used.
 func (in *Inspector) closed(sh *shard, s *session, now time.Time, p alg.Pinhole, why alg.Reason) {
-	if _, stands := sh.open[s]; !stands {
+	d := door{p.From.Addr(), p.To}
+	if sh.open[d] != s {
 		return
 	}
-	delete(sh.open, s)
+	delete(sh.open, d)
 	in.counts.pinholes.Add(-1)
-	err := in.conntrack.Withdraw(s.expectation(p))
-	if errors.Is(err, conntrack.ErrNotFound) {
-		err = nil
+	var err error
+	if why != alg.Used {
+		if err = in.conntrack.Withdraw(s.expectation(p)); errors.Is(err, conntrack.ErrNotFound) {
+			err = nil
+			if why != alg.TimedOut {
+				why = alg.Used
+			}
+		}
 	}
 	in.event(s.event(now, Event{Kind: EventClosed, Reason: why, Mode: p.Mode, From: p.From, To: p.To, Err: err}))
 }

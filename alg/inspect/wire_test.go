@@ -1,0 +1,175 @@
+package inspect
+
+import (
+	"bytes"
+	"fmt"
+	"net/netip"
+	"testing"
+	"time"
+
+	"github.com/google/gopacket"
+	"github.com/google/gopacket/layers"
+
+	"ftpalg/alg"
+	"ftpalg/conntrack"
+	"ftpalg/nfq"
+	"ftpalg/policy"
+)
+
+// clock is the time of every packet in these tests.
+var clock = time.Unix(1_700_000_000, 0)
+
+// wire is a control connection through an Inspector: it makes real packets, and puts what is let through together as a
+// receiver would.
+type wire struct {
+	t         testing.TB
+	in        *Inspector
+	ct        *conntrack.Fake
+	key       Key
+	events    []string
+	isn       [2]uint32
+	sent      [2]uint32 // bytes that each side has sent so far
+	packets   map[uint32][]byte
+	verdicts  map[uint32]nfq.Verdict
+	nextID    uint32
+	receivers [2]receiver // by the sending side
+}
+
+// receiver puts one direction together: the first content of every byte counts.
+type receiver struct {
+	isn   uint32
+	bytes map[uint32]byte
+}
+
+func (r *receiver) take(seq uint32, payload []byte) {
+	for i, c := range payload {
+		if _, there := r.bytes[seq+uint32(i)]; !there {
+			r.bytes[seq+uint32(i)] = c
+		}
+	}
+}
+
+// stream is what the receiver's application has read.
+func (r *receiver) stream() []byte {
+	var b []byte
+	for seq := r.isn; ; seq++ {
+		c, there := r.bytes[seq]
+		if !there {
+			return b
+		}
+		b = append(b, c)
+	}
+}
+
+func newWire(t testing.TB, p *policy.Policy, client, server netip.AddrPort) *wire {
+	w := &wire{
+		t: t, ct: &conntrack.Fake{}, key: Key{client, server}, isn: [2]uint32{0xfffffff0, 77},
+		packets: map[uint32][]byte{}, verdicts: map[uint32]nfq.Verdict{},
+	}
+	for i := range w.receivers {
+		w.receivers[i] = receiver{isn: w.isn[i], bytes: map[uint32]byte{}}
+	}
+	w.in = New(Options{Policy: p, Conntrack: w.ct, Refused: 1 << 29, Report: func(e Event) {
+		switch e.Kind {
+		case EventPinhole, EventClosed:
+			w.events = append(w.events, fmt.Sprint(e.Kind, e.Reason, e.Mode, e.From, e.To))
+		case EventDeny, EventEnd:
+			w.events = append(w.events, fmt.Sprint(e.Kind, e.Reason))
+		}
+	}})
+	return w
+}
+
+// Verdict is the queue's side: what is accepted without the refused mark reaches the receiver.
+func (w *wire) Verdict(id uint32, v nfq.Verdict) error {
+	if _, twice := w.verdicts[id]; twice {
+		w.t.Errorf("packet %d got two verdicts", id)
+	}
+	w.verdicts[id] = v
+	packet, known := w.packets[id]
+	if !known {
+		w.t.Errorf("verdict on unknown packet %d", id)
+	}
+	if !v.Accept || v.SetMark && v.Mark&(1<<29) != 0 {
+		return nil
+	}
+	if v.Payload != nil {
+		if len(v.Payload) != len(packet) {
+			w.t.Errorf("packet %d changed its length from %d to %d", id, len(packet), len(v.Payload))
+		}
+		packet = bytes.Clone(v.Payload)
+	}
+	var seg nfq.Segment
+	if err := nfq.NewDecoder().Decode(packet, &seg); err != nil {
+		w.t.Errorf("packet %d goes on broken: %v", id, err)
+	}
+	from := alg.Client
+	if seg.Src == w.key.Server {
+		from = alg.Server
+	}
+	w.receivers[from].take(seg.Seq, seg.Payload)
+	return nil
+}
+
+// send puts payload on the wire, offset bytes after what its side has sent before.
+func (w *wire) send(from alg.Side, offset int, payload []byte, edit func(*layers.TCP)) (id uint32) {
+	src, dst := w.key.Client, w.key.Server
+	if from == alg.Server {
+		src, dst = dst, src
+	}
+	tcp := &layers.TCP{
+		SrcPort: layers.TCPPort(src.Port()), DstPort: layers.TCPPort(dst.Port()), ACK: true, Window: 65535,
+		Seq: w.isn[from] + w.sent[from] + uint32(offset), Ack: w.isn[from.Other()] + w.sent[from.Other()],
+	}
+	if edit != nil {
+		edit(tcp)
+	}
+	packet := build(w.t, src.Addr(), dst.Addr(), tcp, payload)
+	w.nextID++
+	w.packets[w.nextID] = bytes.Clone(packet)
+	var seg nfq.Segment
+	if err := nfq.NewDecoder().Decode(packet, &seg); err != nil {
+		w.t.Fatalf("our own packet: %v", err)
+	}
+	w.in.Packet(clock, Packet{ID: w.nextID, Queue: w}, &seg)
+	clear(packet) // the queue's buffer is used again
+	return w.nextID
+}
+
+// build makes an IP packet.
+func build(t testing.TB, src, dst netip.Addr, tcp *layers.TCP, payload []byte) []byte {
+	var ip gopacket.SerializableLayer
+	if src.Is4() {
+		v4 := &layers.IPv4{Version: 4, TTL: 64, Protocol: layers.IPProtocolTCP, SrcIP: src.AsSlice(), DstIP: dst.AsSlice()}
+		_ = tcp.SetNetworkLayerForChecksum(v4)
+		ip = v4
+	} else {
+		v6 := &layers.IPv6{Version: 6, HopLimit: 64, NextHeader: layers.IPProtocolTCP, SrcIP: src.AsSlice(), DstIP: dst.AsSlice()}
+		_ = tcp.SetNetworkLayerForChecksum(v6)
+		ip = v6
+	}
+	buf := gopacket.NewSerializeBuffer()
+	opts := gopacket.SerializeOptions{FixLengths: true, ComputeChecksums: true}
+	if err := gopacket.SerializeLayers(buf, opts, ip, tcp, gopacket.Payload(payload)); err != nil {
+		t.Fatal(err)
+	}
+	return buf.Bytes()
+}
+
+// say sends payload as one segment, as a well-behaved sender would.
+func (w *wire) say(from alg.Side, payload []byte) {
+	w.send(from, 0, payload, nil)
+	w.sent[from] += uint32(len(payload))
+}
+
+// settled checks that every packet has its verdict.
+func (w *wire) settled() {
+	for id := range w.packets {
+		if _, ok := w.verdicts[id]; !ok {
+			w.t.Errorf("packet %d has no verdict", id)
+		}
+	}
+	if n := w.in.counts.held.Load(); n != 0 {
+		w.t.Errorf("%d packets are counted as held", n)
+	}
+}

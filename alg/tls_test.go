@@ -1,0 +1,250 @@
+package alg
+
+import (
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/tls"
+	"crypto/x509"
+	"io"
+	"math/big"
+	"net"
+	"net/netip"
+	"sync"
+	"testing"
+	"time"
+
+	"ftpalg/policy"
+)
+
+// tap is a TLS connection in memory whose bytes pass through an engine, in the order in which they are written.
+type tap struct {
+	mu      sync.Mutex
+	control *Control
+	effects []Effect
+	now     time.Time
+}
+
+// tapped is one side's socket: what is written is fed to the engine first.
+type tapped struct {
+	net.Conn
+	tap  *tap
+	from Side
+}
+
+func (s tapped) Write(b []byte) (int, error) {
+	s.tap.mu.Lock()
+	s.tap.effects = s.tap.control.Feed(s.tap.now, s.from, b, -1, s.tap.effects)
+	s.tap.mu.Unlock()
+	return s.Conn.Write(b)
+}
+
+var (
+	tlsClientAddr = netip.MustParseAddrPort("192.0.2.2:40000")
+	tlsServerAddr = netip.MustParseAddrPort("198.51.100.2:21")
+)
+
+func newTap(t *testing.T, port uint16) (*tap, tapped, tapped) {
+	p := policy.AllowAll()
+	server := netip.AddrPortFrom(tlsServerAddr.Addr(), port)
+	x := &tap{control: New(p, p.Decide(tlsClientAddr.Addr(), server), tlsClientAddr, server), now: now}
+	client, serverConn := loopback(t)
+	deadline := time.Now().Add(10 * time.Second)
+	client.SetDeadline(deadline)
+	serverConn.SetDeadline(deadline)
+	return x, tapped{client, x, Client}, tapped{serverConn, x, Server}
+}
+
+// loopback gives two ends of a TCP connection: TLS needs its buffers.
+func loopback(t *testing.T) (a, b net.Conn) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	if a, err = net.Dial("tcp", l.Addr().String()); err != nil {
+		t.Fatal(err)
+	}
+	if b, err = l.Accept(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { a.Close(); b.Close() })
+	return a, b
+}
+
+// certificate makes one for both sides.
+func certificate(t *testing.T) tls.Certificate {
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	tmpl := &x509.Certificate{SerialNumber: big.NewInt(1), NotAfter: time.Now().Add(time.Hour), DNSNames: []string{"server"}}
+	der, err := x509.CreateCertificate(rand.Reader, tmpl, tmpl, &key.PublicKey, key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return tls.Certificate{Certificate: [][]byte{der}, PrivateKey: key}
+}
+
+// shake brings both sides through the handshake.
+func shake(t *testing.T, client, server tapped, cc, sc *tls.Config) (*tls.Conn, *tls.Conn) {
+	c, s := tls.Client(client, cc), tls.Server(server, sc)
+	done := make(chan error, 1)
+	go func() { done <- s.Handshake() }()
+	if err := c.Handshake(); err != nil {
+		t.Fatal("client:", err)
+	}
+	if err := <-done; err != nil {
+		t.Fatal("server:", err)
+	}
+	return c, s
+}
+
+// exchange sends a line and reads it at the other end.
+func exchange(t *testing.T, from, to io.ReadWriter, line string) {
+	t.Helper()
+	got := make(chan error, 1)
+	buf := make([]byte, len(line))
+	go func() {
+		_, err := io.ReadFull(to, buf)
+		got <- err
+	}()
+	if _, err := from.Write([]byte(line)); err != nil {
+		t.Fatal(err)
+	}
+	if err := <-got; err != nil {
+		t.Fatal(err)
+	}
+}
+
+// TestCredit: one is earned by a request and its reply as application data after the handshake, whatever the version,
+// the suite, client certificates and resumption make of the handshake's records.
+func TestCredit(t *testing.T) {
+	cert := certificate(t)
+	cache := tls.NewLRUClientSessionCache(4)
+	base := &tls.Config{Certificates: []tls.Certificate{cert}}
+	for _, test := range []struct {
+		name   string
+		client *tls.Config
+		server *tls.Config
+	}{
+		{"TLS 1.3", &tls.Config{}, base},
+		{"TLS 1.2", &tls.Config{MaxVersion: tls.VersionTLS12}, base},
+		{"TLS 1.3, no tickets", &tls.Config{}, &tls.Config{Certificates: base.Certificates, SessionTicketsDisabled: true}},
+		{"TLS 1.3, client certificate", &tls.Config{Certificates: base.Certificates},
+			&tls.Config{Certificates: base.Certificates, ClientAuth: tls.RequireAnyClientCert}},
+		{"TLS 1.3, asked for a certificate and has none", &tls.Config{},
+			&tls.Config{Certificates: base.Certificates, ClientAuth: tls.RequestClientCert}},
+		{"TLS 1.2, client certificate", &tls.Config{Certificates: base.Certificates, MaxVersion: tls.VersionTLS12},
+			&tls.Config{Certificates: base.Certificates, ClientAuth: tls.RequireAnyClientCert}},
+		{"TLS 1.3, to be resumed", &tls.Config{ClientSessionCache: cache}, base},
+		{"TLS 1.3, resumed", &tls.Config{ClientSessionCache: cache}, base},
+		{"TLS 1.3, retry of the hello", &tls.Config{CurvePreferences: []tls.CurveID{tls.X25519, tls.CurveP384}},
+			&tls.Config{Certificates: base.Certificates, CurvePreferences: []tls.CurveID{tls.CurveP384}}},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			x, client, server := newTap(t, 990)
+			test.client.InsecureSkipVerify, test.client.ServerName = true, "server"
+			c, s := shake(t, client, server, test.client, test.server)
+			x.expectCredit(t, "after the handshake", false)
+			exchange(t, s, c, "220 ready\r\n") // the client reads the tickets as well
+			x.expectCredit(t, "after the greeting", false)
+			exchange(t, c, s, "PASV\r\n")
+			x.expectCredit(t, "after a request", false)
+			exchange(t, s, c, "227 ok\r\n")
+			x.expectCredit(t, "after its reply", true)
+			x.spend(t)
+			exchange(t, s, c, "226 more\r\n")
+			x.expectCredit(t, "after a reply without a request", false)
+			exchange(t, c, s, "NOOP\r\n")
+			exchange(t, c, s, "NOOP\r\n")
+			exchange(t, s, c, "200 ok\r\n200 ok\r\n")
+			x.expectCredit(t, "after two requests", true)
+			x.spend(t)
+			x.expectCredit(t, "credits do not add up", false)
+		})
+	}
+}
+
+func (x *tap) expectCredit(t *testing.T, when string, want bool) {
+	t.Helper()
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	if got := x.control.HasCredit(x.now); got != want {
+		t.Errorf("%s: credit %v, want %v", when, got, want)
+	}
+	if x.control.Ended() {
+		t.Fatalf("%s: the session was ended: %+v", when, x.effects)
+	}
+}
+
+var sourcePort uint16 = 50000
+
+// spend opens a just-in-time pinhole, and checks that the SYN's repetition costs nothing and another SYN gets nothing.
+func (x *tap) spend(t *testing.T) {
+	t.Helper()
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	sourcePort++
+	from, to := netip.AddrPortFrom(tlsClientAddr.Addr(), sourcePort), netip.AddrPortFrom(tlsServerAddr.Addr(), 50001)
+	if why, _ := x.control.SYN(x.now.Add(policy.AllowAll().CreditLifetime), from, to, nil); why != NoCredit {
+		t.Errorf("a credit at its end: %v", why)
+	}
+	foreign := netip.MustParseAddrPort("203.0.113.1:50001")
+	if why, _ := x.control.SYN(x.now, foreign, to, nil); why != OutsideRange {
+		t.Errorf("a SYN from a stranger: %v", why)
+	}
+	if why, _ := x.control.SYN(x.now, to, from, nil); why != OutsideRange {
+		t.Errorf("a SYN from the server without opaque-active: %v", why)
+	}
+	why, fx := x.control.SYN(x.now, from, to, nil)
+	open := fx[len(fx)-1]
+	if why != CreditSpent || open.Kind != OpenPinhole || open.Pinhole.From != from || open.Pinhole.To != to {
+		t.Fatalf("the SYN: %v %+v", why, fx)
+	}
+	if why, fx := x.control.SYN(x.now, from, to, nil); why != SYNRepeated || len(fx) != 0 {
+		t.Errorf("the SYN again: %v %+v", why, fx)
+	}
+	to = netip.AddrPortFrom(to.Addr(), 50002)
+	if why, fx := x.control.SYN(x.now, from, to, nil); why != NoCredit || len(fx) != 0 {
+		t.Errorf("a SYN to the next port: %v %+v", why, fx)
+	}
+}
+
+// TestCCC: after close_notify on both sides clear text is inspected again (RFC 4217 section 12.3).
+func TestCCC(t *testing.T) {
+	for _, version := range []uint16{tls.VersionTLS12, tls.VersionTLS13} {
+		x, client, server := newTap(t, 21)
+		exchange(t, server, client, "220 ready\r\n")
+		exchange(t, client, server, "AUTH TLS\r\n")
+		exchange(t, server, client, "234 go on\r\n")
+		c, s := shake(t, client, server,
+			&tls.Config{InsecureSkipVerify: true, MaxVersion: version}, &tls.Config{Certificates: []tls.Certificate{certificate(t)}})
+		exchange(t, c, s, "CCC\r\n")
+		exchange(t, s, c, "200 clear it is\r\n")
+		closeNotify(t, s, c)
+		closeNotify(t, c, s)
+		exchange(t, client, server, "PASV\r\n")
+		exchange(t, server, client, "227 (198,51,100,2,195,80)\r\n")
+		if p := x.control.Pinhole(); p.Mode != policy.PASV || p.To.Port() != 50000 {
+			t.Errorf("TLS %#x: after CCC: pinhole %+v, effects %q", version, p, describeAll(x.effects))
+		}
+	}
+}
+
+// closeNotify sends one and lets the peer read it.
+func closeNotify(t *testing.T, from, to *tls.Conn) {
+	t.Helper()
+	got := make(chan error, 1)
+	go func() {
+		_, err := to.Read(make([]byte, 1))
+		got <- err
+	}()
+	if err := from.CloseWrite(); err != nil {
+		t.Fatal(err)
+	}
+	if err := <-got; err != io.EOF {
+		t.Fatalf("the peer read %v, not close_notify", err)
+	}
+	from.NetConn().SetDeadline(time.Now().Add(10 * time.Second)) // CloseWrite leaves an expired one
+}

@@ -1,0 +1,45 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+
+	"github.com/spf13/cobra"
+
+	"ftpalg/alg"
+	"ftpalg/policy"
+)
+
+func newCheck() *cobra.Command {
+	return &cobra.Command{
+		Use:   "check FILE",
+		Short: "Check a policy file, run its tests, and print its canonical form",
+		Args:  cobra.ExactArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			p, err := loadPolicy(args[0])
+			if err != nil {
+				return err
+			}
+			for _, w := range p.Warnings {
+				fmt.Fprintf(cmd.ErrOrStderr(), "warning: %s\n", w)
+			}
+			_, err = cmd.OutOrStdout().Write(p.Canonical())
+			return err
+		},
+	}
+}
+
+// loadPolicy reads a policy file. It is only good if its own tests pass.
+func loadPolicy(file string) (*policy.Policy, error) {
+	p, err := policy.Load(file)
+	if err != nil {
+		return nil, err
+	}
+	if failed := alg.RunTests(p); len(failed) > 0 {
+		for i, f := range failed {
+			failed[i] = fmt.Errorf("%s: %w", file, f)
+		}
+		return nil, errors.Join(failed...)
+	}
+	return p, nil
+}

@@ -1,0 +1,156 @@
+package main
+
+import (
+	"fmt"
+	"io"
+	"log/slog"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"ftpalg/alg"
+	"ftpalg/alg/inspect"
+)
+
+// logBacklog is how many log lines may wait for a slow reader of standard error before lines are dropped: packets must
+// not wait for a log.
+const logBacklog = 4096
+
+// newLogger gives the daemon's logger, which never blocks, and the function that writes out what waits.
+func newLogger(w io.Writer, format, level string) (*slog.Logger, func(), error) {
+	var o slog.HandlerOptions
+	var l slog.Level
+	if err := l.UnmarshalText([]byte(level)); err != nil {
+		return nil, nil, fmt.Errorf("--log-level %q: debug, info, warn or error expected", level)
+	}
+	o.Level = l
+	lines := newLineWriter(w)
+	switch format {
+	case "text":
+		return slog.New(slog.NewTextHandler(lines, &o)), lines.close, nil
+	case "json":
+		return slog.New(slog.NewJSONHandler(lines, &o)), lines.close, nil
+	}
+	return nil, nil, fmt.Errorf("--log-format %q: text or json expected", format)
+}
+
+// lineWriter hands lines to a goroutine that writes them.
+type lineWriter struct {
+	lines   chan []byte
+	done    chan struct{}
+	dropped atomic.Uint64
+	once    sync.Once
+}
+
+func newLineWriter(w io.Writer) *lineWriter {
+	l := &lineWriter{lines: make(chan []byte, logBacklog), done: make(chan struct{})}
+	go func() {
+		defer close(l.done)
+		for line := range l.lines {
+			_, _ = w.Write(line)
+			if n := l.dropped.Swap(0); n > 0 {
+				fmt.Fprintf(w, "ftpalg: %d log lines dropped: standard error is read too slowly\n", n)
+			}
+		}
+	}()
+	return l
+}
+
+func (l *lineWriter) Write(b []byte) (int, error) {
+	select {
+	case l.lines <- append([]byte(nil), b...):
+	default:
+		l.dropped.Add(1)
+	}
+	return len(b), nil
+}
+
+func (l *lineWriter) close() {
+	l.once.Do(func() { close(l.lines) })
+	<-l.done
+}
+
+// newReporter gives the function that logs events: the session's number first, wire text quoted. Refusals and audit
+// lines, which strangers can cause, are at most rate a second; the others are counted.
+func newReporter(log *slog.Logger, rate int) func(inspect.Event) {
+	limit := &limiter{rate: rate}
+	return func(e inspect.Event) {
+		level := levels[e.Kind]
+		if level >= slog.LevelWarn || e.Kind == inspect.EventAudit {
+			ok, suppressed := limit.allow(e.Time)
+			if suppressed > 0 {
+				log.Warn("lines suppressed", "count", suppressed)
+			}
+			if !ok {
+				return
+			}
+		}
+		log.LogAttrs(nil, level, eventMessages[e.Kind], eventAttrs(e)...)
+	}
+}
+
+var levels = map[inspect.EventKind]slog.Level{
+	inspect.EventDeny: slog.LevelWarn,
+}
+
+var eventMessages = map[inspect.EventKind]string{
+	inspect.EventSession: "session", inspect.EventLogin: "login", inspect.EventProtection: "protection",
+	inspect.EventPinhole: "pinhole", inspect.EventClosed: "pinhole closed", inspect.EventDeny: "deny",
+	inspect.EventAudit: "audit", inspect.EventEnd: "session ended",
+}
+
+func eventAttrs(e inspect.Event) []slog.Attr {
+	attrs := make([]slog.Attr, 0, 8)
+	if e.Session != 0 {
+		attrs = append(attrs, slog.Uint64("session", e.Session))
+	}
+	if e.Reason != alg.NoReason {
+		attrs = append(attrs, slog.String("reason", e.Reason.String()))
+	}
+	switch e.Kind {
+	case inspect.EventPinhole, inspect.EventClosed:
+		attrs = append(attrs, slog.String("mode", e.Mode.String()),
+			slog.String("from", e.From.Addr().String()), slog.String("to", e.To.String()))
+	case inspect.EventProtection:
+		attrs = append(attrs, slog.String("control", e.Protection.Control.String()),
+			slog.String("data", e.Protection.Data.String()))
+	case inspect.EventLogin:
+		attrs = append(attrs, slog.String("user", fmt.Sprintf("%q", e.Text)))
+	default:
+		if e.From.IsValid() {
+			attrs = append(attrs, slog.String("client", e.From.String()), slog.String("server", e.To.String()))
+		}
+		if e.Text != "" {
+			attrs = append(attrs, slog.String("text", fmt.Sprintf("%q", e.Text)))
+		}
+	}
+	if e.Err != nil {
+		attrs = append(attrs, slog.Any("err", e.Err))
+	}
+	return attrs
+}
+
+// limiter lets rate events a second through and counts the others.
+type limiter struct {
+	mu         sync.Mutex
+	rate       int
+	second     time.Time
+	passed     int
+	suppressed int
+}
+
+// allow says whether an event may pass, and how many did not in the seconds before.
+func (l *limiter) allow(now time.Time) (ok bool, suppressed int) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if now.Sub(l.second) >= time.Second {
+		suppressed = l.suppressed
+		l.second, l.passed, l.suppressed = now, 0, 0
+	}
+	if l.passed >= l.rate {
+		l.suppressed++
+		return false, suppressed
+	}
+	l.passed++
+	return true, suppressed
+}

@@ -1,0 +1,63 @@
+// Command ftpalg lets FTP and FTPS through a default-drop Linux gateway by exact pinholes.
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/signal"
+	"syscall"
+
+	"github.com/spf13/cobra"
+)
+
+// Exit codes.
+const (
+	exitOK     = 0
+	exitFailed = 1 // the thing checked or run failed
+	exitUsage  = 2
+)
+
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	os.Exit(execute(ctx, os.Args[1:]))
+}
+
+// execute runs the command line and gives the exit code: errors before a command begins are errors of usage.
+func execute(ctx context.Context, args []string) int {
+	begun := false
+	root := newRoot()
+	root.SetArgs(args)
+	root.PersistentPreRun = func(*cobra.Command, []string) { begun = true }
+	err := root.ExecuteContext(ctx)
+	switch {
+	case err == nil:
+		return exitOK
+	case !begun:
+		fmt.Fprintf(os.Stderr, "ftpalg: %v\nTry 'ftpalg --help'.\n", err)
+		return exitUsage
+	case !errors.Is(err, errSaid):
+		fmt.Fprintf(os.Stderr, "ftpalg: %v\n", err)
+	}
+	return exitFailed
+}
+
+// errSaid is for a command that has told on its own output what failed.
+var errSaid = errors.New("failed")
+
+func newRoot() *cobra.Command {
+	root := &cobra.Command{
+		Use:           "ftpalg",
+		Short:         "FTP and FTPS through a default-drop gateway, by exact pinholes",
+		SilenceErrors: true,
+		SilenceUsage:  true,
+		Args:          cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			return cmd.Help()
+		},
+	}
+	root.AddCommand(newRun(), newCheck(), newRules(), newReplay(), newSessions(), newPinholes(), newDoctor(), newVersion())
+	return root
+}

@@ -1,0 +1,268 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"os/signal"
+	"syscall"
+	"time"
+
+	"github.com/spf13/cobra"
+	"golang.org/x/sync/errgroup"
+
+	"ftpalg/alg/inspect"
+	"ftpalg/conntrack"
+	"ftpalg/nfq"
+	"ftpalg/nfq/rules"
+	"ftpalg/policy"
+)
+
+// How often the daemon tidies up.
+const (
+	expireEvery = time.Second
+	sweepEvery  = time.Minute
+	// idleBefore is how long a session must have been idle before its conntrack entry is looked up, to see whether the
+	// event of its end was lost.
+	idleBefore = 10 * time.Minute
+)
+
+type runOptions struct {
+	steering
+	policyFile string
+	noRules    bool
+	socket     string
+	logFormat  string
+	logLevel   string
+}
+
+func newRun() *cobra.Command {
+	var o runOptions
+	cmd := &cobra.Command{
+		Use:   "run --policy FILE",
+		Short: "Run the gateway: install the rules and inspect control connections until stopped",
+		Long: "Installs ftpalg's own chains, takes packets from the queues and opens pinholes. SIGHUP reads the policy " +
+			"again; SIGTERM and SIGINT remove the rules and end.",
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error { return run(cmd.Context(), o) },
+	}
+	f := cmd.Flags()
+	o.steering.flags(f)
+	f.StringVar(&o.policyFile, "policy", "", "the policy `file`")
+	f.BoolVar(&o.noRules, "no-rules", false, "install no rules: those in place steer packets here")
+	f.StringVar(&o.socket, "socket", defaultSocket, "Unix socket `path` for 'ftpalg sessions' and 'ftpalg pinholes'")
+	f.StringVar(&o.logFormat, "log-format", "text", "text or json")
+	f.StringVar(&o.logLevel, "log-level", "info", "debug, info, warn or error")
+	must(cmd.MarkFlagRequired("policy"))
+	return cmd
+}
+
+// daemon is the running gateway.
+type daemon struct {
+	runOptions
+	log       *slog.Logger
+	helper    conntrack.Helper
+	conntrack *conntrack.Conn
+	inspector *inspect.Inspector
+	policy    *policy.Policy // as last loaded; only the reload task changes it
+}
+
+func run(ctx context.Context, o runOptions) error {
+	log, flush, err := newLogger(os.Stderr, o.logFormat, o.logLevel)
+	if err != nil {
+		return err
+	}
+	defer flush()
+	d := &daemon{runOptions: o, log: log}
+	if d.policy, err = loadPolicy(o.policyFile); err != nil {
+		return err
+	}
+	for _, w := range d.policy.Warnings {
+		log.Warn("policy", "warning", w)
+	}
+	if d.helper, err = conntrack.DetectHelper(d.policy.Helper); err != nil {
+		return err
+	}
+	if d.conntrack, err = conntrack.Dial(); err != nil {
+		return err
+	}
+	defer d.conntrack.Close()
+	d.inspector = inspect.New(inspect.Options{
+		Policy: d.policy, Conntrack: d.conntrack, Refused: o.mark,
+		Report: newReporter(log, d.policy.Limits.AuditRate),
+	})
+	return d.serve(ctx)
+}
+
+// serve opens the queues, installs the rules and runs every task until the first ends. The order matters: sessions that
+// were there before us are known before their packets come, and rules that queue go in after the queues.
+func (d *daemon) serve(ctx context.Context) error {
+	tasks, ctx := errgroup.WithContext(ctx)
+	listener, err := listen(d.socket)
+	if err != nil {
+		return err
+	}
+	defer os.Remove(d.socket)
+	defer listener.Close()
+	if err := d.resume(); err != nil {
+		return err
+	}
+	for num := d.queues.first; ; num++ {
+		q, err := d.openQueue(ctx, num)
+		if err != nil {
+			return err
+		}
+		defer q.Close()
+		tasks.Go(func() error {
+			<-q.Done()
+			return q.Err()
+		})
+		if num == d.queues.last {
+			break
+		}
+	}
+	if !d.noRules {
+		defer d.removeRules()
+		if err := d.installRules(ctx); err != nil {
+			return err
+		}
+	}
+	tasks.Go(func() error { return d.watchEnds(ctx) })
+	tasks.Go(func() error { return d.tidy(ctx) })
+	tasks.Go(func() error { return d.reloads(ctx) })
+	tasks.Go(func() error { return d.answer(ctx, listener) })
+	d.log.Info("ready", "helper", d.helper.Name, "queues", d.queues.String(), "fail", failWord(d.policy))
+	if err := tasks.Wait(); err != nil && !errors.Is(err, context.Canceled) {
+		return err
+	}
+	d.log.Info("stopped")
+	return nil
+}
+
+func failWord(p *policy.Policy) string {
+	if p.FailOpen {
+		return "open: packets pass unread when the queue is full or ftpalg is not running"
+	}
+	return "closed"
+}
+
+// resume makes the control connections known that were there before us, so that they go on.
+func (d *daemon) resume() error {
+	before, err := d.conntrack.Connections(d.policy.IsControlPort)
+	if err != nil {
+		return err
+	}
+	for _, c := range before {
+		d.inspector.Resume(time.Now(), inspect.Key{Client: c.Orig.Src, Server: c.Orig.Dst})
+	}
+	return nil
+}
+
+// openQueue opens one queue with a decoder of its own.
+func (d *daemon) openQueue(ctx context.Context, num uint16) (*nfq.Queue, error) {
+	decoder := nfq.NewDecoder()
+	var seg nfq.Segment
+	var q *nfq.Queue
+	opened := make(chan struct{})
+	handle := func(p *nfq.Packet) {
+		<-opened
+		if err := decoder.Decode(p.Data, &seg); err != nil {
+			d.log.Warn("undecodable packet dropped", "queue", num, "err", err)
+			_ = q.Verdict(p.ID, nfq.Verdict{})
+			return
+		}
+		d.inspector.Packet(time.Now(), inspect.Packet{ID: p.ID, Mark: p.Mark, Queue: q}, &seg)
+	}
+	q, err := nfq.Open(ctx, num, nfq.Options{
+		FailOpen: d.policy.FailOpen,
+		Logger:   d.log,
+		OnLoss: func(l nfq.Loss) {
+			d.log.Warn("packets lost before they could be read; their senders will repeat them", "queue", num,
+				"queue_full", l.QueueDropped, "socket_full", l.UserDropped, "overruns", l.Overruns)
+		},
+	}, handle)
+	close(opened)
+	return q, err
+}
+
+func (d *daemon) installRules(ctx context.Context) error {
+	return rules.Install(ctx, rules.IPTables(d.steering.config(d.policy, d.helper.Name)))
+}
+
+// removeRules runs when everything else is over, so not in that context.
+func (d *daemon) removeRules() {
+	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	defer cancel()
+	if err := rules.Remove(ctx); err != nil {
+		d.log.Error("rules not removed; run 'ftpalg rules --remove'", "err", err)
+	}
+}
+
+// watchEnds ends sessions with their conntrack entries.
+func (d *daemon) watchEnds(ctx context.Context) error {
+	return conntrack.WatchDestroy(ctx,
+		func(t conntrack.Tuple) { d.inspector.End(time.Now(), inspect.Key{Client: t.Src, Server: t.Dst}) },
+		func() { d.inspector.Sweep(time.Now(), time.Now(), d.alive) })
+}
+
+// alive says whether a control connection still has its conntrack entry. In doubt it has.
+func (d *daemon) alive(k inspect.Key) bool {
+	_, err := d.conntrack.Lookup(conntrack.Tuple{Src: k.Client, Dst: k.Server})
+	return !errors.Is(err, conntrack.ErrNotFound)
+}
+
+func (d *daemon) tidy(ctx context.Context) error {
+	expire, sweep := time.NewTicker(expireEvery), time.NewTicker(sweepEvery)
+	defer expire.Stop()
+	defer sweep.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case now := <-expire.C:
+			d.inspector.Expire(now)
+		case now := <-sweep.C:
+			d.inspector.Sweep(now, now.Add(-idleBefore), d.alive)
+		}
+	}
+}
+
+// reloads reads the policy again at SIGHUP. A bad file leaves the old policy in force.
+func (d *daemon) reloads(ctx context.Context) error {
+	hup := make(chan os.Signal, 1)
+	signal.Notify(hup, syscall.SIGHUP)
+	defer signal.Stop(hup)
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-hup:
+			if err := d.reload(ctx); err != nil {
+				d.log.Error("policy not reloaded; the old one stays in force", "file", d.policyFile, "err", err)
+			}
+		}
+	}
+}
+
+func (d *daemon) reload(ctx context.Context) error {
+	p, err := loadPolicy(d.policyFile)
+	if err != nil {
+		return err
+	}
+	if p.FailOpen != d.policy.FailOpen || p.Helper != d.policy.Helper {
+		return errors.New("'fail' and 'helper' are fixed while ftpalg runs: restart it to change them")
+	}
+	old := d.policy
+	d.policy = p
+	if !d.noRules {
+		if err := d.installRules(ctx); err != nil {
+			d.policy = old
+			return fmt.Errorf("install the new rules: %w", err)
+		}
+	}
+	d.inspector.SetPolicy(p)
+	d.log.Info("policy reloaded", "file", d.policyFile)
+	return nil
+}

@@ -1,0 +1,138 @@
+package main
+
+import (
+	"bufio"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"os"
+	"time"
+
+	"ftpalg/alg/inspect"
+)
+
+// defaultSocket is where the running daemon answers root's questions.
+const defaultSocket = "/run/ftpalg.sock"
+
+// socketTimeout bounds one question and its answer.
+const socketTimeout = 10 * time.Second
+
+// sessionRecord is a session as `ftpalg sessions --json` prints it.
+type sessionRecord struct {
+	Session uint64         `json:"session"`
+	Client  netip.AddrPort `json:"client"`
+	Server  netip.AddrPort `json:"server"`
+	Rule    string         `json:"rule"`
+	User    string         `json:"user,omitempty"`
+	Control string         `json:"control"`
+	Data    string         `json:"data"`
+	Began   time.Time      `json:"began"`
+	Seen    time.Time      `json:"seen"`
+	Refused bool           `json:"refused,omitempty"`
+}
+
+// pinholeRecord is an open pinhole as `ftpalg pinholes --json` prints it.
+type pinholeRecord struct {
+	Session uint64    `json:"session"`
+	Mode    string    `json:"mode"`
+	From    string    `json:"from"`
+	To      string    `json:"to"`
+	Until   time.Time `json:"until"`
+}
+
+// listen makes the socket, for root alone. A socket file that nobody answers on is a dead daemon's and is replaced.
+func listen(path string) (net.Listener, error) {
+	if c, err := net.Dial("unix", path); err == nil {
+		c.Close()
+		return nil, fmt.Errorf("%s: another ftpalg is running; stop it, or choose another --socket", path)
+	}
+	if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return nil, fmt.Errorf("replace a dead daemon's socket: %w", err)
+	}
+	l, err := net.Listen("unix", path)
+	if err != nil {
+		return nil, fmt.Errorf("make the socket for questions: %w", err)
+	}
+	if err := os.Chmod(path, 0o600); err != nil {
+		l.Close()
+		return nil, err
+	}
+	return l, nil
+}
+
+// answer serves questions: one word a connection, answered by one JSON object a line.
+func (d *daemon) answer(ctx context.Context, l net.Listener) error {
+	stop := context.AfterFunc(ctx, func() { l.Close() })
+	defer stop()
+	for {
+		c, err := l.Accept()
+		if ctx.Err() != nil {
+			return nil
+		}
+		if err != nil {
+			return fmt.Errorf("socket for questions: %w", err)
+		}
+		go d.answerOne(c)
+	}
+}
+
+func (d *daemon) answerOne(c net.Conn) {
+	defer c.Close()
+	_ = c.SetDeadline(time.Now().Add(socketTimeout))
+	in := bufio.NewScanner(c)
+	if !in.Scan() {
+		return
+	}
+	out := bufio.NewWriter(c)
+	defer out.Flush()
+	enc := json.NewEncoder(out)
+	switch in.Text() {
+	case "sessions":
+		for _, s := range d.inspector.Sessions() {
+			_ = enc.Encode(newSessionRecord(s))
+		}
+	case "pinholes":
+		for _, s := range d.inspector.Sessions() {
+			if !s.Pinhole.IsZero() {
+				_ = enc.Encode(newPinholeRecord(s))
+			}
+		}
+	}
+}
+
+func newSessionRecord(s inspect.SessionInfo) sessionRecord {
+	return sessionRecord{
+		Session: s.Number, Client: s.Client, Server: s.Server, Rule: s.Rule, User: s.User, Refused: s.Refused,
+		Control: s.Protection.Control.String(), Data: s.Protection.Data.String(), Began: s.Began, Seen: s.LastSeen,
+	}
+}
+
+func newPinholeRecord(s inspect.SessionInfo) pinholeRecord {
+	return pinholeRecord{
+		Session: s.Number, Mode: s.Pinhole.Mode.String(),
+		From: s.Pinhole.From.Addr().String(), To: s.Pinhole.To.String(), Until: s.PinholeUntil,
+	}
+}
+
+// ask puts a question to the running daemon and gives its answer to each, line by line.
+func ask(path, question string, each func(line []byte) error) error {
+	c, err := net.Dial("unix", path)
+	if err != nil {
+		return fmt.Errorf("no answer at %s: is 'ftpalg run' running, and are you root? %w", path, err)
+	}
+	defer c.Close()
+	_ = c.SetDeadline(time.Now().Add(socketTimeout))
+	if _, err := fmt.Fprintln(c, question); err != nil {
+		return err
+	}
+	lines := bufio.NewScanner(c)
+	for lines.Scan() {
+		if err := each(lines.Bytes()); err != nil {
+			return err
+		}
+	}
+	return lines.Err()
+}
