@@ -67,7 +67,7 @@ func (j Job) url(name string) string {
 // ClientKind is an FTP client.
 type ClientKind struct {
 	Name string
-	// command returns the client's arguments and what it reads from standard input.
+	// command returns the client's arguments and what it reads from standard input. The client held has none.
 	command func(Job) (argv []string, stdin string)
 	// verb finds an FTP command in the client's verbose output.
 	verb *regexp.Regexp
@@ -81,6 +81,7 @@ var Clients = []ClientKind{
 	{Name: "lftp", command: lftp, verb: regexp.MustCompile(`(?m)^---> ([A-Z]+)`), cannot: lftpCannot},
 	{Name: "ftplib", command: ftplib, verb: regexp.MustCompile(`(?m)^\*cmd\* '([A-Z]+)`), cannot: canAll},
 	{Name: "tnftp", command: tnftp, verb: regexp.MustCompile(`(?m)^---> ([A-Z]+)`), cannot: tnftpCannot},
+	held,
 }
 
 func canAll(Scenario) string { return "" }

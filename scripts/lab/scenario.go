@@ -53,6 +53,9 @@ func (s Scenario) Doubted() bool {
 	return s.Client.Name == "curl" && s.Protection != Plain && s.Mode.Active()
 }
 
+// scans tells whether the scenario's own client spends its pinhole on a port that nobody announced: see holdOpaque.
+func (s Scenario) scans() bool { return s.Client.Name == held.Name && s.Protection != Plain }
+
 // direction says who connects to whom. initiator and target are the hosts between which data connections are made, and the ranges that their ports come
 // from: promised has those that may be announced, never has those that are not. stranger is the host that stands
 // beside the initiator and was promised nothing.

@@ -112,6 +112,7 @@ type Result struct {
 	Pinholes      []Event
 	Stranger      []ProbeResult // a second host, at the promised port and at others: during the session, and after it
 	Beyond        []ProbeResult // the promised host itself, at ports that it was not promised
+	Promised      ProbeResult   // what the client named held was allowed
 	Took          time.Duration
 }
 
@@ -131,18 +132,24 @@ func (s *Stage) Run(ctx context.Context, scenario Scenario) Result {
 
 func (s *Stage) run(ctx context.Context, scenario Scenario, result *Result) {
 	mark := s.Daemon.Mark()
+	if scenario.Client.command == nil {
+		result.Err = s.hold(ctx, scenario, mark, result)
+		s.conclude(scenario, mark, 1, result)
+		return
+	}
 	first := make(chan error, 1)
 	sessionCtx, ended := context.WithCancel(ctx)
 	go func() { first <- s.probeDuring(sessionCtx, scenario, mark, result) }()
 	result.Err = s.transfer(ctx, scenario, sessionTimeout)
 	ended()
-	err := <-first
-	result.Pinholes = s.pinholesSince(mark)
-	result.Err = errors.Join(result.Err, err, checkPinholes(scenario, result.Pinholes), s.probeAfter(scenario, result))
+	result.Err = errors.Join(result.Err, <-first)
+	s.conclude(scenario, mark, transfers, result)
 }
 
-func (s *Stage) pinholesSince(mark int) []Event {
-	return slices.DeleteFunc(s.Daemon.Since(mark), func(e Event) bool { return e.Msg != msgPinhole })
+// conclude checks what ftpalg reported of a session, which needed so many pinholes, and that nothing is left of it.
+func (s *Stage) conclude(scenario Scenario, mark, pinholes int, result *Result) {
+	result.Pinholes = slices.DeleteFunc(s.Daemon.Since(mark), func(e Event) bool { return e.Msg != msgPinhole })
+	result.Err = errors.Join(result.Err, checkPinholes(scenario, pinholes, result.Pinholes), s.probeAfter(scenario, result))
 }
 
 // transfer runs the client and compares what was transferred.
@@ -211,12 +218,12 @@ func (s *Stage) doubt(ctx context.Context, scenario Scenario) (reason string, er
 	return reason, open.Close()
 }
 
-// checkPinholes compares ftpalg's report with what the scenario needs: one pinhole for each transfer, in the scenario's
-// mode, between its two hosts.
-func checkPinholes(scenario Scenario, pinholes []Event) error {
+// checkPinholes compares ftpalg's report with what the scenario needs: so many pinholes and no more, in the
+// scenario's mode, between its two hosts.
+func checkPinholes(scenario Scenario, want int, pinholes []Event) error {
 	var errs []error
-	if len(pinholes) != transfers {
-		errs = append(errs, fmt.Errorf("%d pinholes for %d transfers", len(pinholes), transfers))
+	if len(pinholes) != want {
+		errs = append(errs, fmt.Errorf("%d pinholes for %d data connections", len(pinholes), want))
 	}
 	mode := string(scenario.Mode)
 	if scenario.Protection != Plain {
@@ -228,7 +235,7 @@ func checkPinholes(scenario Scenario, pinholes []Event) error {
 			errs = append(errs, fmt.Errorf("a pinhole of mode %s, not %s", p.Mode, mode))
 		}
 		if p.From != Addr(way.initiator, scenario.Family) || p.To.Addr() != Addr(way.target, scenario.Family) ||
-			!way.promised.Contains(p.To.Port()) {
+			!way.promised.Contains(p.To.Port()) && !(scenario.scans() && way.never.Contains(p.To.Port())) {
 			errs = append(errs, fmt.Errorf("a pinhole from %s to %s: not between %s and %s", p.From, p.To, way.initiator, way.target))
 		}
 	}
@@ -237,7 +244,7 @@ func checkPinholes(scenario Scenario, pinholes []Event) error {
 
 // probeDuring waits for the first pinhole and then, while the session lives, lets the stranger try the promised port
 // and many others. The promised host itself tries ports that nobody promises, if the control connection is in clear
-// text; where it is opaque, a SYN to any port may be the data connection to come, and TestCredit has the proof.
+// text; where it is opaque, a SYN to any port may be the data connection to come: see holdOpaque.
 func (s *Stage) probeDuring(ctx context.Context, scenario Scenario, mark int, result *Result) error {
 	first, err := s.Daemon.WaitEvent(ctx, mark, func(e Event) bool { return e.Msg == msgPinhole })
 	if err != nil {

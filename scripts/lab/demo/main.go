@@ -87,6 +87,8 @@ const heading = `Each row is one session: a download and an upload of 100 KiB, c
 Pinholes are as ftpalg reported them. "2nd host" are SYNs of a host beside the one that was promised the port: at that
 very port and at others; "unpromised" are SYNs of the promised host at other ports, and at all when the session is
 over. answered/sent: an answer, be it SYN-ACK or RST, is a failure. With the firewall open all are answered (checked).
+The client "held" arranges a data connection and holds still while the pinhole is probed; where the control connection
+is opaque it then scans 51 ports at once, of which its one credit may open one.
 
 `
 
@@ -125,6 +127,9 @@ func printRow(w io.Writer, s lab.Scenario, r lab.Result) {
 		return
 	}
 	transfer, verdict := "ok", "pass"
+	if r.Promised.Sent > 0 {
+		transfer = "got " + r.Promised.String()
+	}
 	if r.Err != nil {
 		transfer, verdict = "-", "FAIL"
 	}
