@@ -356,8 +356,8 @@ func (b *builder) dialogue(key, text string) []Line {
 		if isBlock {
 			at = place{start.line + i, start.column}
 		}
-		side, rest, _ := strings.Cut(s, ":")
-		if side != "C" && side != "S" || !printable(rest) {
+		side, rest, found := strings.Cut(s, ":")
+		if !found || side != "C" && side != "S" || !printable(rest) {
 			b.faultAt(at, key, "%q is no line of a dialogue; begin it with C: or S: and keep to printable characters", s)
 			continue
 		}

@@ -136,7 +136,7 @@ func encodeValue(b *bytes.Buffer, indent string, v reflect.Value) {
 }
 
 // bare matches text that needs no quotes in YAML, together with what the library knows of reserved words and numbers.
-var bare = regexp.MustCompile(`^[A-Za-z0-9./]([A-Za-z0-9 ._/-]*[A-Za-z0-9._/-])?$`)
+var bare = regexp.MustCompile(`^[A-Za-z0-9/]([A-Za-z0-9 ._/-]*[A-Za-z0-9._/-])?$`)
 
 func scalar(v reflect.Value) string {
 	switch x := v.Interface().(type) {

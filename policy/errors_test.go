@@ -184,6 +184,7 @@ func TestTestErrors(t *testing.T) {
       USER b
 
       X: y
+      C
 `), []string{
 		`8:21: tests[0].from: "192.0.2.0/24" is not one host's address; write one such as 192.0.2.10 or 2001:db8::10`,
 		`8:39: tests[0].to: "files" is not one host's address; write one such as 192.0.2.10 or 2001:db8::10`,
@@ -195,6 +196,7 @@ func TestTestErrors(t *testing.T) {
 		`12:9: tests[2].to: "192.0.2.2/32" is not one host's address; write one such as 192.0.2.10 or 2001:db8::10`,
 		`16:1: tests[2].dialogue: "USER b" is no line of a dialogue; begin it with C: or S: and keep to printable characters`,
 		`18:1: tests[2].dialogue: "X: y" is no line of a dialogue; begin it with C: or S: and keep to printable characters`,
+		`19:1: tests[2].dialogue: "C" is no line of a dialogue; begin it with C: or S: and keep to printable characters`,
 	})
 }
 

@@ -2,11 +2,13 @@ package policy
 
 import (
 	"errors"
+	"fmt"
 	"net/netip"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
+	"unicode/utf8"
 )
 
 // FuzzParse: nothing panics; what parses has a canonical form that parses to an equal policy; every fault has a place.
@@ -89,4 +91,29 @@ func BenchmarkDecide(b *testing.B) {
 	for b.Loop() {
 		p.Decide(client, server)
 	}
+}
+
+// FuzzCanonicalText: any text that a policy may hold comes back from the canonical form as it was.
+func FuzzCanonicalText(f *testing.F) {
+	for _, seed := range []string{"null", "~", "1e3", "0x10", "1_0", "- a", "a: b", "a #b", "yes", "2026-01-01", "::", "1:30", `\"`, "'", "é", ".inf", "<<", "*a"} {
+		f.Add(seed, seed, seed)
+	}
+	f.Fuzz(func(t *testing.T, name, command, line string) {
+		if !utf8.ValidString(name+","+command+","+line) || strings.ContainsAny(line, "\r\n") {
+			return // another text, or more lines, than the test thinks
+		}
+		src := small("", fmt.Sprintf("tests:\n  - {name: %q, from: 192.0.2.1, to: '::2', command: %q, expect: deny}\n"+
+			"  - {name: %q, from: 192.0.2.1, to: '::2', dialogue: %q, expect: deny}\n", name, command, name+"2", "C: "+line+"\nS:"+line))
+		p, err := Parse("fuzz", []byte(src))
+		if err != nil {
+			return
+		}
+		if got := p.Tests[0]; got.Name != name || got.Command != command {
+			t.Fatalf("%q and %q became %+v", name, command, got)
+		}
+		if got := p.Tests[1].Dialogue; len(got) != 2 || got[0].Text != line {
+			t.Fatalf("%q became %+v", line, got)
+		}
+		roundTrip(t, p.Canonical())
+	})
 }
