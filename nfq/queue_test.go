@@ -13,7 +13,11 @@ import (
 	"sync/atomic"
 	"testing"
 	"time"
+
+	"ftpalg/nfq/internal/lab"
 )
+
+func TestMain(m *testing.M) { lab.Main(m) }
 
 const patience = 5 * time.Second // how long a condition may take to come true
 
@@ -32,7 +36,7 @@ func echo(t testing.TB, network string) {
 	t.Helper()
 	var l net.Listener
 	var err error
-	inside(t, "server", func() { l, err = net.Listen(network, ":21") })
+	lab.Inside(t, "server", func() { l, err = net.Listen(network, ":21") })
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -57,7 +61,7 @@ func connect(t testing.TB, network string) net.Conn {
 	address := map[string]string{"tcp4": "198.51.100.2:21", "tcp6": "[2001:db8:2::2]:21"}[network]
 	var c net.Conn
 	var err error
-	inside(t, "client", func() { c, err = net.DialTimeout(network, address, patience) })
+	lab.Inside(t, "client", func() { c, err = net.DialTimeout(network, address, patience) })
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -96,7 +100,7 @@ func open(t testing.TB, num uint16, opt Options, h func(q *Queue, p *Packet)) *Q
 }
 
 func TestQueueVerdicts(t *testing.T) {
-	buildLab(t)
+	lab.Build(t)
 	for _, network := range []string{"tcp4", "tcp6"} {
 		t.Run(network, func(t *testing.T) {
 			echo(t, network)
@@ -125,12 +129,12 @@ func TestQueueVerdicts(t *testing.T) {
 					t.Error(err)
 				}
 			})
-			rules(t, "-p tcp --dport 21 -j NFQUEUE --queue-num 7")
-			rules(t, "-p tcp --sport 21 -j NFQUEUE --queue-num 7")
-			run(t, "iptables -w -A FORWARD -m mark --mark 0x20000000 -p tcp -j REJECT --reject-with tcp-reset")
-			run(t, "ip6tables -w -A FORWARD -m mark --mark 0x20000000 -p tcp -j REJECT --reject-with tcp-reset")
-			defer run(t, "iptables -w -F FORWARD")
-			defer run(t, "ip6tables -w -F FORWARD")
+			lab.Rule(t, "-p tcp --dport 21 -j NFQUEUE --queue-num 7")
+			lab.Rule(t, "-p tcp --sport 21 -j NFQUEUE --queue-num 7")
+			lab.Run(t, "iptables -w -A FORWARD -m mark --mark 0x20000000 -p tcp -j REJECT --reject-with tcp-reset")
+			lab.Run(t, "ip6tables -w -A FORWARD -m mark --mark 0x20000000 -p tcp -j REJECT --reject-with tcp-reset")
+			defer lab.Run(t, "iptables -w -F FORWARD")
+			defer lab.Run(t, "ip6tables -w -F FORWARD")
 			c := connect(t, network)
 			exchange(t, c, "PASV", "PASV")
 			exchange(t, c, "SITE", "NOOP")
@@ -153,7 +157,7 @@ func TestQueueVerdicts(t *testing.T) {
 
 // TestQueueHeldPacket gives a verdict from another goroutine, after later packets had theirs.
 func TestQueueHeldPacket(t *testing.T) {
-	buildLab(t)
+	lab.Build(t)
 	echo(t, "tcp4")
 	held := make(chan uint32, 16)
 	q := open(t, 7, Options{}, func(q *Queue, p *Packet) {
@@ -163,7 +167,7 @@ func TestQueueHeldPacket(t *testing.T) {
 		}
 		_ = q.Verdict(p.ID, Verdict{Accept: true})
 	})
-	rules(t, "-p tcp --dport 21 -j NFQUEUE --queue-num 7")
+	lab.Rule(t, "-p tcp --dport 21 -j NFQUEUE --queue-num 7")
 	first, second := connect(t, "tcp4"), connect(t, "tcp4")
 	fmt.Fprintf(first, "hold\r\n")
 	id := <-held
@@ -178,7 +182,7 @@ func TestQueueHeldPacket(t *testing.T) {
 }
 
 func TestQueueTaken(t *testing.T) {
-	needRoot(t)
+	lab.NeedRoot(t)
 	open(t, 7, Options{}, func(q *Queue, p *Packet) {})
 	_, err := Open(t.Context(), 7, Options{}, func(p *Packet) {})
 	if !errors.Is(err, ErrTaken) || !strings.Contains(err.Error(), "queue 7") ||
@@ -188,7 +192,7 @@ func TestQueueTaken(t *testing.T) {
 }
 
 func TestQueueClose(t *testing.T) {
-	needRoot(t)
+	lab.NeedRoot(t)
 	q := open(t, 7, Options{}, func(q *Queue, p *Packet) {})
 	if err := q.Close(); err != nil || q.Err() != nil {
 		t.Error(err, q.Err())
@@ -214,17 +218,17 @@ func TestQueueClose(t *testing.T) {
 
 // TestQueueFull holds every packet, so that the kernel's queue fills.
 func TestQueueFull(t *testing.T) {
-	buildLab(t)
+	lab.Build(t)
 	for _, failOpen := range []bool{false, true} {
 		t.Run(fmt.Sprint("failOpen=", failOpen), func(t *testing.T) {
 			losses := make(chan Loss, 16)
 			open(t, 7, Options{MaxLen: 2, FailOpen: failOpen, OnLoss: func(l Loss) { losses <- l }}, func(q *Queue, p *Packet) {})
-			rules(t, "-p udp --dport 9 -j NFQUEUE --queue-num 7")
+			lab.Rule(t, "-p udp --dport 9 -j NFQUEUE --queue-num 7")
 			var server net.PacketConn
 			var client net.Conn
 			var err, err2 error
-			inside(t, "server", func() { server, err = net.ListenPacket("udp4", ":9") })
-			inside(t, "client", func() { client, err2 = net.Dial("udp4", "198.51.100.2:9") })
+			lab.Inside(t, "server", func() { server, err = net.ListenPacket("udp4", ":9") })
+			lab.Inside(t, "client", func() { client, err2 = net.Dial("udp4", "198.51.100.2:9") })
 			if err := errors.Join(err, err2); err != nil {
 				t.Fatal(err)
 			}

@@ -1,0 +1,208 @@
+package rules
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"strings"
+)
+
+// Variant names an iptables back end.
+type Variant string
+
+// The variants. Default is whatever "iptables" is on this machine.
+const (
+	Default Variant = ""
+	Legacy  Variant = "legacy"
+	NFT     Variant = "nft"
+)
+
+// command names a program: command("ip6tables", "save") of Legacy is "ip6tables-legacy-save".
+func (v Variant) command(tool, verb string) string {
+	for _, part := range []string{string(v), verb} {
+		if part != "" {
+			tool += "-" + part
+		}
+	}
+	return tool
+}
+
+// tables are the tables that we have chains in, with the built-in chains that lead there.
+var tables = []Table{{Name: "raw", Hook: "PREROUTING"}, {Name: "mangle", Hook: "PREROUTING"}, {Name: "filter", Hook: "FORWARD"}}
+
+// Install puts the rules in force, and takes away what an earlier run left. Each table changes at once; the order is
+// raw, mangle, filter, so that what is accepted last has been steered first. Queues must be bound before, or packets
+// are lost.
+func Install(ctx context.Context, r Ruleset) error {
+	for _, f := range families(r) {
+		if err := f.apply(ctx, r.Variant); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// Remove takes away all chains of ours, and nothing else. That there are none is no error.
+func Remove(ctx context.Context) error { return Default.Remove(ctx) }
+
+// Remove does what the function of that name does, with a certain back end.
+func (v Variant) Remove(ctx context.Context) error { return Install(ctx, Ruleset{Variant: v}) }
+
+// Present lists what is missing of a ruleset, for people to read. Nothing missing means that it is in force.
+func Present(ctx context.Context, r Ruleset) (missing []string, err error) {
+	for _, f := range r.Families {
+		for _, t := range f.Tables {
+			found, err := read(ctx, r.Variant, f, t)
+			if err != nil {
+				return nil, err
+			}
+			where := f.tool() + ", table " + t.Name + ": "
+			if len(found.jumps) == 0 {
+				missing = append(missing, where+"no jump from "+t.Hook+" to "+t.Chains[0].Name)
+			}
+			for _, c := range t.Chains {
+				if n, ok := found.chains[c.Name]; !ok || n != len(c.Rules) {
+					missing = append(missing, fmt.Sprintf("%schain %s has %d of its %d rules", where, c.Name, n, len(c.Rules)))
+				}
+			}
+		}
+	}
+	return missing, nil
+}
+
+// families are those of the ruleset, and empty ones for those that it does not have, to remove what is left there.
+func families(r Ruleset) []Family {
+	all := []Family{{V6: false, Tables: tables}, {V6: true, Tables: tables}}
+	for _, f := range r.Families {
+		if f.V6 {
+			all[1] = f
+		} else {
+			all[0] = f
+		}
+	}
+	return all
+}
+
+func (f Family) apply(ctx context.Context, v Variant) error {
+	if f.V6 && len(f.Tables[0].Chains) == 0 && !hasIPv6() {
+		return nil // nothing to install, and nowhere that anything could be left
+	}
+	for _, t := range f.Tables {
+		found, err := read(ctx, v, f, t)
+		if err != nil {
+			return err
+		}
+		if text := found.replaceBy(t); text != "" {
+			if err := restore(ctx, v, f, text); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+func hasIPv6() bool {
+	_, err := os.Stat("/proc/net/if_inet6")
+	return err == nil
+}
+
+// leftover is what a table holds of ours.
+type leftover struct {
+	chains map[string]int // rules in each chain of ours
+	jumps  []string       // rules of other chains that lead to ours, as "CHAIN SPEC"
+}
+
+// read asks the kernel, through iptables-save.
+func read(ctx context.Context, v Variant, f Family, t Table) (leftover, error) {
+	out, err := command(ctx, "", v.command(f.tool(), "save"), "-t", t.Name)
+	if err != nil {
+		return leftover{}, err
+	}
+	return parseSave(out), nil
+}
+
+// parseSave finds our chains, and the jumps to them, in the output of iptables-save.
+func parseSave(text string) leftover {
+	found := leftover{chains: map[string]int{}}
+	for line := range strings.Lines(text) {
+		line = strings.TrimSpace(line)
+		if name, ok := strings.CutPrefix(line, ":"+prefix); ok {
+			found.chains[prefix+strings.Fields(name)[0]] += 0
+			continue
+		}
+		rule, ok := strings.CutPrefix(line, "-A ")
+		if !ok {
+			continue
+		}
+		chain, spec, _ := strings.Cut(rule, " ")
+		if strings.HasPrefix(chain, prefix) {
+			found.chains[chain]++
+		} else if strings.Contains(spec, " -j "+prefix) || strings.Contains(spec, " -g "+prefix) || strings.HasPrefix(spec, "-j "+prefix) {
+			found.jumps = append(found.jumps, rule)
+		}
+	}
+	return found
+}
+
+// replaceBy is the input of iptables-restore that puts t, which may be empty, in the place of what was found; or ""
+// when there is nothing to do.
+func (l leftover) replaceBy(t Table) string {
+	if len(t.Chains) == 0 && len(l.chains) == 0 {
+		return ""
+	}
+	wanted := map[string]bool{}
+	var extra []string
+	for _, jump := range l.jumps {
+		extra = append(extra, "-D "+jump)
+	}
+	for _, c := range t.Chains {
+		wanted[c.Name] = true
+	}
+	all := t // with the chains to be removed, so that they are emptied before
+	for name := range l.chains {
+		if !wanted[name] {
+			all.Chains = append(all.Chains[:len(all.Chains):len(all.Chains)], Chain{Name: name})
+			extra = append(extra, "-X "+name)
+		}
+	}
+	if len(t.Chains) > 0 {
+		extra = append(extra, "-I "+t.Hook+" 1 "+t.jump())
+	}
+	var b strings.Builder
+	all.restore(&b, false, extra...)
+	return b.String()
+}
+
+// restore runs iptables-restore, and finds the line that it complains of.
+func restore(ctx context.Context, v Variant, f Family, text string) error {
+	_, err := command(ctx, text, v.command(f.tool(), "restore"), "-w", "5", "--noflush")
+	if err == nil {
+		return nil
+	}
+	var line int
+	if at := strings.LastIndex(err.Error(), "line"); at >= 0 {
+		_, _ = fmt.Sscanf(strings.TrimLeft(err.Error()[at+len("line"):], ": "), "%d", &line)
+	}
+	if lines := strings.Split(text, "\n"); line > 0 && line <= len(lines) {
+		return fmt.Errorf("%w (the rule: %s)", err, lines[line-1])
+	}
+	return err
+}
+
+// command runs a program, and puts what it says of its failure into the error.
+func command(ctx context.Context, input, name string, args ...string) (string, error) {
+	cmd := exec.CommandContext(ctx, name, args...)
+	var stdout, stderr bytes.Buffer
+	cmd.Stdin, cmd.Stdout, cmd.Stderr = strings.NewReader(input), &stdout, &stderr
+	err := cmd.Run()
+	if errors.Is(err, exec.ErrNotFound) {
+		return "", fmt.Errorf("%w: install it (on Debian: apt-get install iptables), or manage the rules yourself with --no-rules", err)
+	}
+	if err != nil {
+		return "", fmt.Errorf("%s %s: %w: %s", name, strings.Join(args, " "), err, strings.TrimSpace(stderr.String()))
+	}
+	return stdout.String(), nil
+}

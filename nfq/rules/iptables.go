@@ -1,0 +1,245 @@
+package rules
+
+import (
+	"fmt"
+	"net/netip"
+	"slices"
+	"strconv"
+	"strings"
+
+	"ftpalg/policy"
+)
+
+// prefix starts the name of every chain that is ours.
+const prefix = "FTPALG-"
+
+// multiportMax is how many ports xt_multiport takes in one rule.
+const multiportMax = 15
+
+// reset refuses at once instead of letting the client wait for a timeout.
+const reset = "-j REJECT --reject-with tcp-reset"
+
+// IPTables makes the rules for a policy. A family in which the policy names no server gets none.
+func IPTables(cfg Config) Ruleset {
+	if cfg.Mark == 0 {
+		cfg.Mark = DefaultMark
+	}
+	set := Ruleset{Variant: cfg.Variant}
+	for _, v6 := range []bool{false, true} {
+		b := newBuilder(cfg, v6)
+		if len(b.servers) > 0 {
+			set.Families = append(set.Families, Family{V6: v6, Tables: []Table{b.raw(), b.mangle(), b.filter()}})
+		}
+	}
+	return set
+}
+
+// builder makes the rules of one family.
+type builder struct {
+	cfg     Config
+	v6      bool
+	servers []server
+	nfqueue string // the target
+}
+
+// server is what the rules need of a server.
+type server struct {
+	*policy.Server
+	addresses []netip.Prefix // of this family
+	ports     []string       // the control ports, in multiport's lists
+	all       []uint16       // the same, one by one
+}
+
+func newBuilder(cfg Config, v6 bool) *builder {
+	b := &builder{cfg: cfg, v6: v6, nfqueue: "-j NFQUEUE --queue-num " + strconv.Itoa(int(cfg.Queues[0]))}
+	if cfg.Queues[1] > cfg.Queues[0] {
+		// The kernel's hash takes both addresses in the same way in both directions, so that one pair of hosts,
+		// control connections and data SYNs alike, stays in one queue and in order.
+		b.nfqueue = fmt.Sprintf("-j NFQUEUE --queue-balance %d:%d", cfg.Queues[0], cfg.Queues[1])
+	}
+	if cfg.FailOpen {
+		b.nfqueue += " --queue-bypass"
+	}
+	for i := range cfg.Policy.Servers {
+		s := server{Server: &cfg.Policy.Servers[i]}
+		s.addresses = b.family(s.Addresses)
+		s.all = append(slices.Clone(s.Explicit), s.Implicit...)
+		slices.Sort(s.all)
+		for ports := range slices.Chunk(s.all, multiportMax) {
+			s.ports = append(s.ports, strings.Trim(strings.ReplaceAll(fmt.Sprint(ports), " ", ","), "[]"))
+		}
+		if len(s.addresses) > 0 && len(s.ports) > 0 {
+			b.servers = append(b.servers, s)
+		}
+	}
+	return b
+}
+
+// family picks the prefixes of this builder's family.
+func (b *builder) family(prefixes []netip.Prefix) []netip.Prefix {
+	return slices.DeleteFunc(slices.Clone(prefixes), func(p netip.Prefix) bool { return p.Addr().Is6() != b.v6 })
+}
+
+// any is the prefix of the whole family.
+func (b *builder) any() netip.Prefix {
+	if b.v6 {
+		return netip.PrefixFrom(netip.IPv6Unspecified(), 0)
+	}
+	return netip.PrefixFrom(netip.IPv4Unspecified(), 0)
+}
+
+// clients lists the prefixes that a rule is for.
+func (b *builder) clients(r *policy.Rule) []netip.Prefix {
+	if named(r.From, "any") {
+		return []netip.Prefix{b.any()}
+	}
+	var list []netip.Prefix
+	for _, c := range b.cfg.Policy.Clients {
+		if slices.Contains(r.From, c.Name) {
+			list = append(list, b.family(c.Addresses)...)
+		}
+	}
+	return list
+}
+
+// named reports whether a list of the policy includes a name, or everything.
+func named(list []string, name string) bool {
+	return len(list) == 0 || slices.Contains(list, "any") || slices.Contains(list, name)
+}
+
+// raw: what must happen before conntrack sees a packet.
+func (b *builder) raw() Table {
+	c := Chain{Name: prefix + "RAW"}
+	for _, s := range b.servers {
+		for _, a := range s.addresses {
+			for _, ports := range s.ports {
+				c.add("A control connection gets its helper when conntrack creates it: without one it can have no expectation.",
+					"-d %s -p tcp -m multiport --dports %s -j CT --helper %s", a, ports, b.cfg.Helper)
+			}
+		}
+	}
+	for _, s := range b.servers {
+		for i := range b.cfg.Policy.Rules {
+			r := &b.cfg.Policy.Rules[i]
+			if r.Action == policy.Inspect && named(r.To, s.Name) {
+				b.justInTime(&c, s, r)
+			}
+		}
+	}
+	return Table{Name: "raw", Hook: "PREROUTING", Chains: []Chain{c}}
+}
+
+// justInTime queues the SYNs that may get a pinhole just in time: this is the last moment before conntrack looks for
+// an expectation.
+func (b *builder) justInTime(c *Chain, s server, r *policy.Rule) {
+	for _, a := range s.addresses {
+		if r.OpaquePinhole && !s.Passive.IsZero() {
+			c.addOnce("A data connection under TLS announces itself by its SYN to the passive range. Who is not owed one goes on unhelped.",
+				"-d %s -p tcp --dport %d:%d --syn %s", a, s.Passive.First, s.Passive.Last, b.nfqueue)
+		}
+		if !r.OpaqueActive {
+			continue
+		}
+		for _, client := range b.clients(r) {
+			c.addOnce("The same in active mode: from the server to its clients.",
+				"-s %s%s -p tcp --dport 1024:65535 --syn %s", a, match("-d", client), b.nfqueue)
+		}
+	}
+}
+
+// addOnce leaves out a rule that the chain has.
+func (c *Chain) addOnce(why, format string, args ...any) {
+	spec := fmt.Sprintf(format, args...)
+	if !slices.ContainsFunc(c.Rules, func(r Rule) bool { return r.Spec == spec }) {
+		c.Rules = append(c.Rules, Rule{Spec: spec, Why: why})
+	}
+}
+
+// match is an address match, or nothing for the prefix that everything matches.
+func match(option string, p netip.Prefix) string {
+	if p.Bits() == 0 {
+		return ""
+	}
+	return " " + option + " " + p.String()
+}
+
+// mangle queues the control connections' payload, after conntrack and before DNAT. Ports decide and not conntrack's
+// state: what conntrack calls INVALID would slip past otherwise.
+func (b *builder) mangle() Table {
+	c := Chain{Name: prefix + "MANGLE"}
+	for _, s := range b.servers {
+		for _, a := range s.addresses {
+			for _, ports := range s.ports {
+				payload := fmt.Sprintf(`-m bpf --bytecode "%s" %s`, PayloadBytecode(b.v6), b.nfqueue)
+				c.add("Only segments with payload, of one byte or more, are read; the program is 'IP length > IP header + TCP header'.",
+					"-d %s -p tcp -m multiport --dports %s %s", a, ports, payload)
+				c.add("", "-s %s -p tcp -m multiport --sports %s %s", a, ports, payload)
+			}
+		}
+	}
+	return Table{Name: "mangle", Hook: "PREROUTING", Chains: []Chain{c}}
+}
+
+// filter decides what is forwarded.
+func (b *builder) filter() Table {
+	main, data := Chain{Name: prefix + "FORWARD"}, Chain{Name: prefix + "DATA"}
+	main.add("A session that ftpalg ends: the packet left the queue with this mark.",
+		"-p tcp -m mark --mark %#x/%#x %s", b.cfg.Mark, b.cfg.Mark, reset)
+	if !b.cfg.NoAccept {
+		main.add("Data connections: conntrack knows them as the children of a control connection with our helper.",
+			"-p tcp -m conntrack --ctstate RELATED,ESTABLISHED -m helper --helper %s -j %s", b.cfg.Helper, data.Name)
+	}
+	chains := []Chain{main}
+	for i, s := range b.servers {
+		decide := b.decide(s, prefix+"SERVER"+strconv.Itoa(i))
+		for _, a := range s.addresses {
+			b.control(&chains[0], s, a, decide.Name)
+			data.add("The helper may carry other connections of yours: only those from and to a server of the policy are let through.",
+				"-d %s -j ACCEPT", a)
+			data.add("", "-s %s -j ACCEPT", a)
+		}
+		chains = append(chains, decide)
+	}
+	if !b.cfg.NoAccept {
+		chains = append(chains, data)
+	}
+	return Table{Name: "filter", Hook: "FORWARD", Chains: chains}
+}
+
+// control handles the control connections to one address of a server.
+func (b *builder) control(c *Chain, s server, a netip.Prefix, decide string) {
+	if !b.cfg.NoAccept {
+		for _, port := range s.all {
+			c.add("Both directions of a connection that was opened to a control port, and of no other with that source port.",
+				"-p tcp -m conntrack --ctstate ESTABLISHED --ctorigdst %s --ctorigdstport %d -j ACCEPT", a, port)
+		}
+	}
+	for _, ports := range s.ports {
+		c.add("New control connections: the policy's rules in their order. (Goto: what that chain leaves goes on behind this one.)",
+			"-d %s -p tcp -m multiport --dports %s -m conntrack --ctstate NEW -g %s", a, ports, decide)
+	}
+}
+
+// decide is the chain with the policy's rules for one server: first match wins, and nothing that matches is refused.
+func (b *builder) decide(s server, name string) Chain {
+	c := Chain{Name: name}
+	for i := range b.cfg.Policy.Rules {
+		r := &b.cfg.Policy.Rules[i]
+		if !named(r.To, s.Name) {
+			continue
+		}
+		target := reset
+		switch {
+		case r.Action == policy.Inspect && b.cfg.NoAccept:
+			target = "-j RETURN"
+		case r.Action == policy.Inspect:
+			target = "-j ACCEPT"
+		}
+		for _, client := range b.clients(r) {
+			c.add(fmt.Sprintf("Rule %q of the policy, for server %q.", r.Name, s.Name),
+				"%s", strings.TrimSpace(match("-s", client)+" -p tcp "+target))
+		}
+	}
+	c.add(fmt.Sprintf("No rule of the policy lets anybody else to server %q.", s.Name), "-p tcp %s", reset)
+	return c
+}

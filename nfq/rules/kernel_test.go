@@ -1,0 +1,477 @@
+package rules
+
+import (
+	"bufio"
+	"context"
+	"encoding/binary"
+	"fmt"
+	"net"
+	"net/netip"
+	"os"
+	"os/exec"
+	"regexp"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"ftpalg/nfq"
+	"ftpalg/nfq/internal/lab"
+)
+
+func TestMain(m *testing.M) { lab.Main(m) }
+
+const patience = 5 * time.Second
+
+var noise = regexp.MustCompile(`(?m)^#.*\n|\[\d+:\d+\]`)
+
+// saved is everything that both tools of a variant have, without counters and dates.
+func saved(t testing.TB, v Variant) string {
+	t.Helper()
+	var all string
+	for _, tool := range []string{"iptables", "ip6tables"} {
+		for _, table := range tables {
+			out, err := exec.Command(v.command(tool, "save"), "-t", table.Name).CombinedOutput()
+			if err != nil {
+				t.Fatalf("%s: %v\n%s", tool, err, out)
+			}
+			all += noise.ReplaceAllString(string(out), "")
+		}
+	}
+	return all
+}
+
+func TestInstallAndRemove(t *testing.T) {
+	lab.NeedRoot(t)
+	for _, v := range []Variant{Legacy, NFT} {
+		t.Run(string(v), func(t *testing.T) {
+			ctx := t.Context()
+			for _, rule := range []string{
+				"-t raw -A PREROUTING -p udp --dport 53 -j NOTRACK", "-t mangle -A PREROUTING -j MARK --set-mark 7",
+				"-t filter -N theirs", "-t filter -A FORWARD -j theirs", "-t filter -A theirs -p tcp --dport 22 -j ACCEPT",
+			} {
+				lab.Run(t, v.command("iptables", "")+" -w "+rule)
+				lab.Run(t, v.command("ip6tables", "")+" -w "+rule)
+			}
+			before := saved(t, v)
+			cfg := config(t)
+			cfg.Variant = v
+			set := IPTables(cfg)
+			if missing, err := Present(ctx, set); err != nil || len(missing) == 0 {
+				t.Errorf("before Install: %v, %v", missing, err)
+			}
+			install := func() string {
+				t.Helper()
+				if err := Install(ctx, set); err != nil {
+					t.Fatal(err)
+				}
+				if missing, err := Present(ctx, set); err != nil || len(missing) > 0 {
+					t.Errorf("after Install: %v, %v", missing, err)
+				}
+				return saved(t, v)
+			}
+			first := install()
+			if again := install(); again != first {
+				t.Errorf("a second Install changes the rules:\n%s\nto\n%s", first, again)
+			}
+			// What a daemon with another policy left when it was killed.
+			lab.Run(t, v.command("iptables", "")+" -w -N FTPALG-SERVER7")
+			lab.Run(t, v.command("iptables", "")+" -w -A FTPALG-SERVER7 -j DROP")
+			lab.Run(t, v.command("iptables", "")+" -w -A FTPALG-DATA -g FTPALG-SERVER7")
+			lab.Run(t, v.command("iptables", "")+" -w -A FORWARD -j FTPALG-SERVER7")
+			if missing, err := Present(ctx, set); err != nil || len(missing) != 1 {
+				t.Errorf("with a foreign rule in our chain: %v, %v", missing, err)
+			}
+			if again := install(); again != first {
+				t.Errorf("Install does not replace what was left:\n%s\nis now\n%s", first, again)
+			}
+			for range 2 { // the second time nothing is there
+				if err := v.Remove(ctx); err != nil {
+					t.Fatal(err)
+				}
+				if after := saved(t, v); after != before {
+					t.Errorf("before Install:\n%s\nafter Remove:\n%s", before, after)
+				}
+			}
+			for _, tool := range []string{"iptables", "ip6tables"} {
+				for _, table := range tables {
+					lab.Run(t, v.command(tool, "")+" -w -t "+table.Name+" -F")
+					lab.Run(t, v.command(tool, "")+" -w -t "+table.Name+" -X")
+				}
+			}
+		})
+	}
+}
+
+// TestScript runs what is printed, twice, and expects what Install makes.
+func TestScript(t *testing.T) {
+	lab.NeedRoot(t)
+	set := IPTables(config(t))
+	if err := Install(t.Context(), set); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = Remove(context.Background()) })
+	want := saved(t, Default)
+	if err := Remove(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	for range 2 {
+		cmd := exec.Command("sh")
+		cmd.Stdin = strings.NewReader(set.String())
+		if out, err := cmd.CombinedOutput(); err != nil {
+			t.Fatalf("%v\n%s", err, out)
+		}
+		if got := saved(t, Default); got != want {
+			t.Errorf("the script makes\n%s\nInstall makes\n%s", got, want)
+		}
+	}
+}
+
+func TestInstallNamesTheRule(t *testing.T) {
+	lab.NeedRoot(t)
+	cfg := config(t)
+	cfg.Helper = "nosuchhelper"
+	err := Install(t.Context(), IPTables(cfg))
+	if err == nil || !strings.Contains(err.Error(), "nosuchhelper") || !strings.Contains(err.Error(), "iptables-restore") {
+		t.Errorf("got %v", err)
+	}
+	if err := Remove(t.Context()); err != nil {
+		t.Error(err)
+	}
+}
+
+// install builds the lab and puts the rules for a helper in force on a gateway that forwards nothing else.
+func install(t testing.TB, change func(*Config)) {
+	t.Helper()
+	lab.Build(t)
+	for _, tool := range []string{"iptables", "ip6tables"} {
+		lab.Run(t, tool+" -w -P FORWARD DROP")
+		t.Cleanup(func() { lab.Run(t, tool+" -w -P FORWARD ACCEPT") })
+	}
+	cfg := config(t)
+	cfg.Queues, cfg.Helper = [2]uint16{21, 21}, "ftp"
+	if change != nil {
+		change(&cfg)
+	}
+	if err := Install(t.Context(), IPTables(cfg)); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := Remove(context.Background()); err != nil {
+			t.Error(err)
+		}
+	})
+}
+
+// crafted makes an IP packet from client to server port 21, with a header of its own making. extra are IPv4 options, or
+// IPv6 extension headers beginning with a hop-by-hop header.
+func crafted(v6 bool, flags byte, extra, options, payload []byte) []byte {
+	tcp := make([]byte, 20)
+	binary.BigEndian.PutUint16(tcp, 40000)
+	binary.BigEndian.PutUint16(tcp[2:], 21)
+	tcp[12], tcp[13] = byte((20+len(options))/4)<<4, flags
+	body := append(append(tcp, options...), payload...)
+	var packet []byte
+	if v6 {
+		packet = make([]byte, 40)
+		packet[0], packet[6], packet[7] = 0x60, 6, 64
+		if len(extra) > 0 {
+			packet[6] = 0
+		}
+		binary.BigEndian.PutUint16(packet[4:], uint16(len(extra)+len(body)))
+		copy(packet[8:], netip.MustParseAddr("2001:db8:1::2").AsSlice())
+		copy(packet[24:], netip.MustParseAddr("2001:db8:2::2").AsSlice())
+	} else {
+		packet = make([]byte, 20)
+		packet[0], packet[8], packet[9] = 0x40|byte((20+len(extra))/4), 64, 6
+		binary.BigEndian.PutUint16(packet[2:], uint16(20+len(extra)+len(body)))
+		copy(packet[12:], []byte{192, 0, 2, 2, 198, 51, 100, 2})
+	}
+	packet = append(append(packet, extra...), body...)
+	if err := nfq.FixChecksums(packet); err != nil {
+		panic(err)
+	}
+	return packet
+}
+
+// TestPayloadReachesQueue has the kernel run the payload program on packets that come in on a wire.
+func TestPayloadReachesQueue(t *testing.T) {
+	const (
+		fin, syn, ack, urg = 1, 2, 16, 32
+	)
+	var (
+		ipOption   = []byte{148, 4, 0, 0}
+		timestamps = []byte{1, 1, 8, 10, 0, 0, 0, 1, 0, 0, 0, 1}
+		hopByHop   = []byte{6, 0, 1, 4, 0, 0, 0, 0}
+		routing    = []byte{43, 0, 1, 4, 0, 0, 0, 0, 6, 0, 4, 0, 0, 0, 0, 0}
+		one        = []byte("x")
+	)
+	install(t, nil)
+	for _, c := range []struct {
+		name   string
+		v6     bool
+		packet []byte
+		want   bool
+	}{
+		{"v4 pure ACK", false, crafted(false, ack, nil, nil, nil), false},
+		{"v4 pure ACK with timestamps", false, crafted(false, ack, nil, timestamps, nil), false},
+		{"v4 pure ACK with IP options", false, crafted(false, ack, ipOption, nil, nil), false},
+		{"v4 SYN", false, crafted(false, syn, nil, timestamps, nil), false},
+		{"v4 FIN", false, crafted(false, fin|ack, nil, nil, nil), false},
+		{"v4 one byte", false, crafted(false, ack, nil, nil, one), true},
+		{"v4 one byte, timestamps", false, crafted(false, ack, nil, timestamps, one), true},
+		{"v4 one byte, IP options, timestamps", false, crafted(false, ack, ipOption, timestamps, one), true},
+		{"v4 FIN with a byte", false, crafted(false, fin|ack, nil, nil, one), true},
+		{"v4 urgent byte", false, crafted(false, urg|ack, nil, nil, one), true},
+		{"v4 SYN with a byte", false, crafted(false, syn, nil, nil, one), true},
+		{"v6 pure ACK", true, crafted(true, ack, nil, timestamps, nil), false},
+		{"v6 SYN", true, crafted(true, syn, nil, timestamps, nil), false},
+		{"v6 FIN", true, crafted(true, fin|ack, nil, nil, nil), false},
+		{"v6 one byte", true, crafted(true, ack, nil, timestamps, one), true},
+		{"v6 hop-by-hop, one byte", true, crafted(true, ack, hopByHop, timestamps, one), true},
+		{"v6 hop-by-hop and routing, one byte", true, crafted(true, ack, routing, nil, one), true},
+		{"v6 hop-by-hop, pure ACK: read, for want of an offset", true, crafted(true, ack, hopByHop, nil, nil), true},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			queued := make(chan string, 16)
+			q, err := nfq.Open(t.Context(), 21, nfq.Options{}, func(p *nfq.Packet) { queued <- string(p.Data) })
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer q.Close()
+			marker := crafted(c.v6, ack, nil, nil, []byte("marker"))
+			lab.Inside(t, "client", func() { err = send(c.v6, c.packet, marker) })
+			if err != nil {
+				t.Fatal(err)
+			}
+			var got bool
+			for end := time.After(patience); ; {
+				select {
+				case data := <-queued:
+					if strings.HasSuffix(data, "marker") { // it was sent last
+						if got != c.want {
+							t.Errorf("reached the queue: %v, want %v", got, c.want)
+						}
+						return
+					}
+					got = true
+				case <-end:
+					t.Fatal("the marker did not reach the queue")
+				}
+			}
+		})
+	}
+}
+
+// send puts whole IP packets on the wire.
+func send(v6 bool, packets ...[]byte) error {
+	family, to := unix.AF_INET, unix.Sockaddr(&unix.SockaddrInet4{Addr: [4]byte{198, 51, 100, 2}})
+	if v6 {
+		family, to = unix.AF_INET6, &unix.SockaddrInet6{Addr: netip.MustParseAddr("2001:db8:2::2").As16()}
+	}
+	fd, err := unix.Socket(family, unix.SOCK_RAW, unix.IPPROTO_RAW)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(fd)
+	for _, p := range packets {
+		if err := unix.Sendto(fd, p, 0, to); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// listen listens in a namespace of the lab.
+func listen(t testing.TB, name, address string) net.Listener {
+	t.Helper()
+	var l net.Listener
+	var err error
+	lab.Inside(t, name, func() { l, err = net.Listen("tcp", address) })
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { l.Close() })
+	return l
+}
+
+// dial connects out of a namespace of the lab, from an address of it.
+func dial(t testing.TB, name, from, to string, wait time.Duration) (net.Conn, error) {
+	t.Helper()
+	var c net.Conn
+	var err error
+	local := net.TCPAddrFromAddrPort(netip.AddrPortFrom(netip.MustParseAddr(from), 0))
+	lab.Inside(t, name, func() { c, err = (&net.Dialer{LocalAddr: local, Timeout: wait}).Dial("tcp", to) })
+	if err == nil {
+		t.Cleanup(func() { c.Close() })
+	}
+	return c, err
+}
+
+// TestDataConnections opens data connections, in both directions, that the kernel's ftp helper expects, through a
+// gateway that forwards nothing but what our rules accept.
+func TestDataConnections(t *testing.T) {
+	install(t, nil)
+	for _, c := range []struct{ name, client, server, command, reply string }{
+		{"IPv4 passive", "192.0.2.2", "198.51.100.2", "PASV", "227 Entering Passive Mode (198,51,100,2,117,48)"},
+		{"IPv6 passive", "2001:db8:1::2", "2001:db8:2::2", "EPSV", "229 Entering Extended Passive Mode (|||30000|)"},
+		{"IPv4 active", "192.0.2.2", "198.51.100.2", "PORT 192,0,2,2,117,48", "200 OK"},
+		{"IPv6 active", "2001:db8:1::2", "2001:db8:2::2", "EPRT |2|2001:db8:1::2|30000|", "200 OK"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			dataConnection(t, c.client, c.server, c.command, c.reply)
+		})
+	}
+}
+
+func dataConnection(t *testing.T, client, server, command, reply string) {
+	// The queue of this test accepts all: what is tested is what conntrack and the rules make of it.
+	var q *nfq.Queue
+	ready := make(chan struct{})
+	q, err := nfq.Open(t.Context(), 22, nfq.Options{}, func(p *nfq.Packet) { <-ready; _ = q.Verdict(p.ID, nfq.Verdict{Accept: true}) })
+	if err != nil {
+		t.Fatal(err)
+	}
+	close(ready)
+	t.Cleanup(func() { q.Close() })
+	cfg := config(t)
+	cfg.Queues, cfg.Helper = [2]uint16{22, 22}, "ftp"
+	if err := Install(t.Context(), IPTables(cfg)); err != nil {
+		t.Fatal(err)
+	}
+	l := listen(t, "server", net.JoinHostPort(server, "21"))
+	control, err := dial(t, "client", client, net.JoinHostPort(server, "21"), patience)
+	if err != nil {
+		t.Fatalf("control connection: %v", err)
+	}
+	far, err := l.Accept()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer far.Close()
+	for _, step := range []struct {
+		from, to net.Conn
+		line     string
+	}{{far, control, "220 Ready"}, {control, far, "USER x"}, // from these the kernel learns where lines begin
+		{far, control, "230 In"}, {control, far, command}, {far, control, reply}} {
+		fmt.Fprintf(step.from, "%s\r\n", step.line)
+		_ = step.to.SetReadDeadline(time.Now().Add(patience))
+		if got, err := bufio.NewReader(step.to).ReadString('\n'); err != nil {
+			t.Fatalf("%q arrived as %q: %v", step.line, got, err)
+		}
+	}
+	near, from, at, to := "client", client, "server", server
+	if strings.HasPrefix(reply, "200") {
+		near, from, at, to = "server", server, "client", client
+	}
+	data := listen(t, at, net.JoinHostPort(to, "30000"))
+	if _, err := dial(t, near, from, net.JoinHostPort(to, "30001"), 300*time.Millisecond); err == nil || !os.IsTimeout(err) {
+		t.Errorf("the next port: %v, want silence", err)
+	}
+	c, err := dial(t, near, from, net.JoinHostPort(to, "30000"), patience)
+	if err != nil {
+		t.Fatalf("the expected data connection: %v", err)
+	}
+	peer, err := data.Accept()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer peer.Close()
+	for _, way := range [][2]net.Conn{{c, peer}, {peer, c}} {
+		fmt.Fprint(way[0], "data")
+		_ = way[1].SetReadDeadline(time.Now().Add(patience))
+		if n, err := way[1].Read(make([]byte, 9)); n != 4 {
+			t.Errorf("data connection: %d bytes, %v", n, err)
+		}
+	}
+}
+
+// TestControlConnections: who may open one is decided at the SYN, without the queue, in the policy's order.
+func TestControlConnections(t *testing.T) {
+	install(t, nil)
+	for _, address := range []string{"192.0.2.66/24", "203.0.113.200/32"} {
+		lab.Run(t, "ip -n client addr add "+address+" dev eth0")
+		t.Cleanup(func() { lab.Run(t, "ip -n client addr del "+address+" dev eth0") })
+	}
+	lab.Run(t, "ip route add 203.0.113.200/32 dev client")
+	t.Cleanup(func() { lab.Run(t, "ip route del 203.0.113.200/32") })
+	listen(t, "server", ":21")
+	listen(t, "server", ":22")
+	const refused = "connection refused"
+	for _, c := range []struct{ name, from, to, want string }{
+		{"allowed", "192.0.2.2", "198.51.100.2:21", ""},
+		{"allowed, IPv6", "2001:db8:1::2", "[2001:db8:2::2]:21", ""},
+		{"denied by an earlier rule", "192.0.2.66", "198.51.100.2:21", refused},
+		{"matched by no rule", "203.0.113.200", "198.51.100.2:21", refused},
+		{"not a control port", "192.0.2.2", "198.51.100.2:22", "i/o timeout"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			wait := patience
+			if c.want == "i/o timeout" {
+				wait = 300 * time.Millisecond
+			}
+			_, err := dial(t, "client", c.from, c.to, wait)
+			if (err == nil) != (c.want == "") || err != nil && !strings.Contains(err.Error(), c.want) {
+				t.Errorf("got %v, want %q", err, c.want)
+			}
+		})
+	}
+}
+
+// TestFailAndRefuse: without a daemon payload is dropped, or passes where the policy fails open; and the verdict's mark
+// resets a connection.
+func TestFailAndRefuse(t *testing.T) {
+	for _, failOpen := range []bool{false, true} {
+		t.Run(fmt.Sprint("failOpen=", failOpen), func(t *testing.T) {
+			install(t, func(c *Config) { c.FailOpen = failOpen })
+			far, near := pair(t)
+			fmt.Fprint(near, "x")
+			_ = far.SetReadDeadline(time.Now().Add(500 * time.Millisecond))
+			if n, err := far.Read(make([]byte, 1)); (n == 1) != failOpen {
+				t.Errorf("payload without a daemon: %d bytes, %v", n, err)
+			}
+		})
+	}
+	t.Run("mark", func(t *testing.T) {
+		install(t, nil)
+		var q *nfq.Queue
+		var packets atomic.Int32
+		ready := make(chan struct{})
+		q, err := nfq.Open(t.Context(), 21, nfq.Options{}, func(p *nfq.Packet) {
+			<-ready
+			packets.Add(1)
+			_ = q.Verdict(p.ID, nfq.Verdict{Accept: true, SetMark: true, Mark: p.Mark | DefaultMark})
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		close(ready)
+		t.Cleanup(func() { q.Close() })
+		_, near := pair(t)
+		fmt.Fprint(near, "x")
+		_ = near.SetReadDeadline(time.Now().Add(patience))
+		if _, err := near.Read(make([]byte, 1)); err == nil || !strings.Contains(err.Error(), "reset") {
+			t.Errorf("got %v, want a reset", err)
+		}
+		if packets.Load() != 1 {
+			t.Errorf("%d packets in the queue, want 1", packets.Load())
+		}
+	})
+}
+
+// pair opens a control connection and returns both of its ends.
+func pair(t testing.TB) (far, near net.Conn) {
+	t.Helper()
+	l := listen(t, "server", "198.51.100.2:21")
+	near, err := dial(t, "client", "192.0.2.2", "198.51.100.2:21", patience)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if far, err = l.Accept(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { far.Close() })
+	return far, near
+}

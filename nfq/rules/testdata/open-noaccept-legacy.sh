@@ -1,0 +1,90 @@
+#!/bin/sh
+# ftpalg's rules. 'ftpalg run' installs them by itself; with --no-rules, run this.
+set -e
+
+iptables-legacy-restore -w 5 --noflush <<'EOF'
+*raw
+:FTPALG-RAW - [0:0]
+# A control connection gets its helper when conntrack creates it: without one it can have no expectation.
+-A FTPALG-RAW -d 198.51.100.2/32 -p tcp -m multiport --dports 21,990 -j CT --helper sane
+-A FTPALG-RAW -d 203.0.113.0/28 -p tcp -m multiport --dports 21,2121 -j CT --helper sane
+# A data connection under TLS announces itself by its SYN to the passive range. Who is not owed one goes on unhelped.
+-A FTPALG-RAW -d 198.51.100.2/32 -p tcp --dport 50000:50100 --syn -j NFQUEUE --queue-num 5 --queue-bypass
+# The same in active mode: from the server to its clients.
+-A FTPALG-RAW -s 198.51.100.2/32 -d 192.0.2.0/24 -p tcp --dport 1024:65535 --syn -j NFQUEUE --queue-num 5 --queue-bypass
+COMMIT
+*mangle
+:FTPALG-MANGLE - [0:0]
+# Only segments with payload, of one byte or more, are read; the program is 'IP length > IP header + TCP header'.
+-A FTPALG-MANGLE -d 198.51.100.2/32 -p tcp -m multiport --dports 21,990 -m bpf --bytecode "10,177 0 0 0,80 0 0 12,84 0 0 240,116 0 0 2,12 0 0 0,7 0 0 0,128 0 0 0,45 0 1 0,6 0 0 65535,6 0 0 0" -j NFQUEUE --queue-num 5 --queue-bypass
+-A FTPALG-MANGLE -s 198.51.100.2/32 -p tcp -m multiport --sports 21,990 -m bpf --bytecode "10,177 0 0 0,80 0 0 12,84 0 0 240,116 0 0 2,12 0 0 0,7 0 0 0,128 0 0 0,45 0 1 0,6 0 0 65535,6 0 0 0" -j NFQUEUE --queue-num 5 --queue-bypass
+-A FTPALG-MANGLE -d 203.0.113.0/28 -p tcp -m multiport --dports 21,2121 -m bpf --bytecode "10,177 0 0 0,80 0 0 12,84 0 0 240,116 0 0 2,12 0 0 0,7 0 0 0,128 0 0 0,45 0 1 0,6 0 0 65535,6 0 0 0" -j NFQUEUE --queue-num 5 --queue-bypass
+-A FTPALG-MANGLE -s 203.0.113.0/28 -p tcp -m multiport --sports 21,2121 -m bpf --bytecode "10,177 0 0 0,80 0 0 12,84 0 0 240,116 0 0 2,12 0 0 0,7 0 0 0,128 0 0 0,45 0 1 0,6 0 0 65535,6 0 0 0" -j NFQUEUE --queue-num 5 --queue-bypass
+COMMIT
+*filter
+:FTPALG-FORWARD - [0:0]
+:FTPALG-SERVER0 - [0:0]
+:FTPALG-SERVER1 - [0:0]
+# A session that ftpalg ends: the packet left the queue with this mark.
+-A FTPALG-FORWARD -p tcp -m mark --mark 0x20000000/0x20000000 -j REJECT --reject-with tcp-reset
+# New control connections: the policy's rules in their order. (Goto: what that chain leaves goes on behind this one.)
+-A FTPALG-FORWARD -d 198.51.100.2/32 -p tcp -m multiport --dports 21,990 -m conntrack --ctstate NEW -g FTPALG-SERVER0
+-A FTPALG-FORWARD -d 203.0.113.0/28 -p tcp -m multiport --dports 21,2121 -m conntrack --ctstate NEW -g FTPALG-SERVER1
+# Rule "no guests" of the policy, for server "files".
+-A FTPALG-SERVER0 -s 192.0.2.66/32 -p tcp -j REJECT --reject-with tcp-reset
+# Rule "office to files" of the policy, for server "files".
+-A FTPALG-SERVER0 -s 192.0.2.0/24 -p tcp -j RETURN
+# No rule of the policy lets anybody else to server "files".
+-A FTPALG-SERVER0 -p tcp -j REJECT --reject-with tcp-reset
+# Rule "no guests" of the policy, for server "mirror".
+-A FTPALG-SERVER1 -s 192.0.2.66/32 -p tcp -j REJECT --reject-with tcp-reset
+# Rule "anyone to mirror" of the policy, for server "mirror".
+-A FTPALG-SERVER1 -p tcp -j RETURN
+# No rule of the policy lets anybody else to server "mirror".
+-A FTPALG-SERVER1 -p tcp -j REJECT --reject-with tcp-reset
+COMMIT
+EOF
+# The jumps come last, when what they lead to is whole.
+iptables-legacy -w 5 -t raw -C PREROUTING -p tcp -j FTPALG-RAW 2>/dev/null ||
+	iptables-legacy -w 5 -t raw -I PREROUTING 1 -p tcp -j FTPALG-RAW
+iptables-legacy -w 5 -t mangle -C PREROUTING -p tcp -j FTPALG-MANGLE 2>/dev/null ||
+	iptables-legacy -w 5 -t mangle -I PREROUTING 1 -p tcp -j FTPALG-MANGLE
+iptables-legacy -w 5 -t filter -C FORWARD -p tcp -j FTPALG-FORWARD 2>/dev/null ||
+	iptables-legacy -w 5 -t filter -I FORWARD 1 -p tcp -j FTPALG-FORWARD
+
+ip6tables-legacy-restore -w 5 --noflush <<'EOF'
+*raw
+:FTPALG-RAW - [0:0]
+# A control connection gets its helper when conntrack creates it: without one it can have no expectation.
+-A FTPALG-RAW -d 2001:db8:2::2/128 -p tcp -m multiport --dports 21,990 -j CT --helper sane
+# A data connection under TLS announces itself by its SYN to the passive range. Who is not owed one goes on unhelped.
+-A FTPALG-RAW -d 2001:db8:2::2/128 -p tcp --dport 50000:50100 --syn -j NFQUEUE --queue-num 5 --queue-bypass
+# The same in active mode: from the server to its clients.
+-A FTPALG-RAW -s 2001:db8:2::2/128 -d 2001:db8:1::/64 -p tcp --dport 1024:65535 --syn -j NFQUEUE --queue-num 5 --queue-bypass
+COMMIT
+*mangle
+:FTPALG-MANGLE - [0:0]
+# Only segments with payload, of one byte or more, are read; the program is 'IP length > IP header + TCP header'.
+-A FTPALG-MANGLE -d 2001:db8:2::2/128 -p tcp -m multiport --dports 21,990 -m bpf --bytecode "11,48 0 0 6,21 0 7 6,48 0 0 52,84 0 0 240,116 0 0 2,4 0 0 40,7 0 0 0,128 0 0 0,45 0 1 0,6 0 0 65535,6 0 0 0" -j NFQUEUE --queue-num 5 --queue-bypass
+-A FTPALG-MANGLE -s 2001:db8:2::2/128 -p tcp -m multiport --sports 21,990 -m bpf --bytecode "11,48 0 0 6,21 0 7 6,48 0 0 52,84 0 0 240,116 0 0 2,4 0 0 40,7 0 0 0,128 0 0 0,45 0 1 0,6 0 0 65535,6 0 0 0" -j NFQUEUE --queue-num 5 --queue-bypass
+COMMIT
+*filter
+:FTPALG-FORWARD - [0:0]
+:FTPALG-SERVER0 - [0:0]
+# A session that ftpalg ends: the packet left the queue with this mark.
+-A FTPALG-FORWARD -p tcp -m mark --mark 0x20000000/0x20000000 -j REJECT --reject-with tcp-reset
+# New control connections: the policy's rules in their order. (Goto: what that chain leaves goes on behind this one.)
+-A FTPALG-FORWARD -d 2001:db8:2::2/128 -p tcp -m multiport --dports 21,990 -m conntrack --ctstate NEW -g FTPALG-SERVER0
+# Rule "office to files" of the policy, for server "files".
+-A FTPALG-SERVER0 -s 2001:db8:1::/64 -p tcp -j RETURN
+# No rule of the policy lets anybody else to server "files".
+-A FTPALG-SERVER0 -p tcp -j REJECT --reject-with tcp-reset
+COMMIT
+EOF
+# The jumps come last, when what they lead to is whole.
+ip6tables-legacy -w 5 -t raw -C PREROUTING -p tcp -j FTPALG-RAW 2>/dev/null ||
+	ip6tables-legacy -w 5 -t raw -I PREROUTING 1 -p tcp -j FTPALG-RAW
+ip6tables-legacy -w 5 -t mangle -C PREROUTING -p tcp -j FTPALG-MANGLE 2>/dev/null ||
+	ip6tables-legacy -w 5 -t mangle -I PREROUTING 1 -p tcp -j FTPALG-MANGLE
+ip6tables-legacy -w 5 -t filter -C FORWARD -p tcp -j FTPALG-FORWARD 2>/dev/null ||
+	ip6tables-legacy -w 5 -t filter -I FORWARD 1 -p tcp -j FTPALG-FORWARD
