@@ -94,6 +94,8 @@ func newLab(t testing.TB) *lab {
 		run(t, "ip netns add "+string(n))
 		t.Cleanup(func() { run(t, "ip netns del "+string(n)) })
 		run(t, fmt.Sprintf("ip -n %s link set lo up", n))
+		// Links are ours alone: looking for duplicate addresses would only take time.
+		n.do(t, func() error { return os.WriteFile("/proc/sys/net/ipv6/conf/default/accept_dad", []byte("0"), 0) })
 	}
 	l.wire(t)
 	l.rules(t)
@@ -136,6 +138,9 @@ link add s0 netns S type veth peer name g1 netns G
 	l.gateway.do(t, func() error {
 		return errors.Join(
 			os.WriteFile("/proc/sys/net/ipv4/ip_forward", []byte("1"), 0),
+			// A refusal that the rate limit swallows would cost a second each.
+			os.WriteFile("/proc/sys/net/ipv4/icmp_ratelimit", []byte("0"), 0),
+			os.WriteFile("/proc/sys/net/ipv6/icmp/ratelimit", []byte("0"), 0),
 			os.WriteFile("/proc/sys/net/ipv6/conf/all/forwarding", []byte("1"), 0))
 	})
 }
