@@ -1,0 +1,246 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"strconv"
+	"strings"
+
+	"github.com/spf13/cobra"
+	"golang.org/x/sys/unix"
+
+	"ftpalg/conntrack"
+	"ftpalg/nfq"
+	"ftpalg/nfq/rules"
+	"ftpalg/policy"
+)
+
+func newDoctor() *cobra.Command {
+	var s steering
+	var policyFile string
+	cmd := &cobra.Command{
+		Use:   "doctor [--policy FILE]",
+		Short: "Check what ftpalg needs of this machine, and say what mends it",
+		Args:  cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			d := doctor{ctx: cmd.Context(), out: cmd.OutOrStdout(), steering: s, policyFile: policyFile}
+			return d.examine()
+		},
+	}
+	s.flags(cmd.Flags())
+	cmd.Flags().StringVar(&policyFile, "policy", "", "check the rules of this policy `file` as well")
+	return cmd
+}
+
+// doctor prints one line a finding.
+type doctor struct {
+	steering
+	ctx        context.Context
+	out        io.Writer
+	policyFile string
+	helper     string
+	bad        int
+}
+
+func (d *doctor) examine() error {
+	for _, check := range []func(){
+		d.capabilities, d.commands, d.forwarding, d.queueSupport, d.queueOwner, d.helperChoice, d.conntrackTables,
+		d.automaticHelpers, d.events, d.rulesInPlace,
+	} {
+		check()
+	}
+	if d.bad > 0 {
+		fmt.Fprintf(d.out, "%d to mend\n", d.bad)
+		return errSaid
+	}
+	return nil
+}
+
+func (d *doctor) ok(format string, args ...any) {
+	fmt.Fprintf(d.out, "ok    %s\n", fmt.Sprintf(format, args...))
+}
+
+// wrong prints what is wrong and the command that mends it.
+func (d *doctor) wrong(mend, format string, args ...any) {
+	d.bad++
+	fmt.Fprintf(d.out, "WRONG %s\n      mend: %s\n", fmt.Sprintf(format, args...), mend)
+}
+
+// note prints what may be meant so.
+func (d *doctor) note(mend, format string, args ...any) {
+	fmt.Fprintf(d.out, "note  %s\n      if that is not meant: %s\n", fmt.Sprintf(format, args...), mend)
+}
+
+func (d *doctor) capabilities() {
+	hdr := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
+	var data [2]unix.CapUserData
+	if err := unix.Capget(&hdr, &data[0]); err != nil {
+		d.wrong("run as root", "capabilities cannot be read: %v", err)
+		return
+	}
+	for _, c := range []struct {
+		name string
+		bit  uint
+	}{{"CAP_NET_ADMIN", unix.CAP_NET_ADMIN}, {"CAP_NET_RAW", unix.CAP_NET_RAW}} {
+		if data[c.bit/32].Effective&(1<<(c.bit%32)) == 0 {
+			d.wrong("sudo ftpalg …", "%s is missing", c.name)
+			continue
+		}
+		d.ok("%s", c.name)
+	}
+}
+
+func (d *doctor) commands() {
+	for _, name := range []string{"iptables-restore", "ip6tables-restore", "iptables-save", "ip6tables-save"} {
+		if _, err := exec.LookPath(name); err != nil {
+			d.wrong("apt-get install iptables", "%s is not there", name)
+			return
+		}
+	}
+	version, _ := exec.CommandContext(d.ctx, "iptables", "--version").Output()
+	d.ok("%s", strings.TrimSpace(string(version)))
+}
+
+func (d *doctor) forwarding() {
+	for _, key := range []string{"net.ipv4.ip_forward", "net.ipv6.conf.all.forwarding"} {
+		v, err := sysctl(key)
+		switch {
+		case err != nil:
+			d.note("modprobe ipv6", "%s cannot be read: %v", key, err)
+		case v != 1:
+			d.wrong("sysctl -w "+key+"=1", "%s is %d: this machine forwards nothing", key, v)
+		default:
+			d.ok("%s is 1", key)
+		}
+	}
+}
+
+func (d *doctor) queueSupport() {
+	if _, err := nfq.Queues(); err != nil {
+		d.wrong("modprobe nfnetlink_queue", "the kernel has no packet queues: %v", err)
+		return
+	}
+	d.ok("packet queues (nfnetlink_queue)")
+}
+
+func (d *doctor) queueOwner() {
+	queues, err := nfq.Queues()
+	if err != nil {
+		return
+	}
+	taken := false
+	for _, q := range queues {
+		if q.Number < d.queues.first || q.Number > d.queues.last {
+			continue
+		}
+		taken = true
+		d.note("stop that process, or choose another number with --queue-balance",
+			"%s", q.Owner())
+	}
+	if !taken {
+		d.ok("queue %s is free", d.queues.String())
+	}
+}
+
+func (d *doctor) helperChoice() {
+	want := "auto"
+	if p := d.loadedPolicy(); p != nil {
+		want = p.Helper
+	}
+	h, err := conntrack.DetectHelper(want)
+	switch {
+	case err != nil:
+		d.wrong("modprobe nfnetlink_cthelper || modprobe nf_conntrack_sane", "no conntrack helper can carry pinholes: %v", err)
+		return
+	case h.Own:
+		d.ok("conntrack helper of our own (%s)", h.Name)
+	default:
+		d.ok("conntrack helper %q carries pinholes (conntrack -L shows that name)", h.Name)
+	}
+	d.helper = h.Name
+}
+
+// conntrackTables looks at how full the kernel's tables are.
+func (d *doctor) conntrackTables() {
+	count, err1 := sysctl("net.netfilter.nf_conntrack_count")
+	limit, err2 := sysctl("net.netfilter.nf_conntrack_max")
+	switch {
+	case err1 != nil || err2 != nil:
+		d.wrong("modprobe nf_conntrack", "the kernel tracks no connections")
+		return
+	case limit > 0 && count*10 > limit*9:
+		d.wrong(fmt.Sprintf("sysctl -w net.netfilter.nf_conntrack_max=%d", 2*limit),
+			"conntrack is nearly full: %d of %d", count, limit)
+	default:
+		d.ok("conntrack holds %d of %d connections", count, limit)
+	}
+	const enough = 1024
+	if n, err := sysctl("net.netfilter.nf_conntrack_expect_max"); err == nil && n < enough {
+		d.note(fmt.Sprintf("sysctl -w net.netfilter.nf_conntrack_expect_max=%d", enough),
+			"nf_conntrack_expect_max is %d: no more pinholes than that can be open at once", n)
+	}
+}
+
+// automaticHelpers: kernels before 6.0 may assign the ftp helper by port, which then opens ports behind us.
+func (d *doctor) automaticHelpers() {
+	const key = "net.netfilter.nf_conntrack_helper"
+	if v, err := sysctl(key); err == nil && v != 0 {
+		d.wrong("sysctl -w "+key+"=0", "the kernel assigns its own helpers by port")
+		return
+	}
+	d.ok("no automatic conntrack helpers")
+}
+
+// events: without destroy events sessions are only found to be over by the sweep.
+func (d *doctor) events() {
+	const key = "net.netfilter.nf_conntrack_events"
+	if v, err := sysctl(key); err == nil && v == 0 {
+		d.wrong("sysctl -w "+key+"=1", "conntrack reports no events: ends of sessions are noticed late")
+		return
+	}
+	d.ok("conntrack events")
+}
+
+func (d *doctor) rulesInPlace() {
+	p := d.loadedPolicy()
+	if p == nil {
+		return
+	}
+	missing, err := rules.Present(d.ctx, rules.IPTables(d.steering.config(p, d.helper)))
+	switch {
+	case err != nil:
+		d.wrong("run as root", "the rules cannot be read: %v", err)
+	case len(missing) > 0:
+		for _, m := range missing {
+			d.wrong("ftpalg run --policy "+d.policyFile, "not in place: %s", m)
+		}
+	default:
+		d.ok("ftpalg's rules are in place")
+	}
+}
+
+// loadedPolicy is the policy to check against, or nil. What is wrong with the file is said once.
+func (d *doctor) loadedPolicy() *policy.Policy {
+	if d.policyFile == "" {
+		return nil
+	}
+	p, err := loadPolicy(d.policyFile)
+	if err != nil {
+		d.wrong("ftpalg check "+d.policyFile, "%v", err)
+		d.policyFile = ""
+		return nil
+	}
+	return p
+}
+
+// sysctl reads a number.
+func sysctl(key string) (int, error) {
+	b, err := os.ReadFile("/proc/sys/" + strings.ReplaceAll(key, ".", "/"))
+	if err != nil {
+		return 0, err
+	}
+	return strconv.Atoi(strings.TrimSpace(string(b)))
+}

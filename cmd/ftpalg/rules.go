@@ -1,0 +1,67 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+
+	"github.com/spf13/cobra"
+
+	"ftpalg/conntrack"
+	"ftpalg/nfq/rules"
+	"ftpalg/policy"
+)
+
+func newRules() *cobra.Command {
+	var s steering
+	var policyFile, backend string
+	var remove bool
+	cmd := &cobra.Command{
+		Use:   "rules --policy FILE | --remove",
+		Short: "Print the rules that 'run' installs, or remove them",
+		Long: "Prints a shell script that installs ftpalg's chains for a policy; 'ftpalg run' does the same by itself. " +
+			"With --remove, takes ftpalg's chains out of the running kernel, and nothing else.",
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			switch {
+			case backend != "iptables":
+				return fmt.Errorf("--backend %q: this version knows iptables only", backend)
+			case remove:
+				return rules.Remove(cmd.Context())
+			case policyFile == "":
+				return errors.New("name the policy with --policy FILE, or give --remove")
+			}
+			p, err := loadPolicy(policyFile)
+			if err != nil {
+				return err
+			}
+			_, err = fmt.Fprint(cmd.OutOrStdout(), rules.IPTables(s.config(p, helperFor(cmd, p))))
+			return err
+		},
+	}
+	s.flags(cmd.Flags())
+	cmd.Flags().StringVar(&policyFile, "policy", "", "the policy `file`")
+	cmd.Flags().StringVar(&backend, "backend", "iptables", "rule `language`")
+	cmd.Flags().BoolVar(&remove, "remove", false, "remove ftpalg's chains")
+	return cmd
+}
+
+// helperFor finds the helper to print. Without the right to ask the kernel it is the one that most kernels have.
+func helperFor(cmd *cobra.Command, p *policy.Policy) string {
+	h, err := conntrack.DetectHelper(p.Helper)
+	if err == nil {
+		return h.Name
+	}
+	name := p.Helper
+	if name == "auto" {
+		name = "sane"
+	}
+	fmt.Fprintf(cmd.ErrOrStderr(), "note: the kernel could not be asked for a helper, printing %q: %v\n", name, err)
+	return name
+}
+
+// must is for what can only fail by a mistake in this program.
+func must(err error) {
+	if err != nil {
+		panic(err)
+	}
+}
