@@ -26,6 +26,8 @@ func TestErrors(t *testing.T) {
 		{"NUL", "version: 1\x00\n", []string{"1:11: a byte that is not UTF-8 text, or a control character; save the file as UTF-8"}},
 		{"alias", small("    to: &x files\n    from: *x", ""), []string{"6:9: anchors and aliases are not supported; write the value out, or put quotes around it"}},
 		{"tag", "version: !!int 1\n", []string{`1:10: "!!int": tags, directives, merge keys and ? keys are not supported; write plain keys and values`}},
+		{"brackets", "tests: " + strings.Repeat("[", 17) + strings.Repeat("]", 17), []string{"1:24: more than 16 brackets deep; nest less"}},
+		{"dashes", strings.Repeat("- ", 201) + "x", []string{`1:401: "-" beyond column 400; nest less`}},
 		{"unknown key", small("    form: any", ""), []string{"6:5: rules[0].form: unknown key; the keys here are name, from, to, action, modes, require, opaque, opaque-active, commands"}},
 		{"key of the wrong level", small("", "line: 5"), []string{"7:1: line: unknown key; the keys here are version, servers, clients, rules, bounce, privileged-ports, fail, helper, pinhole-timeout, credit-lifetime, limits, tests"}},
 		{"duplicate key", small("    action: deny", ""), []string{"6:5: rules[0].action: given twice; remove one"}},
@@ -133,9 +135,9 @@ func TestServerErrors(t *testing.T) {
 			"3:75: servers[0].implicit: port 21 is under explicit too; TLS either comes first or it does not, remove one",
 		}},
 		{"no port", "- {name: a, addresses: 192.0.2.1, explicit: [], implicit: []}", []string{"3:3: servers[0]: no control port; list one under explicit or implicit"}},
-		{"passive", "- {name: a, addresses: 192.0.2.1, passive: 50100-50000}\n- {name: b, addresses: 192.0.2.2, passive: 1000-2000}\n- {name: c, addresses: 192.0.2.3, passive: '50000'}\n- {name: d, addresses: 192.0.2.4, passive: 050000-50001}\n- {name: e, addresses: 192.0.2.5, passive: 2000-3000, explicit: 2121}", []string{
+		{"passive", "- {name: a, addresses: 192.0.2.1, passive: 50100-50000}\n- {name: b, addresses: 192.0.2.2, passive: 1023-2000}\n- {name: c, addresses: 192.0.2.3, passive: '50000'}\n- {name: d, addresses: 192.0.2.4, passive: 050000-50001}\n- {name: e, addresses: 192.0.2.5, passive: 2000-3000, explicit: 2121}\n- {name: f, addresses: 192.0.2.6, passive: 1024-65535}", []string{
 			`3:44: servers[0].passive: "50100-50000" runs backwards; write 50000-50100`,
-			`4:44: servers[1].passive: "1000-2000" reaches below 1024; begin at 1024, or set privileged-ports: allow`,
+			`4:44: servers[1].passive: "1023-2000" reaches below 1024; begin at 1024, or set privileged-ports: allow`,
 			`5:44: servers[2].passive: "50000" is no port range; write it as 50000-50100, or none`,
 			`6:44: servers[3].passive: "050000-50001" is no port range; write it as 50000-50100, or none`,
 			`7:44: servers[4].passive: 2000-3000 holds control port 2121; keep control and data ports apart`,

@@ -159,7 +159,7 @@ func TestFullPolicy(t *testing.T) {
 		t.Errorf("deny is %q, want %q", r.Deny, want)
 	}
 	test := p.Tests[0]
-	want := []Line{{false, "220 ready ", 62}, {true, "USER a", 64}, {true, `SITE "x" # no comment`, 65}}
+	want := []Line{{false, "220 ready ", 62}, {true, `SITE "x" # no comment`, 64}, {true, "USER a", 65}}
 	if !slices.Equal(test.Dialogue, want) || test.Expect != "deny" || test.Line != 58 {
 		t.Errorf("test: %+v", test)
 	}
