@@ -143,16 +143,30 @@ func (l *Lab) InNS(h Host, f func() error) error {
 	}
 	defer target.Close()
 	result := make(chan error, 1)
-	go func() {
-		// The thread is never unlocked: it ends with the goroutine, and no other goroutine gets the namespace.
-		runtime.LockOSThread()
-		if err := unix.Setns(int(target.Fd()), unix.CLONE_NEWNET); err != nil {
-			result <- fmt.Errorf("lab: setns %s: %w", h, err)
-			return
-		}
-		result <- f()
-	}()
+	go func() { result <- onThreadIn(target, f) }()
 	return <-result
+}
+
+// onThreadIn runs f on a thread that is moved to a network namespace, and brings the thread back. If it cannot be
+// brought back it stays locked, so that it ends with the goroutine and no other goroutine gets the namespace.
+func onThreadIn(target *os.File, f func() error) error {
+	runtime.LockOSThread()
+	home, err := os.Open("/proc/thread-self/ns/net")
+	if err != nil {
+		runtime.UnlockOSThread()
+		return fmt.Errorf("lab: %w", err)
+	}
+	defer home.Close()
+	if err := unix.Setns(int(target.Fd()), unix.CLONE_NEWNET); err != nil {
+		runtime.UnlockOSThread()
+		return fmt.Errorf("lab: setns %s: %w", target.Name(), err)
+	}
+	err = f()
+	if back := unix.Setns(int(home.Fd()), unix.CLONE_NEWNET); back != nil {
+		return errors.Join(err, fmt.Errorf("lab: setns back from %s: %w", target.Name(), back))
+	}
+	runtime.UnlockOSThread()
+	return err
 }
 
 // WaitListening waits until a host listens on a TCP port. It asks the kernel, so no connection reaches the listener.
