@@ -18,7 +18,7 @@ import (
 const (
 	// maxBatch is the number of messages in the longest request: delete, create, set the timeout.
 	maxBatch = 3
-	// requestCap holds maxBatch messages about IPv6, the longest of them 272 bytes, so that the buffer never grows.
+	// requestCap holds maxBatch messages about IPv6, the longest of them 256 bytes, so that the buffer never grows.
 	requestCap = 1024
 	// ackWait bounds the wait for an answer. The kernel answers within the send call, so that this is never reached
 	// unless the answer was lost.
@@ -29,9 +29,8 @@ const (
 
 // Conn talks to the connection tracking of one network namespace. It is safe for concurrent use. One request is under
 // way at a time: the kernel serialises ctnetlink requests under a mutex of its own, so more sockets would wait there.
-// Requests use a blocking socket of our own and not netlink.Conn, which takes twice the time and 40 allocations, does
-// not tell which message of a batch an error belongs to, and waits for ever after an entry, since ctnetlink marks a
-// single entry as part of a list.
+// Requests use a blocking socket of our own and not netlink.Conn, which takes twice the time and 40 allocations, and
+// waits for ever after a single entry, since ctnetlink marks it as part of a list.
 type Conn struct {
 	mu     sync.Mutex
 	fd     int // -1 once closed
