@@ -69,7 +69,7 @@ func (q *Queue) poll(c *conn, before *Loss) error {
 	if !found {
 		return fmt.Errorf("%w: it is not in %s any more", ErrVanished, procQueues)
 	}
-	if entry.PortID != c.port {
+	if entry.PortID != c.socket.port {
 		return fmt.Errorf("%w: %s", ErrVanished, entry.Owner())
 	}
 	// The kernel's counters are 32 bits wide and wrap; so must the difference.
