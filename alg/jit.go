@@ -30,7 +30,7 @@ func (c *Control) SYN(now time.Time, from, to netip.AddrPort, fx []Effect) (Reas
 	switch {
 	case c.phase != records:
 		return NoSession, fx
-	case c.jit.from == from && c.jit.to == to && now.Before(c.jit.spent.Add(c.policy.PinholeTimeout)):
+	case c.Repeated(now, from, to):
 		return SYNRepeated, fx
 	case !c.promised(from, to):
 		return OutsideRange, fx
@@ -41,6 +41,11 @@ func (c *Control) SYN(now time.Time, from, to netip.AddrPort, fx []Effect) (Reas
 	c.jit = jit{from: from, to: to, spent: now}
 	c.pinhole = Pinhole{Mode: policy.JIT, From: from, To: to}
 	return CreditSpent, append(fx, Effect{Kind: OpenPinhole, Pinhole: c.pinhole})
+}
+
+// Repeated says whether a SYN is the one again that the last credit went to.
+func (c *Control) Repeated(now time.Time, from, to netip.AddrPort) bool {
+	return c.jit.from == from && c.jit.to == to && now.Before(c.jit.spent.Add(c.policy.PinholeTimeout))
 }
 
 // promised says whether the policy has room for a data connection from from to to: into the server's passive range, or

@@ -35,8 +35,8 @@ func (in *Inspector) justInTime(sh *shard, now time.Time, h hosts, from, to neti
 		return alg.NoSession
 	}
 	for _, s := range p.granted {
-		if why, _ := s.control.SYN(now, from, to, nil); why == alg.SYNRepeated {
-			return why
+		if s.control.Repeated(now, from, to) {
+			return alg.SYNRepeated
 		}
 	}
 	for n := len(p.credited); n > 0; n = len(p.credited) {
