@@ -14,6 +14,8 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"ftpalg/nfq/internal/lab"
 )
 
@@ -246,17 +248,105 @@ func TestQueueFull(t *testing.T) {
 			if arrived := err == nil; arrived != failOpen {
 				t.Errorf("a packet got past the full queue: %v, with fail open %v", arrived, failOpen)
 			}
+			if failOpen {
+				return // the kernel does not count what it let pass
+			}
 			select {
 			case l := <-losses:
-				// Failing open, the kernel does not count the packet as dropped.
-				if !failOpen && l.QueueDropped != 3 {
+				if l.QueueDropped != 3 {
 					t.Errorf("reported %+v, want 3 dropped", l)
 				}
 			case <-time.After(patience):
-				if !failOpen {
-					t.Error("the full queue was not reported")
-				}
+				t.Error("the full queue was not reported")
 			}
 		})
+	}
+}
+
+// datagrams sends UDP to the lab's server port 9, which the queue is to see.
+func datagrams(t testing.TB) func(count, size int) {
+	t.Helper()
+	var c net.Conn
+	var err error
+	lab.Inside(t, "client", func() { c, err = net.Dial("udp4", "198.51.100.2:9") })
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { c.Close() })
+	lab.Rule(t, "-p udp --dport 9 -j NFQUEUE --queue-num 7")
+	return func(count, size int) {
+		for range count {
+			_, _ = c.Write(make([]byte, size)) // refused by the server's ICMP now and then: it need not listen
+		}
+	}
+}
+
+// TestQueueOverrun floods a socket with a small buffer whose reader stands still: that is counted, and reading goes on.
+func TestQueueOverrun(t *testing.T) {
+	lab.Build(t)
+	stop := make(chan struct{})
+	losses := make(chan Loss, 64)
+	q := open(t, 7, Options{OnLoss: func(l Loss) { losses <- l }}, func(q *Queue, p *Packet) {
+		<-stop
+		_ = q.Verdict(p.ID, Verdict{})
+	})
+	if err := unix.SetsockoptInt(q.conn.socket.fd, unix.SOL_SOCKET, unix.SO_RCVBUF, 4096); err != nil {
+		t.Fatal(err)
+	}
+	send := datagrams(t)
+	send(100, 1400)
+	close(stop)
+	until(t, "ENOBUFS", func() bool { return q.Stats().Overruns > 0 })
+	received := q.Stats().Received
+	until(t, "packets after ENOBUFS", func() bool { send(1, 10); return q.Stats().Received > received })
+	var sum Loss
+	for end := time.After(patience); sum.UserDropped == 0 || sum.Overruns == 0; {
+		select {
+		case l := <-losses:
+			sum.UserDropped += l.UserDropped
+			sum.Overruns += l.Overruns
+		case <-end:
+			t.Fatalf("reported %+v", sum)
+		}
+	}
+}
+
+// unbind takes the queue away behind the back of its reader, as nothing but its own socket can.
+func unbind(t testing.TB, q *Queue) {
+	t.Helper()
+	message := appendHeader(nil, 3<<8|2, unix.NLM_F_REQUEST)
+	message = append(message, 0, 0, 0, byte(q.num), 8, 0, 1, 0, 2, 0, 0, 0) // NFQA_CFG_CMD: unbind
+	message[0] = byte(len(message))
+	q.mu.RLock()
+	defer q.mu.RUnlock()
+	if err := q.conn.socket.write(message); err != nil {
+		t.Fatal(err)
+	}
+	if _, found, _ := lookup(q.num); found {
+		t.Fatal("the queue was not unbound")
+	}
+}
+
+func TestQueueVanishes(t *testing.T) {
+	lab.Build(t)
+	q := open(t, 7, Options{}, func(q *Queue, p *Packet) { _ = q.Verdict(p.ID, Verdict{}) })
+	send := datagrams(t)
+	unbind(t, q)
+	until(t, "packets through the queue bound again", func() bool { send(1, 10); return q.Stats().Received > 0 })
+
+	// Now somebody else takes it, and keeps it.
+	unbind(t, q)
+	thief, err := Open(t.Context(), 7, Options{}, func(p *Packet) {})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer thief.Close()
+	select {
+	case <-q.Done():
+		if !errors.Is(q.Err(), ErrVanished) {
+			t.Errorf("got %v", q.Err())
+		}
+	case <-time.After(2 * reopenTries * watchInterval):
+		t.Error("the lost queue goes on")
 	}
 }

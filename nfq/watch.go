@@ -25,7 +25,7 @@ func (q *Queue) watch(ctx context.Context) {
 	tick := time.NewTicker(watchInterval)
 	defer tick.Stop()
 	var reported, kernel Loss // kernel is what this binding's counters said before
-	for tries := 0; ; {
+	for {
 		var cause error
 		select {
 		case <-ctx.Done():
@@ -39,24 +39,40 @@ func (q *Queue) watch(ctx context.Context) {
 			q.report(&reported)
 		}
 		if cause == nil {
-			tries = 0
 			continue
 		}
-		if tries++; tries > reopenTries {
-			q.err = fmt.Errorf("queue %d: %w; %d attempts to bind it again failed", q.num, cause, reopenTries)
-			return
-		}
-		q.opt.Logger.Error("queue lost, binding it again", "queue", q.num, "attempt", tries, "err", cause)
+		q.opt.Logger.Error("queue lost", "queue", q.num, "err", cause)
 		q.swap(nil)
 		c.close()
-		if again, err := dial(q); err != nil {
-			q.opt.Logger.Error("queue not bound", "queue", q.num, "err", err)
-			<-tick.C // one attempt an interval
-		} else {
-			c, kernel = again, Loss{}
-			q.swap(c)
+		again := q.rebind(ctx, cause)
+		if again == nil {
+			return
+		}
+		c, kernel = again, Loss{}
+		q.swap(c)
+	}
+}
+
+// rebind tries to bind the queue again. It returns nil when the queue was closed meanwhile, or, with q.err set, when
+// the tries were in vain.
+func (q *Queue) rebind(ctx context.Context, cause error) *conn {
+	for range reopenTries {
+		c, err := dial(q)
+		if err == nil {
+			q.opt.Logger.Warn("queue bound again", "queue", q.num)
+			return c
+		}
+		q.opt.Logger.Error("queue not bound", "queue", q.num, "err", err)
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-q.closing:
+			return nil
+		case <-time.After(watchInterval):
 		}
 	}
+	q.err = fmt.Errorf("queue %d: %w; %d attempts to bind it again failed", q.num, cause, reopenTries)
+	return nil
 }
 
 // poll reads the kernel's counters, and whether the queue is still ours.
