@@ -22,12 +22,21 @@ const (
 	ctaTupleOrig   = 1
 	ctaTupleReply  = 2
 	ctaStatus      = 3
+	ctaProtoInfo   = 4
 	ctaHelp        = 5
 	ctaTimeout     = 7
 	ctaMark        = 8
 	ctaTupleMaster = 14
 
 	ctaHelpName = 1
+)
+
+// Attributes of a TCP connection's state, and the last state in which both sides may still send.
+const (
+	ctaProtoInfoTCP      = 1
+	ctaProtoInfoTCPState = 1
+
+	tcpEstablished = 3
 )
 
 // Attributes of a tuple, in entries and expectations alike.

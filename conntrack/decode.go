@@ -46,6 +46,8 @@ func decodeEntry(data []byte) (Entry, error) {
 			ad.Nested(e.Reply.decode)
 		case ctaStatus:
 			e.Status = ad.Uint32()
+		case ctaProtoInfo:
+			ad.Nested(e.decodeState)
 		case ctaTimeout:
 			e.Timeout = time.Duration(ad.Uint32()) * time.Second
 		case ctaMark:
@@ -68,6 +70,24 @@ func decodeEntry(data []byte) (Entry, error) {
 		return Entry{}, errors.New("conntrack entry: CTA_TUPLE_ORIG or CTA_TUPLE_REPLY is missing")
 	}
 	return e, nil
+}
+
+// decodeState reads a nested CTA_PROTOINFO attribute.
+func (e *Entry) decodeState(ad *netlink.AttributeDecoder) error {
+	for ad.Next() {
+		if ad.Type() != ctaProtoInfoTCP {
+			continue
+		}
+		ad.Nested(func(ad *netlink.AttributeDecoder) error {
+			for ad.Next() {
+				if ad.Type() == ctaProtoInfoTCPState {
+					e.Live = ad.Uint8() <= tcpEstablished
+				}
+			}
+			return nil
+		})
+	}
+	return nil
 }
 
 // decodeExpectation reads the body of an IPCTNL_MSG_EXP_NEW or _DELETE message.

@@ -42,6 +42,9 @@ func (f *Fake) Expect(x Expectation) error {
 	return err
 }
 
+// Live says yes: a Fake's connections do not close.
+func (f *Fake) Live(Tuple) bool { return true }
+
 // Withdraw forgets x, or answers ErrNotFound.
 func (f *Fake) Withdraw(x Expectation) error {
 	f.mu.Lock()

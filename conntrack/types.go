@@ -24,6 +24,7 @@ type Entry struct {
 	Orig, Reply Tuple
 	Mark        uint32        // connmark
 	Helper      string        // empty if it carries none, and then no expectation can hang on it
+	Live        bool          // neither side has sent FIN or RST
 	Status      uint32        // IPS_* bits of linux/netfilter/nf_conntrack_common.h
 	Timeout     time.Duration // until conntrack forgets it, unless packets come
 }

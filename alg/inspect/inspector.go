@@ -24,6 +24,7 @@ type Queue interface {
 type Conntrack interface {
 	Expect(conntrack.Expectation) error
 	Withdraw(conntrack.Expectation) error
+	Live(conntrack.Tuple) bool // whether neither side of a connection has begun to close it
 }
 
 // Bounds of the whole inspector; those of one session are in the policy.
@@ -226,16 +227,21 @@ func (in *Inspector) forget(sh *shard, s *session, now time.Time, why alg.Reason
 	}
 }
 
-// Expire forgets pinholes that the kernel let lapse and sessions that were ended a while ago. Call it every second.
+// Expire forgets pinholes that the kernel let lapse, and withdraws those whose control connection is closing: the packets
+// that close it have no payload and do not come here. Call it every second.
 func (in *Inspector) Expire(now time.Time) {
 	for i := range in.shards {
 		sh := &in.shards[i]
 		sh.mu.Lock()
 		for _, s := range sh.open {
+			why := alg.SessionOver
 			if now.After(s.pinholeUntil) {
-				in.closed(sh, s, now, s.control.Pinhole(), alg.TimedOut)
-				s.control.Expire()
+				why = alg.TimedOut
+			} else if in.conntrack.Live(s.tuple()) {
+				continue
 			}
+			in.closed(sh, s, now, s.control.Pinhole(), why)
+			s.control.Expire()
 		}
 		sh.mu.Unlock()
 	}

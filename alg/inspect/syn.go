@@ -41,6 +41,10 @@ func (in *Inspector) justInTime(sh *shard, now time.Time, h hosts, from, to neti
 	}
 	for n := len(p.credited); n > 0; n = len(p.credited) {
 		s := p.credited[n-1]
+		if !in.conntrack.Live(s.tuple()) {
+			p.credited, s.credited = p.credited[:n-1], false
+			continue
+		}
 		var why alg.Reason
 		why, sh.fx = s.control.SYN(now, from, to, sh.fx[:0])
 		if why == alg.OutsideRange {

@@ -29,14 +29,8 @@ func Run(r io.Reader, p *policy.Policy, report func(inspect.Event)) error {
 	if err != nil {
 		return err
 	}
-	c := &capture{
-		policy:  p,
-		decoder: nfq.NewDecoder(),
-		tcp:     map[inspect.Key]*connection{},
-		inspector: inspect.New(inspect.Options{
-			Policy: p, Conntrack: nowhere{}, Report: report, Lossy: true,
-		}),
-	}
+	c := &capture{policy: p, decoder: nfq.NewDecoder(), tcp: map[inspect.Key]*connection{}}
+	c.inspector = inspect.New(inspect.Options{Policy: p, Conntrack: c, Report: report, Lossy: true})
 	for n := 1; ; n++ {
 		data, info, err := packets.ReadPacketData()
 		switch {
@@ -96,11 +90,17 @@ func open(r io.Reader) (source, error) {
 	return pcap, nil
 }
 
-// nowhere takes every pinhole and holds none.
-type nowhere struct{}
+// Expect takes every pinhole and holds none.
+func (c *capture) Expect(conntrack.Expectation) error { return nil }
 
-func (nowhere) Expect(conntrack.Expectation) error   { return nil }
-func (nowhere) Withdraw(conntrack.Expectation) error { return nil }
+// Withdraw forgets what Expect did not keep.
+func (c *capture) Withdraw(conntrack.Expectation) error { return nil }
+
+// Live says whether no side of a connection has sent FIN so far.
+func (c *capture) Live(t conntrack.Tuple) bool {
+	conn := c.tcp[inspect.Key{Client: t.Src, Server: t.Dst}]
+	return conn != nil && conn.fin == [2]bool{}
+}
 
 // noQueue takes verdicts on packets that went through long ago.
 type noQueue struct{}
