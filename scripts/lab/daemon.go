@@ -35,6 +35,8 @@ rules:
     action: inspect
     opaque: pinhole
     opaque-active: pinhole
+limits:
+  audit-rate: 10000 # so that the strangers' probes do not crowd out what befalls the session
 `
 
 // Policy returns the policy file of the demo.
@@ -50,6 +52,7 @@ type Event struct {
 	From    netip.Addr
 	To      netip.AddrPort
 	Reason  string
+	Line    string `json:"-"` // as ftpalg wrote it
 }
 
 // The messages of ftpalg's log that the lab looks for.
@@ -141,6 +144,7 @@ func (l *eventLog) Write(p []byte) (int, error) {
 		l.partial = rest
 		var e Event
 		if json.Unmarshal(line, &e) == nil {
+			e.Line = string(line)
 			l.events = append(l.events, e)
 			close(l.changed)
 			l.changed = make(chan struct{})

@@ -75,7 +75,10 @@ func runScenario(t *testing.T, stage func() (*Stage, error), scenario Scenario) 
 	}
 	switch result := s.Run(t.Context(), scenario); {
 	case result.Err != nil:
-		t.Errorf("%v\nftpalg's log:\n%s", result.Err, lastLines(s.Daemon.Output()))
+		t.Error(result.Err)
+		for _, e := range result.Log {
+			t.Log("ftpalg:", e.Line)
+		}
 	case result.NotApplicable != "":
 		t.Log("n/a:", result.NotApplicable)
 	}

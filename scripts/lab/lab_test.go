@@ -144,15 +144,15 @@ func TestDataVerbs(t *testing.T) {
 
 func TestEventLogAcrossWrites(t *testing.T) {
 	l := newEventLog()
-	text := `{"msg":"pinhole","session":7,"mode":"EPSV","from":"2001:db8:1::2","to":"[2001:db8:2::2]:50031"}` + "\nnoise\n"
-	for _, b := range []byte(text) {
+	line := `{"msg":"pinhole","session":7,"mode":"EPSV","from":"2001:db8:1::2","to":"[2001:db8:2::2]:50031"}`
+	for _, b := range []byte(line + "\nnoise\n") {
 		if _, err := l.Write([]byte{b}); err != nil {
 			t.Fatal(err)
 		}
 	}
 	events, _ := l.since(0)
 	want := Event{Msg: msgPinhole, Session: 7, Mode: "EPSV",
-		From: Addr(Client, IPv6), To: netip.AddrPortFrom(Addr(Server, IPv6), 50031)}
+		From: Addr(Client, IPv6), To: netip.AddrPortFrom(Addr(Server, IPv6), 50031), Line: line}
 	if len(events) != 1 || events[0] != want {
 		t.Errorf("got %+v, want one %+v", events, want)
 	}

@@ -45,7 +45,6 @@ type ServerKind struct {
 
 // site is what a server's configuration needs to know.
 type site struct {
-	name string // distinguishes the files of two processes of the same server
 	tree string // the unpacked package
 	work string // a directory of its own
 	cert string

@@ -18,7 +18,7 @@ const (
 	// fileSize is the size of a transferred file: many segments, and still quick.
 	fileSize = 100 << 10
 	// sessionTimeout bounds one client's session.
-	sessionTimeout = 40 * time.Second
+	sessionTimeout = 20 * time.Second
 	// doubtTimeout bounds the session of a client of which we expect that it hangs.
 	doubtTimeout = 8 * time.Second
 	// transfers is how many data connections a job needs, and so how many pinholes: no more may be opened.
@@ -113,6 +113,7 @@ type Result struct {
 	Stranger      []ProbeResult // a second host, at the promised port and at others: during the session, and after it
 	Beyond        []ProbeResult // the promised host itself, at ports that it was not promised
 	Promised      ProbeResult   // what the client named held was allowed
+	Log           []Event       // what ftpalg logged during a session that failed, before the last probes
 	Took          time.Duration
 }
 
@@ -148,8 +149,14 @@ func (s *Stage) run(ctx context.Context, scenario Scenario, result *Result) {
 
 // conclude checks what ftpalg reported of a session, which needed so many pinholes, and that nothing is left of it.
 func (s *Stage) conclude(scenario Scenario, mark, pinholes int, result *Result) {
-	result.Pinholes = slices.DeleteFunc(s.Daemon.Since(mark), func(e Event) bool { return e.Msg != msgPinhole })
+	events := s.Daemon.Since(mark)
+	result.Pinholes = slices.DeleteFunc(slices.Clone(events), func(e Event) bool { return e.Msg != msgPinhole })
 	result.Err = errors.Join(result.Err, checkPinholes(scenario, pinholes, result.Pinholes), s.probeAfter(scenario, result))
+	if result.Err != nil {
+		// Without the strangers' probes, which would bury what happened to the session itself.
+		stranger := Addr(scenario.direction().stranger, scenario.Family).String()
+		result.Log = slices.DeleteFunc(events, func(e Event) bool { return strings.Contains(e.Line, stranger) })
+	}
 }
 
 // transfer runs the client and compares what was transferred.

@@ -92,6 +92,9 @@ is opaque it then scans 51 ports at once, of which its one credit may open one.
 
 `
 
+// logLines is how much of ftpalg's log is shown of a session that failed.
+const logLines = 10
+
 const layout = "%-9s %-6s %-12s %-4s %-2s  %-8s %-22s %-8s %-10s %-5s %s\n"
 
 func report(ctx context.Context, w io.Writer, rows []row) (failed int, err error) {
@@ -137,6 +140,9 @@ func printRow(w io.Writer, s lab.Scenario, r lab.Result) {
 		pinholes(s, r.Pinholes), probes(r.Stranger), probes(r.Beyond), r.Took.Round(100*time.Millisecond), verdict)
 	if r.Err != nil {
 		fmt.Fprintf(w, "    %s\n", strings.ReplaceAll(r.Err.Error(), "\n", "\n    "))
+		for _, e := range r.Log[:min(len(r.Log), logLines)] {
+			fmt.Fprintf(w, "    ftpalg: %s\n", e.Line)
+		}
 	}
 }
 
