@@ -321,12 +321,28 @@ func TestDataConnections(t *testing.T) {
 		{"IPv6 active", "2001:db8:1::2", "2001:db8:2::2", "EPRT |2|2001:db8:1::2|30000|", "200 OK"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			dataConnection(t, c.client, c.server, c.command, c.reply)
+			dataConnection(t, c.client, c.server, c.command, c.reply, true)
 		})
 	}
+	t.Run("of a server that is not in the policy", func(t *testing.T) {
+		// The operator helps and accepts that server's control connections; its data is not ours to let through.
+		lab.Run(t, "ip -n server addr add 198.51.100.3/24 dev eth0")
+		t.Cleanup(func() { lab.Run(t, "ip -n server addr del 198.51.100.3/24 dev eth0") })
+		for _, rule := range []string{
+			"-t raw %s PREROUTING -d 198.51.100.3 -p tcp --dport 21 -j CT --helper ftp",
+			"-t filter %s FORWARD -d 198.51.100.3 -p tcp --dport 21 -j ACCEPT",
+			"-t filter %s FORWARD -s 198.51.100.3 -p tcp --sport 21 -j ACCEPT",
+		} {
+			lab.Run(t, "iptables -w "+fmt.Sprintf(rule, "-A"))
+			t.Cleanup(func() { lab.Run(t, "iptables -w "+fmt.Sprintf(rule, "-D")) })
+		}
+		dataConnection(t, "192.0.2.2", "198.51.100.3", "PASV", "227 Entering Passive Mode (198,51,100,3,117,48)", false)
+	})
 }
 
-func dataConnection(t *testing.T, client, server, command, reply string) {
+// dataConnection holds a dialogue for which the kernel's helper expects a data connection to port 30000, and wants our
+// rules to let that through, or not.
+func dataConnection(t *testing.T, client, server, command, reply string, allowed bool) {
 	// The queue of this test accepts all: what is tested is what conntrack and the rules make of it.
 	var q *nfq.Queue
 	ready := make(chan struct{})
@@ -369,6 +385,12 @@ func dataConnection(t *testing.T, client, server, command, reply string) {
 	data := listen(t, at, net.JoinHostPort(to, "30000"))
 	if _, err := dial(t, near, from, net.JoinHostPort(to, "30001"), 300*time.Millisecond); err == nil || !os.IsTimeout(err) {
 		t.Errorf("the next port: %v, want silence", err)
+	}
+	if !allowed {
+		if _, err := dial(t, near, from, net.JoinHostPort(to, "30000"), 300*time.Millisecond); err == nil || !os.IsTimeout(err) {
+			t.Errorf("the expected data connection: %v, want silence", err)
+		}
+		return
 	}
 	c, err := dial(t, near, from, net.JoinHostPort(to, "30000"), patience)
 	if err != nil {
