@@ -11,10 +11,9 @@ import (
 // Layout of nfnetlink messages: linux/netlink.h, linux/netfilter/nfnetlink.h and nfnetlink_queue.h. Netlink's own
 // fields are in the byte order of the machine; netfilter's are in network order.
 const (
-	headerLen  = 16 // nlmsghdr: length, type, flags, sequence, port
-	genLen     = 4  // nfgenmsg: family, version, queue number
-	attrLen    = 4  // nlattr: length, type
-	verdictLen = headerLen + genLen + attrLen + 8
+	headerLen = 16 // nlmsghdr: length, type, flags, sequence, port
+	genLen    = 4  // nfgenmsg: family, version, queue number
+	attrLen   = 4  // nlattr: length, type
 
 	subsysQueue = 3 << 8 // NFNL_SUBSYS_QUEUE, in the message type's high byte
 	typePacket  = subsysQueue | 0
