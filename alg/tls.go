@@ -123,10 +123,8 @@ func (s *recordSide) plausible() bool {
 	return true
 }
 
-// looksLikeTLS says whether b could be the start of a record; no line of FTP begins so.
-func looksLikeTLS(b []byte) bool {
-	return b[0] >= typeCCS && b[0] <= typeHeartbeat && (len(b) < 2 || b[1] == 3)
-}
+// looksLikeTLS says whether b could be the start of a record; no line of FTP begins with such a byte.
+func looksLikeTLS(b []byte) bool { return b[0] >= typeCCS && b[0] <= typeHeartbeat }
 
 // body keeps the ServerHello while the version is not known.
 func (f *follower) body(from Side, b []byte) {

@@ -1,0 +1,296 @@
+package inspect
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/gopacket/layers"
+
+	"ftpalg/alg"
+	"ftpalg/nfq"
+	"ftpalg/policy"
+)
+
+var (
+	clientAddr = netip.MustParseAddrPort("192.0.2.2:40000")
+	serverAddr = netip.MustParseAddrPort("198.51.100.2:21")
+)
+
+func plainWire(t testing.TB) *wire {
+	w := newWire(t, policy.AllowAll(), clientAddr, serverAddr)
+	w.say(alg.Server, []byte("220 ready\r\n"))
+	w.say(alg.Client, []byte("USER a\r\n"))
+	w.say(alg.Server, []byte("230 in\r\n"))
+	return w
+}
+
+// TestRefusedByKernel: what announces a pinhole that the kernel does not take must not go on (design rule 2).
+func TestRefusedByKernel(t *testing.T) {
+	w := plainWire(t)
+	w.ct.Fail(errors.New("table full"))
+	w.say(alg.Client, []byte("PASV\r\n"))
+	w.say(alg.Server, []byte("227 Entering Passive Mode (198,51,100,2,195,80).\r\n"))
+	w.say(alg.Client, []byte("PORT 192,0,2,2,156,65\r\n"))
+	w.say(alg.Server, []byte("500 what?\r\n"))
+	w.say(alg.Client, []byte("NOOP\r\n"))
+	if got := string(w.receivers[alg.Server].stream()); !strings.Contains(got, "\r\n425 Refused by the gateway: expectation-failed") || strings.Contains(got, "227") {
+		t.Errorf("the client got %q", got)
+	}
+	if got := string(w.receivers[alg.Client].stream()); strings.Contains(got, "PORT") || !strings.HasSuffix(got, "XX\r\nNOOP\r\n") {
+		t.Errorf("the server got %q", got)
+	}
+	if n := w.in.counts.pinholes.Load(); n != 0 {
+		t.Errorf("%d pinholes are counted", n)
+	}
+}
+
+// TestPartialLine: an incomplete line waits; repeated often, it is let go if nothing can restrict it, or given up.
+func TestPartialLine(t *testing.T) {
+	for _, test := range []struct{ first, rest, arrives string }{
+		{"NO", "OP\r\n", "NOOP\r\n"},
+		{"RETR a", "b\r\n", "RETR ab\r\n"},
+		{"POR", "T 192,0,2,2,156,65\r\n", "XXXXXXXXXXXXXXXXXXXXX\r\n"},
+	} {
+		w := plainWire(t)
+		before := len(w.receivers[alg.Client].stream())
+		for range abandonAfter + 1 {
+			w.send(alg.Client, 0, []byte(test.first), nil)
+		}
+		if got := w.receivers[alg.Client].stream()[before:]; len(got) != len(test.first) {
+			t.Errorf("%q: the server got %q before the rest", test.first, got)
+		}
+		w.send(alg.Client, len(test.first), []byte(test.rest), nil)
+		if got := string(w.receivers[alg.Client].stream()[before:]); got != test.arrives {
+			t.Errorf("%q: the server got %q, want %q", test.first, got, test.arrives)
+		}
+		w.settled()
+	}
+}
+
+// TestUrgent: ABOR as clients send it, with any of its Telnet bytes urgent, passes; another urgent byte ends the session,
+// and an urgent byte in another command is refused.
+func TestUrgent(t *testing.T) {
+	const abor = "\xff\xf4\xff\xf2ABOR\r\n"
+	urgent := func(n uint16) func(*layers.TCP) {
+		return func(tcp *layers.TCP) { tcp.URG, tcp.Urgent = true, n }
+	}
+	for n := uint16(1); n <= 4; n++ {
+		w := plainWire(t)
+		w.send(alg.Client, 0, []byte(abor), urgent(n))
+		if got := string(w.receivers[alg.Client].stream()); !strings.HasSuffix(got, abor) {
+			t.Errorf("urgent byte %d: the server got %q", n, got)
+		}
+	}
+	w := plainWire(t)
+	w.send(alg.Client, 0, []byte("SXITE\r\n"), urgent(2))
+	w.expect(t, "end urgent-not-telnet")
+	w = plainWire(t)
+	w.send(alg.Client, 0, []byte("\xff\xf2XSITE\r\n"), urgent(2))
+	w.expect(t, "deny urgent-data")
+	// The urgent byte may be announced by a segment before its own.
+	w = plainWire(t)
+	w.send(alg.Client, 0, []byte("S"), urgent(2))
+	w.send(alg.Client, 1, []byte("XITE\r\n"), nil)
+	w.expect(t, "end urgent-not-telnet")
+}
+
+// expect checks the last event.
+func (w *wire) expect(t *testing.T, want string) {
+	t.Helper()
+	if len(w.events) == 0 || w.events[len(w.events)-1] != want {
+		t.Errorf("events %q, want %q as the last", w.events, want)
+	}
+}
+
+// TestNotFTP: a first payload that is no greeting is taken for a later segment once, and for what it is when it is
+// repeated.
+func TestNotFTP(t *testing.T) {
+	w := newWire(t, policy.AllowAll(), clientAddr, serverAddr)
+	for range 2 {
+		w.send(alg.Server, 0, []byte("SSH-2.0-OpenSSH_9.2\r\n"), nil)
+	}
+	w.expect(t, "end not-ftp")
+	w.settled()
+}
+
+// TestLimits: sessions in all and per client.
+func TestLimits(t *testing.T) {
+	p := policy.AllowAll()
+	p.Limits.SessionsPerClient = 1
+	w := newWire(t, p, clientAddr, serverAddr)
+	w.say(alg.Server, []byte("220 ready\r\n"))
+	w.key.Client = netip.AddrPortFrom(clientAddr.Addr(), 40001)
+	id := w.send(alg.Server, 0, []byte("220 ready\r\n"), nil)
+	w.expect(t, "deny session-limit")
+	if v := w.verdicts[id]; !v.Accept || !v.SetMark {
+		t.Errorf("verdict %+v, want one that is answered with a reset", v)
+	}
+	w.in.End(clock, w.key)
+	w.in.End(clock, Key{clientAddr, serverAddr})
+	if n := w.in.counts.sessions.Load(); n != 0 {
+		t.Errorf("%d sessions are left", n)
+	}
+	for i := range w.in.shards {
+		if sh := &w.in.shards[i]; len(sh.sessions)+len(sh.pairs)+len(sh.perHost)+len(sh.open) != 0 {
+			t.Errorf("shard %d is not empty: %+v", i, sh)
+		}
+	}
+}
+
+// TestExpire: a pinhole that nobody used is gone from the books with its time.
+func TestExpire(t *testing.T) {
+	w := plainWire(t)
+	w.say(alg.Client, []byte("EPSV\r\n"))
+	w.say(alg.Server, []byte("229 ok (|||50000|)\r\n"))
+	w.in.Expire(clock.Add(policy.AllowAll().PinholeTimeout))
+	if n := w.in.counts.pinholes.Load(); n != 1 {
+		t.Errorf("%d pinholes before the time", n)
+	}
+	w.in.Expire(clock.Add(policy.AllowAll().PinholeTimeout + 1))
+	w.expect(t, "pinhole-closed timed-out EPSV 192.0.2.2:0 198.51.100.2:50000")
+	if n := w.in.counts.pinholes.Load(); n != 0 {
+		t.Errorf("%d pinholes after the time", n)
+	}
+}
+
+// TestResume: a session that was there before us goes on, in clear text or inside TLS.
+func TestResume(t *testing.T) {
+	w := newWire(t, policy.AllowAll(), clientAddr, serverAddr)
+	w.in.Resume(clock, w.key)
+	w.say(alg.Server, []byte(" end of a long reply\r\n211 End\r\n"))
+	w.say(alg.Client, []byte("PASV\r\n"))
+	w.say(alg.Server, []byte("227 (198,51,100,2,195,80)\r\n"))
+	w.expect(t, "pinhole none PASV 192.0.2.2:0 198.51.100.2:50000")
+
+	w = newWire(t, policy.AllowAll(), clientAddr, serverAddr)
+	w.in.Resume(clock, w.key)
+	w.say(alg.Client, record(30))
+	w.say(alg.Server, record(40))
+	w.syn("192.0.2.2:41000", "198.51.100.2:50000")
+	w.expect(t, "pinhole none JIT 192.0.2.2:41000 198.51.100.2:50000")
+}
+
+// record is a TLS record of application data.
+func record(n int) []byte {
+	return append([]byte{23, 3, 3, 0, byte(n)}, make([]byte, n)...)
+}
+
+// syn sends the first packet of a data connection.
+func (w *wire) syn(from, to string) {
+	src, dst := netip.MustParseAddrPort(from), netip.MustParseAddrPort(to)
+	tcp := &layers.TCP{SrcPort: layers.TCPPort(src.Port()), DstPort: layers.TCPPort(dst.Port()), SYN: true, Seq: 1}
+	packet := build(w.t, src.Addr(), dst.Addr(), tcp, nil)
+	w.nextID++
+	w.packets[w.nextID] = packet
+	var seg nfq.Segment
+	if err := nfq.NewDecoder().Decode(packet, &seg); err != nil {
+		w.t.Fatal(err)
+	}
+	w.in.Packet(clock, Packet{ID: w.nextID, Queue: w}, &seg)
+	if v := w.verdicts[w.nextID]; !v.Accept || v.SetMark {
+		w.t.Errorf("a SYN got %+v; it goes on whatever we think of it", v)
+	}
+}
+
+// TestScan: a client inside TLS that tries a whole range gets one port for one request and reply.
+func TestScan(t *testing.T) {
+	w := newWire(t, policy.AllowAll(), clientAddr, serverAddr)
+	w.in.Resume(clock, w.key)
+	scan := func() (got int) {
+		before := len(w.events)
+		for port := 50000; port < 50100; port++ {
+			w.syn("192.0.2.2:41000", fmt.Sprintf("198.51.100.2:%d", port))
+		}
+		for _, e := range w.events[before:] {
+			if strings.HasPrefix(e, "pinhole none JIT") {
+				got++
+			}
+		}
+		return got
+	}
+	for round := range 5 {
+		if n := scan(); n != 0 {
+			t.Errorf("round %d: %d pinholes without a request and its reply", round, n)
+		}
+		w.say(alg.Client, record(30))
+		w.say(alg.Server, record(40))
+		w.say(alg.Server, record(40))
+		if n := scan(); n != 1 {
+			t.Errorf("round %d: %d pinholes for one credit", round, n)
+		}
+	}
+	if n := len(w.ct.Open()); n != 1 {
+		t.Errorf("%d expectations stand", n)
+	}
+	w.syn("192.0.2.3:41000", "198.51.100.2:50000")
+	if slices.ContainsFunc(w.events, func(e string) bool { return strings.Contains(e, "192.0.2.3") && strings.HasPrefix(e, "pinhole") }) {
+		t.Error("a second host got a pinhole")
+	}
+}
+
+// TestPolicyDenied: a segment between hosts that the policy does not know is answered with a reset.
+func TestPolicyDenied(t *testing.T) {
+	p, err := policy.Load("../../testdata/policies/first.yaml")
+	if err != nil {
+		t.Fatal(err)
+	}
+	w := newWire(t, p, clientAddr, netip.MustParseAddrPort("203.0.113.1:21"))
+	id := w.send(alg.Server, 0, []byte("220 ready\r\n"), nil)
+	if v := w.verdicts[id]; !v.Accept || !v.SetMark {
+		t.Errorf("verdict %+v, want one that is answered with a reset", v)
+	}
+}
+
+// TestSweep: sessions whose end was not told are found.
+func TestSweep(t *testing.T) {
+	w := plainWire(t)
+	w.in.Sweep(clock.Add(time.Hour), clock.Add(time.Minute), func(Key) bool { return true })
+	if n := len(w.in.Sessions()); n != 1 {
+		t.Errorf("%d sessions, the one that lives is swept", n)
+	}
+	w.in.Sweep(clock.Add(time.Hour), clock.Add(time.Minute), func(Key) bool { return false })
+	w.expect(t, "end connection-closed")
+	if n := len(w.in.Sessions()); n != 0 {
+		t.Errorf("%d sessions are left", n)
+	}
+}
+
+// TestSecrets: no password reaches an event, however its line is malformed.
+func TestSecrets(t *testing.T) {
+	const secret = "s3cret"
+	for _, line := range []string{
+		"PASS " + secret, "pass " + secret + "\x00", " PASS " + secret, "PASS\t" + secret, "\xff\xf1PASS " + secret + "\x00",
+		"ACCT " + secret + "\x00", "ADAT " + secret + "\r\x00", "PASS" + secret + strings.Repeat("x", 5000),
+	} {
+		w := plainWire(t)
+		var told []Event
+		w.in.report = func(e Event) { told = append(told, e) }
+		w.say(alg.Client, []byte(line+"\r\n"))
+		w.say(alg.Server, []byte("530 no "+line+"\r\n"))
+		if strings.Contains(fmt.Sprint(told), secret) {
+			t.Errorf("%q: told %+v", line, told)
+		}
+	}
+}
+
+// TestNoAllocations: the usual packets cost none of ours.
+func TestNoAllocations(t *testing.T) {
+	for _, dialogue := range [][2]string{
+		{"NOOP\r\n", "200 ok\r\n"},
+		{"RETR file\r\n", "226 done\r\n"},
+		{"TYPE I\r\n", "200 ok\r\n"},
+		{"PASV\r\n", "227 Entering Passive Mode (198,51,100,2,195,80).\r\n"},
+		{"EPSV\r\n", "229 Entering Extended Passive Mode (|||50000|)\r\n"},
+		{"PORT 192,0,2,0,156,65\r\n", "200 ok\r\n"},
+	} {
+		l := newLoop(t, 1)
+		if n := testing.AllocsPerRun(200, func() { l.exchange(0, dialogue[0], dialogue[1]) }); n != 0 {
+			t.Errorf("%q: %v allocations", dialogue[0], n)
+		}
+	}
+}
