@@ -71,16 +71,22 @@ type ClientKind struct {
 	command func(Job) (argv []string, stdin string)
 	// verb finds an FTP command in the client's verbose output.
 	verb *regexp.Regexp
+	// tls finds the version of TLS there; nil if the client does not tell.
+	tls *regexp.Regexp
 	// cannot returns why the client itself cannot do it, or nothing.
 	cannot func(Scenario) string
 }
 
 // Clients are the FTP clients that the lab can run.
 var Clients = []ClientKind{
-	{Name: "curl", command: curl, verb: regexp.MustCompile(`(?m)^> ([A-Z]+)`), cannot: canAll},
-	{Name: "lftp", command: lftp, verb: regexp.MustCompile(`(?m)^---> ([A-Z]+)`), cannot: lftpCannot},
-	{Name: "ftplib", command: ftplib, verb: regexp.MustCompile(`(?m)^\*cmd\* '([A-Z]+)`), cannot: canAll},
-	{Name: "tnftp", command: tnftp, verb: regexp.MustCompile(`(?m)^---> ([A-Z]+)`), cannot: tnftpCannot},
+	{Name: "curl", command: curl, cannot: canAll,
+		verb: regexp.MustCompile(`(?m)^> ([A-Z]+)`), tls: regexp.MustCompile(`SSL connection using (\S+)`)},
+	{Name: "lftp", command: lftp, cannot: lftpCannot,
+		verb: regexp.MustCompile(`(?m)^---> ([A-Z]+)`)},
+	{Name: "ftplib", command: ftplib, cannot: canAll,
+		verb: regexp.MustCompile(`(?m)^\*cmd\* '([A-Z]+)`), tls: regexp.MustCompile(`(?m)^tls: (\S+)`)},
+	{Name: "tnftp", command: tnftp, cannot: tnftpCannot,
+		verb: regexp.MustCompile(`(?m)^---> ([A-Z]+)`)},
 	held,
 }
 
@@ -191,4 +197,19 @@ func (k ClientKind) dataVerbs(output string) []Mode {
 		}
 	}
 	return modes
+}
+
+// checkTLS compares the version of TLS that a client says it used with the scenario's.
+func (k ClientKind) checkTLS(scenario Scenario, output string) error {
+	if k.tls == nil || scenario.Protection == Plain {
+		return nil
+	}
+	want := "TLSv1.3"
+	if scenario.TLS12() {
+		want = "TLSv1.2"
+	}
+	if match := k.tls.FindStringSubmatch(output); match == nil || match[1] != want {
+		return fmt.Errorf("the client used %q, not %s", match, want)
+	}
+	return nil
 }

@@ -21,6 +21,8 @@ const (
 	sessionTimeout = 20 * time.Second
 	// doubtTimeout bounds the session of a client of which we expect that it hangs.
 	doubtTimeout = 8 * time.Second
+	// reportGrace is how long ftpalg's log may lag behind what it does: the machine may be busy with other things.
+	reportGrace = 3 * time.Second
 	// transfers is how many data connections a job needs, and so how many pinholes: no more may be opened.
 	transfers = 2
 )
@@ -138,25 +140,40 @@ func (s *Stage) run(ctx context.Context, scenario Scenario, result *Result) {
 		s.conclude(scenario, mark, 1, result)
 		return
 	}
+	probing, cancel := context.WithCancel(ctx)
+	defer cancel()
 	first := make(chan error, 1)
-	sessionCtx, ended := context.WithCancel(ctx)
-	go func() { first <- s.probeDuring(sessionCtx, scenario, mark, result) }()
+	go func() { first <- s.probeDuring(probing, scenario, mark, result) }()
 	result.Err = s.transfer(ctx, scenario, sessionTimeout)
-	ended()
+	time.AfterFunc(reportGrace, cancel)
 	result.Err = errors.Join(result.Err, <-first)
 	s.conclude(scenario, mark, transfers, result)
 }
 
 // conclude checks what ftpalg reported of a session, which needed so many pinholes, and that nothing is left of it.
 func (s *Stage) conclude(scenario Scenario, mark, pinholes int, result *Result) {
-	events := s.Daemon.Since(mark)
-	result.Pinholes = slices.DeleteFunc(slices.Clone(events), func(e Event) bool { return e.Msg != msgPinhole })
-	result.Err = errors.Join(result.Err, checkPinholes(scenario, pinholes, result.Pinholes), s.probeAfter(scenario, result))
+	result.Pinholes = s.waitPinholes(mark, pinholes)
+	// Without the strangers' probes, which would bury what happened to the session itself.
+	stranger := Addr(scenario.direction().stranger, scenario.Family).String()
+	log := slices.DeleteFunc(s.Daemon.Since(mark), func(e Event) bool { return strings.Contains(e.Line, stranger) })
+	err := s.probeAfter(scenario, result)
+	result.Pinholes = s.waitPinholes(mark, pinholes) // with those that should not be, if any
+	result.Err = errors.Join(result.Err, err, checkPinholes(scenario, pinholes, result.Pinholes))
 	if result.Err != nil {
-		// Without the strangers' probes, which would bury what happened to the session itself.
-		stranger := Addr(scenario.direction().stranger, scenario.Family).String()
-		result.Log = slices.DeleteFunc(events, func(e Event) bool { return strings.Contains(e.Line, stranger) })
+		result.Log = log
 	}
+}
+
+// waitPinholes returns the pinholes that were reported since a mark, once there are as many as wanted or no more come.
+func (s *Stage) waitPinholes(mark, want int) []Event {
+	ctx, cancel := context.WithTimeout(context.Background(), reportGrace)
+	defer cancel()
+	var pinholes []Event
+	_ = Wait(ctx, "pinholes", func() (bool, error) { // how many came in time is for the caller to judge
+		pinholes = slices.DeleteFunc(s.Daemon.Since(mark), func(e Event) bool { return e.Msg != msgPinhole })
+		return len(pinholes) >= want, nil
+	})
+	return pinholes
 }
 
 // transfer runs the client and compares what was transferred.
@@ -187,7 +204,8 @@ func (s *Stage) transfer(ctx context.Context, scenario Scenario, timeout time.Du
 	if verbs := scenario.Client.dataVerbs(proc.Output()); !slices.Equal(verbs, []Mode{scenario.Mode}) {
 		err = errors.Join(err, fmt.Errorf("the client sent %v, not %s", verbs, scenario.Mode))
 	}
-	return errors.Join(err, sameSum("download", into, down), sameSum("upload", s.Server.File("up.bin"), up))
+	return errors.Join(err, scenario.Client.checkTLS(scenario, proc.Output()),
+		sameSum("download", into, down), sameSum("upload", s.Server.File("up.bin"), up))
 }
 
 // lastLines returns the end of a program's output, in one line: enough to see what it stopped at.
