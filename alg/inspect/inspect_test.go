@@ -118,6 +118,22 @@ func TestNotFTP(t *testing.T) {
 	w.settled()
 }
 
+// TestResetBothSides: when ftpalg ends a session, the receiver of the offending segment is sent a reset at the byte that it
+// waits for, and the sender's repetition is answered with one.
+func TestResetBothSides(t *testing.T) {
+	w := plainWire(t)
+	w.say(alg.Client, []byte("AUTH TLS\r\n"))
+	waitsFor := w.isn[alg.Client] + w.sent[alg.Client]
+	w.send(alg.Client, 0, []byte("PORT 192,0,2,2,156,65\r\n"), nil)
+	if w.resets[alg.Client] != waitsFor {
+		t.Errorf("the server was sent a reset at %d, and waits for %d", w.resets[alg.Client], waitsFor)
+	}
+	again := w.send(alg.Client, 0, []byte("PORT 192,0,2,2,156,65\r\n"), nil)
+	if v := w.verdicts[again]; !v.Accept || !v.SetMark || v.Mark != 1<<29 {
+		t.Errorf("the client's repetition got %+v, want the mark that is answered with a reset", v)
+	}
+}
+
 // TestLimits: sessions in all and per client.
 func TestLimits(t *testing.T) {
 	p := policy.AllowAll()
@@ -127,8 +143,8 @@ func TestLimits(t *testing.T) {
 	w.key.Client = netip.AddrPortFrom(clientAddr.Addr(), 40001)
 	id := w.send(alg.Server, 0, []byte("220 ready\r\n"), nil)
 	w.expect(t, "deny session-limit")
-	if v := w.verdicts[id]; !v.Accept || !v.SetMark {
-		t.Errorf("verdict %+v, want one that is answered with a reset", v)
+	if w.resets[alg.Server] != w.isn[alg.Server]+w.sent[alg.Server] {
+		t.Errorf("verdict %+v, want a reset for the client", w.verdicts[id])
 	}
 	w.in.End(clock, w.key)
 	w.in.End(clock, Key{clientAddr, serverAddr})

@@ -44,7 +44,7 @@ type Options struct {
 	Conntrack Conntrack
 	Report    func(Event) // called in order for each session, with a lock held: it must not call back
 	Lossy     bool        // packets may be missing that the receiver had, as in a capture
-	Refused   uint32      // mark bit for packets of sessions that are refused; the rules answer them with a reset
+	Refused   uint32      // mark bit for packets that the rules answer with a reset; 0 without such a rule
 }
 
 // Inspector follows all control connections. It is safe for concurrent use.
@@ -120,7 +120,7 @@ func (in *Inspector) Packet(now time.Time, p Packet, seg *nfq.Segment) {
 	switch {
 	case s != nil && s.refused:
 		s.lastSeen = now
-		in.verdict(p, refuse(p, in.refused))
+		in.reset(s, from, &segment{Packet: p, data: seg.Packet, payload: seg.Payload}, seg.Seq)
 	case s != nil:
 		s.lastSeen = now
 		in.segment(sh, s, from, now, p, seg)
@@ -128,7 +128,7 @@ func (in *Inspector) Packet(now time.Time, p Packet, seg *nfq.Segment) {
 		in.syn(sh, now, p, seg)
 	default:
 		in.event(Event{Time: now, Kind: EventDeny, Reason: alg.PolicyDenied, From: seg.Src, To: seg.Dst})
-		in.verdict(p, refuse(p, in.refused))
+		in.refuse(p)
 	}
 }
 
@@ -216,7 +216,7 @@ func (in *Inspector) forget(sh *shard, s *session, now time.Time, why alg.Reason
 		in.carryOut(sh, s, now, nil)
 	}
 	if !s.refused {
-		in.giveUpHeld(s, false)
+		in.giveUpHeld(s, func(p Packet) { in.verdict(p, nfq.Verdict{}) })
 		in.event(s.event(now, Event{Kind: EventEnd, Reason: why}))
 	}
 	sh.dropPair(s)

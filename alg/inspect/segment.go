@@ -152,9 +152,17 @@ func (in *Inspector) fresh(sh *shard, s *session, from alg.Side, now time.Time, 
 		return
 	}
 	urgent := st.urgentIn(fresh)
+	undelivered := st.next
+	if len(st.inHand) > 0 {
+		undelivered = st.inHand[0].seq
+	}
 	st.next = g.end()
 	sh.fx = s.control.Feed(now, from, fresh, urgent, sh.fx[:0])
 	in.carryOut(sh, s, now, &g)
+	if s.refused {
+		in.reset(s, from, &g, undelivered)
+		return
+	}
 	if s.control.HasCredit(now) && from == alg.Server {
 		sh.credit(s)
 	}
@@ -168,10 +176,6 @@ func (in *Inspector) fresh(sh *shard, s *session, from alg.Side, now time.Time, 
 // incomplete line.
 func (in *Inspector) release(sh *shard, s *session, from alg.Side, now time.Time, g segment) {
 	st := &s.streams[from]
-	if s.refused {
-		in.verdict(g.Packet, refuse(g.Packet, in.refused))
-		return
-	}
 	hold := s.control.Hold(from)
 	if hold == 0 {
 		in.letGo(s, from)
@@ -227,7 +231,7 @@ func (in *Inspector) afterGap(sh *shard, s *session, from alg.Side, now time.Tim
 		in.counts.held.Add(-1)
 		switch {
 		case s.refused:
-			in.verdict(g.Packet, refuse(g.Packet, in.refused))
+			in.refuse(g.Packet)
 		case !before(st.next, g.end()):
 			in.old(sh, s, from, now, g)
 		default:
@@ -239,16 +243,12 @@ func (in *Inspector) afterGap(sh *shard, s *session, from alg.Side, now time.Tim
 	}
 }
 
-// giveUpHeld gives verdicts on everything that a session holds: to be answered with a reset, or dropped.
-func (in *Inspector) giveUpHeld(s *session, reset bool) {
+// giveUpHeld gives verdicts on everything that a session holds.
+func (in *Inspector) giveUpHeld(s *session, verdict func(Packet)) {
 	for i := range s.streams {
 		st := &s.streams[i]
 		for _, g := range append(st.inHand, st.early...) {
-			v := nfq.Verdict{}
-			if reset {
-				v = refuse(g.Packet, in.refused)
-			}
-			in.verdict(g.Packet, v)
+			verdict(g.Packet)
 			in.counts.held.Add(-1)
 		}
 		st.inHand, st.early, st.kept = nil, nil, nil

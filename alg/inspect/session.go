@@ -24,9 +24,10 @@ type session struct {
 	pinholeUntil time.Time
 	implicit     bool
 	resumed      bool
-	refused      bool // every packet is answered with a reset
-	credited     bool // stands in its pair's list
-	opaque       bool // counted as inside TLS in its pair
+	refused      bool    // no packet goes on any more
+	told         [2]bool // which sides were sent a reset because of that
+	credited     bool    // stands in its pair's list
+	opaque       bool    // counted as inside TLS in its pair
 }
 
 // pair is what two hosts have between them, for just-in-time pinholes.

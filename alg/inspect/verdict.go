@@ -32,9 +32,31 @@ func (in *Inspector) accept(g *segment) {
 	in.verdict(g.Packet, v)
 }
 
-// refuse lets a packet go on to the rule that answers it with a reset.
-func refuse(p Packet, mark uint32) nfq.Verdict {
-	return nfq.Verdict{Accept: true, SetMark: true, Mark: p.Mark | mark}
+// refuse answers a packet's sender with a reset: the packet goes on, marked, to the rule that does so. Without such a rule
+// it is dropped.
+func (in *Inspector) refuse(p Packet) {
+	if in.refused == 0 {
+		in.verdict(p, nfq.Verdict{})
+		return
+	}
+	in.verdict(p, nfq.Verdict{Accept: true, SetMark: true, Mark: p.Mark | in.refused})
+}
+
+// reset handles a segment of a session that is refused. The first of each direction becomes a reset for its receiver,
+// who would otherwise wait for ever; the others are refused, so that their sender learns of it as well. seq is the byte
+// that the receiver waits for.
+func (in *Inspector) reset(s *session, from alg.Side, g *segment, seq uint32) {
+	if s.told[from.Other()] {
+		in.refuse(g.Packet)
+		return
+	}
+	s.told[from.Other()] = true
+	packet, err := nfq.Reset(g.data, seq)
+	if err != nil {
+		in.refuse(g.Packet)
+		return
+	}
+	in.verdict(g.Packet, nfq.Verdict{Accept: true, Payload: packet})
 }
 
 // drop drops a segment; its sender will repeat it.
@@ -60,7 +82,7 @@ func (in *Inspector) carryOut(sh *shard, s *session, now time.Time, current *seg
 			s.refused = true
 			in.event(s.event(now, Event{Kind: EventEnd, Reason: e.Reason, Text: wireText(e.Text)}))
 			sh.noteOpaque(s)
-			in.giveUpHeld(s, true)
+			in.giveUpHeld(s, in.refuse)
 		case alg.Protect:
 			sh.noteOpaque(s)
 			in.event(s.event(now, Event{Kind: EventProtection, Protection: e.Protection}))

@@ -33,6 +33,7 @@ type wire struct {
 	verdicts  map[uint32]nfq.Verdict
 	nextID    uint32
 	receivers [2]receiver // by the sending side
+	resets    [2]uint32   // sequence number of the reset that a side was sent, by the side whose packet became it
 }
 
 // receiver puts one direction together: the first content of every byte counts.
@@ -94,9 +95,6 @@ func (w *wire) Verdict(id uint32, v nfq.Verdict) error {
 		return nil
 	}
 	if v.Payload != nil {
-		if len(v.Payload) != len(packet) {
-			w.t.Errorf("packet %d changed its length from %d to %d", id, len(packet), len(v.Payload))
-		}
 		packet = bytes.Clone(v.Payload)
 	}
 	var seg nfq.Segment
@@ -106,6 +104,13 @@ func (w *wire) Verdict(id uint32, v nfq.Verdict) error {
 	from := alg.Client
 	if seg.Src == w.key.Server {
 		from = alg.Server
+	}
+	if seg.Flags&nfq.RST != 0 {
+		w.resets[from] = seg.Seq
+		return nil
+	}
+	if len(packet) != len(w.packets[id]) {
+		w.t.Errorf("packet %d changed its length from %d to %d", id, len(w.packets[id]), len(packet))
 	}
 	w.receivers[from].take(seg.Seq, seg.Payload)
 	return nil

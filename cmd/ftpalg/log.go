@@ -21,7 +21,7 @@ func newLogger(w io.Writer, format, level string) (*slog.Logger, func(), error) 
 	var o slog.HandlerOptions
 	var l slog.Level
 	if err := l.UnmarshalText([]byte(level)); err != nil {
-		return nil, nil, fmt.Errorf("--log-level %q: debug, info, warn or error expected", level)
+		return nil, nil, fmt.Errorf("%w: --log-level %q: debug, info, warn or error expected", errUsage, level)
 	}
 	o.Level = l
 	lines := newLineWriter(w)
@@ -31,7 +31,7 @@ func newLogger(w io.Writer, format, level string) (*slog.Logger, func(), error) 
 	case "json":
 		return slog.New(slog.NewJSONHandler(lines, &o)), lines.close, nil
 	}
-	return nil, nil, fmt.Errorf("--log-format %q: text or json expected", format)
+	return nil, nil, fmt.Errorf("%w: --log-format %q: text or json expected", errUsage, format)
 }
 
 // lineWriter hands lines to a goroutine that writes them.

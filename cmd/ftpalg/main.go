@@ -35,7 +35,7 @@ func execute(ctx context.Context, args []string) int {
 	switch {
 	case err == nil:
 		return exitOK
-	case !begun:
+	case !begun, errors.Is(err, errUsage):
 		fmt.Fprintf(os.Stderr, "ftpalg: %v\nTry 'ftpalg --help'.\n", err)
 		return exitUsage
 	case !errors.Is(err, errSaid):
@@ -43,6 +43,9 @@ func execute(ctx context.Context, args []string) int {
 	}
 	return exitFailed
 }
+
+// errUsage is for mistakes in the command line that a command finds itself.
+var errUsage = errors.New("usage")
 
 // errSaid is for a command that has told on its own output what failed.
 var errSaid = errors.New("failed")

@@ -1,7 +1,6 @@
 package main
 
 import (
-	"errors"
 	"fmt"
 
 	"github.com/spf13/cobra"
@@ -24,11 +23,11 @@ func newRules() *cobra.Command {
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			switch {
 			case backend != "iptables":
-				return fmt.Errorf("--backend %q: this version knows iptables only", backend)
+				return fmt.Errorf("%w: --backend %q: this version knows iptables only", errUsage, backend)
 			case remove:
 				return rules.Remove(cmd.Context())
 			case policyFile == "":
-				return errors.New("name the policy with --policy FILE, or give --remove")
+				return fmt.Errorf("%w: name the policy with --policy FILE, or give --remove", errUsage)
 			}
 			p, err := loadPolicy(policyFile)
 			if err != nil {

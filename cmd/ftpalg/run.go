@@ -46,12 +46,17 @@ func newRun() *cobra.Command {
 		Long: "Installs ftpalg's own chains, takes packets from the queues and opens pinholes. SIGHUP reads the policy " +
 			"again; SIGTERM and SIGINT remove the rules and end.",
 		Args: cobra.NoArgs,
-		RunE: func(cmd *cobra.Command, _ []string) error { return run(cmd.Context(), o) },
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if o.noRules && !cmd.Flags().Changed("mark") {
+				o.mark = 0 // nothing answers marked packets, so they are dropped instead
+			}
+			return run(cmd.Context(), o)
+		},
 	}
 	f := cmd.Flags()
 	o.steering.flags(f)
 	f.StringVar(&o.policyFile, "policy", "", "the policy `file`")
-	f.BoolVar(&o.noRules, "no-rules", false, "install no rules: those in place steer packets here")
+	f.BoolVar(&o.noRules, "no-rules", false, "install no rules: those in place steer packets here (and --mark, if given, answer marked ones)")
 	f.StringVar(&o.socket, "socket", defaultSocket, "Unix socket `path` for 'ftpalg sessions' and 'ftpalg pinholes'")
 	f.StringVar(&o.logFormat, "log-format", "text", "text or json")
 	f.StringVar(&o.logLevel, "log-level", "info", "debug, info, warn or error")
