@@ -27,8 +27,8 @@ const testPort = 40000
 func runTest(p *policy.Policy, t *policy.Test) (got string, why Reason) {
 	client, server := netip.AddrPortFrom(t.From, testPort), netip.AddrPortFrom(t.To, t.Port)
 	d := p.Decide(t.From, server)
-	if d.Action != policy.Inspect {
-		return "deny", PolicyDenied
+	if why := Admit(d); why != NoReason {
+		return "deny", why
 	}
 	c := New(p, d, client, server)
 	dialogue := t.Dialogue

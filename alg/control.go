@@ -58,8 +58,19 @@ type Control struct {
 	cwd       workingDirectory
 }
 
+// Admit says why a decision lets no control connection begin, or NoReason.
+func Admit(d policy.Decision) Reason {
+	switch {
+	case d.Action != policy.Inspect:
+		return PolicyDenied
+	case d.Implicit && !d.Rule.OpaquePinhole:
+		return OpaqueDenied
+	}
+	return NoReason
+}
+
 // New gives the state machine of a control connection that begins now. The decision is the policy's for these two
-// hosts; it must not be deny.
+// hosts, and Admit must have nothing against it.
 func New(p *policy.Policy, d policy.Decision, client, server netip.AddrPort) *Control {
 	c := &Control{policy: p, rule: d.Rule, client: client, server: server, dataLevel: Clear}
 	if d.Server != nil {

@@ -151,8 +151,11 @@ func TestLimits(t *testing.T) {
 	if n := w.in.counts.sessions.Load(); n != 0 {
 		t.Errorf("%d sessions are left", n)
 	}
+	if n := len(w.in.clients.n); n != 0 {
+		t.Errorf("%d clients are left", n)
+	}
 	for i := range w.in.shards {
-		if sh := &w.in.shards[i]; len(sh.sessions)+len(sh.pairs)+len(sh.perHost)+len(sh.open) != 0 {
+		if sh := &w.in.shards[i]; len(sh.sessions)+len(sh.pairs)+len(sh.open) != 0 {
 			t.Errorf("shard %d is not empty: %+v", i, sh)
 		}
 	}

@@ -55,14 +55,32 @@ type Inspector struct {
 	refused   uint32
 	lossy     bool
 
-	seed   maphash.Seed
-	shards [shardCount]shard
-	counts counters
-	next   atomic.Uint64 // number of the session begun last
+	seed    maphash.Seed
+	shards  [shardCount]shard
+	counts  counters
+	clients clients
+	next    atomic.Uint64 // number of the session begun last
 }
 
 type counters struct {
 	sessions, pinholes, held atomic.Int64
+}
+
+// clients counts the sessions of each client.
+type clients struct {
+	mu sync.Mutex
+	n  map[netip.Addr]int
+}
+
+// add changes a client's count and gives the new one.
+func (c *clients) add(client netip.Addr, change int) int {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	n := c.n[client] + change
+	if c.n[client] = n; n == 0 {
+		delete(c.n, client)
+	}
+	return n
 }
 
 // shard holds every session between some pairs of hosts: a data connection has its control connection's hosts.
@@ -70,8 +88,7 @@ type shard struct {
 	mu       sync.Mutex
 	sessions map[Key]*session
 	pairs    map[hosts]*pair
-	perHost  map[netip.Addr]int // sessions of a client; counted per shard, so the limit is for one client and shard
-	open     map[door]*session  // pinholes that stand
+	open     map[door]*session // pinholes that stand
 	fx       []alg.Effect
 }
 
@@ -90,10 +107,10 @@ type door struct {
 func New(o Options) *Inspector {
 	in := &Inspector{conntrack: o.Conntrack, report: o.Report, refused: o.Refused, lossy: o.Lossy, seed: maphash.MakeSeed()}
 	in.policy.Store(o.Policy)
+	in.clients.n = map[netip.Addr]int{}
 	for i := range in.shards {
 		in.shards[i].sessions = map[Key]*session{}
 		in.shards[i].pairs = map[hosts]*pair{}
-		in.shards[i].perHost = map[netip.Addr]int{}
 		in.shards[i].open = map[door]*session{}
 	}
 	return in
@@ -155,7 +172,8 @@ func (in *Inspector) find(sh *shard, now time.Time, seg *nfq.Segment) (*session,
 func (in *Inspector) begin(sh *shard, now time.Time, k Key, resumed bool) *session {
 	p := in.policy.Load()
 	d := p.Decide(k.Client.Addr(), k.Server)
-	if d.Action != policy.Inspect {
+	why := alg.Admit(d)
+	if why == alg.PolicyDenied {
 		return nil
 	}
 	s := &session{
@@ -163,11 +181,13 @@ func (in *Inspector) begin(sh *shard, now time.Time, k Key, resumed bool) *sessi
 		began: now, lastSeen: now, implicit: d.Implicit, resumed: resumed,
 	}
 	sh.sessions[k] = s
-	sh.perHost[k.Client.Addr()]++
-	if n := in.counts.sessions.Add(1); n > int64(p.Limits.Sessions) ||
-		sh.perHost[k.Client.Addr()] > p.Limits.SessionsPerClient {
+	all, own := in.counts.sessions.Add(1), in.clients.add(k.Client.Addr(), 1)
+	if all > int64(p.Limits.Sessions) || own > p.Limits.SessionsPerClient {
+		why = alg.SessionLimit
+	}
+	if why != alg.NoReason {
 		s.refused = true
-		in.event(s.event(now, Event{Kind: EventDeny, Reason: alg.SessionLimit}))
+		in.event(s.event(now, Event{Kind: EventDeny, Reason: why}))
 		return s
 	}
 	if resumed {
@@ -222,9 +242,7 @@ func (in *Inspector) forget(sh *shard, s *session, now time.Time, why alg.Reason
 	sh.dropPair(s)
 	delete(sh.sessions, s.key)
 	in.counts.sessions.Add(-1)
-	if sh.perHost[s.key.Client.Addr()]--; sh.perHost[s.key.Client.Addr()] == 0 {
-		delete(sh.perHost, s.key.Client.Addr())
-	}
+	in.clients.add(s.key.Client.Addr(), -1)
 }
 
 // Expire forgets pinholes that the kernel let lapse, and withdraws those whose control connection is closing: the packets

@@ -45,7 +45,7 @@ func execute(ctx context.Context, args []string) int {
 }
 
 // errUsage is for mistakes in the command line that a command finds itself.
-var errUsage = errors.New("usage")
+var errUsage = errors.New("wrong usage")
 
 // errSaid is for a command that has told on its own output what failed.
 var errSaid = errors.New("failed")

@@ -57,10 +57,3 @@ func helperFor(cmd *cobra.Command, p *policy.Policy) string {
 	fmt.Fprintf(cmd.ErrOrStderr(), "note: the kernel could not be asked for a helper, printing %q: %v\n", name, err)
 	return name
 }
-
-// must is for what can only fail by a mistake in this program.
-func must(err error) {
-	if err != nil {
-		panic(err)
-	}
-}

@@ -47,6 +47,9 @@ func newRun() *cobra.Command {
 			"again; SIGTERM and SIGINT remove the rules and end.",
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
+			if o.policyFile == "" {
+				return fmt.Errorf("%w: name the policy with --policy FILE", errUsage)
+			}
 			if o.noRules && !cmd.Flags().Changed("mark") {
 				o.mark = 0 // nothing answers marked packets, so they are dropped instead
 			}
@@ -60,7 +63,6 @@ func newRun() *cobra.Command {
 	f.StringVar(&o.socket, "socket", defaultSocket, "Unix socket `path` for 'ftpalg sessions' and 'ftpalg pinholes'")
 	f.StringVar(&o.logFormat, "log-format", "text", "text or json")
 	f.StringVar(&o.logLevel, "log-level", "info", "debug, info, warn or error")
-	must(cmd.MarkFlagRequired("policy"))
 	return cmd
 }
 
