@@ -82,27 +82,25 @@ func (s *Stage) Close() error { return s.Lab.Close() }
 // calibrate is the control experiment of every refusal that a scenario proves: with the firewall open, each of the
 // probes is answered; with it closed, none is.
 func (s *Stage) calibrate(ctx context.Context) error {
-	for _, policy := range []ForwardPolicy{Accept, Drop} {
-		if err := s.Lab.SetForward(ctx, policy); err != nil {
-			return err
+	var probes []probe
+	for _, family := range []Family{IPv4, IPv6} {
+		for from, to := range map[Host]Host{Client: Server, Client2: Server, Server: Client, Server2: Client} {
+			probes = append(probes, probe{from, Targets(Addr(to, family), NeverPassive), new([]ProbeResult)})
 		}
-		for _, family := range []Family{IPv4, IPv6} {
-			for _, way := range []direction{{initiator: Client, target: Server}, {initiator: Client2, target: Server},
-				{initiator: Server, target: Client}, {initiator: Server2, target: Client}} {
-				result, err := s.Lab.Probe(way.initiator, Targets(Addr(way.target, family), NeverPassive))
-				if err != nil {
-					return err
-				}
-				want := 0
-				if policy == Accept {
-					want = result.Sent
-				}
-				if len(result.Answered) != want {
-					return fmt.Errorf("lab: probes from %s to %s with FORWARD %s: %s answered, want %d",
-						way.initiator, way.target, policy, result, want)
-				}
-			}
+	}
+	if err := s.Lab.SetForward(ctx, Accept); err != nil {
+		return err
+	}
+	for _, p := range probes {
+		if err := s.reaches(p.from, p.targets, len(p.targets), new(ProbeResult)); err != nil {
+			return fmt.Errorf("lab: with the firewall open: %w", err)
 		}
+	}
+	if err := s.Lab.SetForward(ctx, Drop); err != nil {
+		return err
+	}
+	if err := s.refused(probes...); err != nil {
+		return fmt.Errorf("lab: with the firewall closed: %w", err)
 	}
 	return nil
 }
