@@ -39,7 +39,7 @@ func (c *Control) feedClient(b []byte, urgent int, fx []Effect) (int, []Effect) 
 	if c.phase != ended && !c.kinds.push(k, c.policy.Limits.Outstanding) {
 		return n, c.end(TooManyOutstanding, fx)
 	}
-	if k == auth && c.phase != ended {
+	if (k == auth || k == authOther) && c.phase != ended {
 		// Whatever is behind AUTH in the same segment is never read as commands (design rule 5).
 		if len(behind) > 0 {
 			return n, c.end(TextAroundAUTH, fx)
@@ -112,18 +112,18 @@ func (c *Control) user(cmd ftp.Command, fx []Effect) (kind, Reason, []Effect) {
 	return user, NoReason, append(fx, Effect{Kind: Login, Text: cmd.Arg})
 }
 
-// auth: AUTH TLS, TLS-C, TLS-P and SSL are one command (RFC 4217 section 4, MS-FTPS 1.3), in any case. Another
-// mechanism is the server's to refuse; should it accept, its replies are still lines.
+// auth: AUTH TLS, TLS-C, TLS-P and SSL are one command (RFC 4217 section 4, MS-FTPS 1.3), in any case.
 func (c *Control) auth(cmd ftp.Command, fx []Effect) (kind, Reason, []Effect) {
-	switch string(bytes.ToUpper(cmd.Arg)) {
-	case "TLS", "TLS-C", "TLS-P", "SSL":
-	default:
-		return other, NoReason, fx
-	}
 	if !c.rule.OpaquePinhole {
 		return other, OpaqueDenied, fx
 	}
-	return auth, NoReason, fx
+	mechanism := bytes.TrimSpace(cmd.Arg)
+	for _, name := range []string{"TLS", "TLS-C", "TLS-P", "SSL"} {
+		if bytes.EqualFold(mechanism, []byte(name)) {
+			return auth, NoReason, fx
+		}
+	}
+	return authOther, NoReason, fx
 }
 
 func (c *Control) passive(cmd ftp.Command, fx []Effect) (kind, Reason, []Effect) {

@@ -6,7 +6,8 @@ type kind uint8
 const (
 	other kind = iota
 	greeting
-	auth
+	auth      // AUTH with one of TLS's names
+	authOther // AUTH with another mechanism
 	user
 	pass
 	rein
@@ -68,6 +69,17 @@ func (q *queue) popStat() bool {
 				q.ring[(q.head+i)%maxOutstanding] = q.at(i - 1)
 			}
 			q.pop()
+			return true
+		}
+	}
+	return false
+}
+
+// skipTo drops what is older than the first k, if there is one.
+func (q *queue) skipTo(k kind) bool {
+	for i := range q.n {
+		if q.at(i) == k {
+			q.head, q.n = (q.head+i)%maxOutstanding, q.n-i
 			return true
 		}
 	}

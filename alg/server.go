@@ -50,6 +50,7 @@ func (c *Control) reply(r ftp.Reply, line ftp.Line, fx []Effect) []Effect {
 	if k == transfer && r.Code >= 211 && r.Code <= 213 && c.kinds.popStat() {
 		return fx
 	}
+	k = c.resync(r, k)
 	c.kinds.pop()
 	if r.Code == 227 || r.Code == 229 {
 		return c.announcement(k, r, line, fx)
@@ -60,12 +61,30 @@ func (c *Control) reply(r ftp.Reply, line ftp.Line, fx []Effect) []Effect {
 	return c.answered(k, r, fx)
 }
 
+// resync finds the command that a reply belongs to whose code only one command has, when the oldest is another: some
+// servers leave a reply out (one for a transfer and its ABOR together), and all later ones would be misread.
+func (c *Control) resync(r ftp.Reply, oldest kind) kind {
+	only := other
+	switch r.Code {
+	case 227:
+		only = pasv
+	case 229:
+		only = epsv
+	case 234:
+		only = auth
+	}
+	if only != other && only != oldest && c.kinds.skipTo(only) {
+		return only
+	}
+	return oldest
+}
+
 // answered is what a final reply means for the command it belongs to.
 func (c *Control) answered(k kind, r ftp.Reply, fx []Effect) []Effect {
 	ok := r.Code < 300
 	switch k {
-	case auth:
-		return c.authAnswered(r, fx)
+	case auth, authOther:
+		return c.authAnswered(k, r, fx)
 	case user, pass:
 		return c.loginAnswered(r, fx)
 	case active:
@@ -84,7 +103,10 @@ func (c *Control) answered(k kind, r ftp.Reply, fx []Effect) []Effect {
 		}
 	case protC, protP:
 		if ok {
-			c.dataLevel = map[kind]Level{protC: Clear, protP: TLS}[k]
+			c.dataLevel = Clear
+			if k == protP {
+				c.dataLevel = TLS
+			}
 			return append(fx, Effect{Kind: Protect, Protection: c.Protection()})
 		}
 	case cwd, cdup, pwd:
@@ -94,14 +116,18 @@ func (c *Control) answered(k kind, r ftp.Reply, fx []Effect) []Effect {
 }
 
 // authAnswered: 234 means that the client's next byte is TLS (RFC 4217 section 4). Clients in use take any 2yz, and 334,
-// for the same, so these are read as they read them.
-func (c *Control) authAnswered(r ftp.Reply, fx []Effect) []Effect {
-	if r.Code >= 300 && r.Code != 334 {
-		c.phase = clear
-		return append(fx, Effect{Kind: Audit, Reason: AUTHRefused})
+// for the same, so these are read as they read them. With another mechanism 334 asks for more data in clear text
+// (RFC 2228 section 3).
+func (c *Control) authAnswered(k kind, r ftp.Reply, fx []Effect) []Effect {
+	if r.Code < 300 || r.Code == 334 && k == auth {
+		c.startTLS()
+		return append(fx, Effect{Kind: Protect, Protection: c.Protection()})
 	}
-	c.startTLS()
-	return append(fx, Effect{Kind: Protect, Protection: c.Protection()})
+	c.phase = clear
+	if r.Code == 334 {
+		return fx
+	}
+	return append(fx, Effect{Kind: Audit, Reason: AUTHRefused})
 }
 
 func (c *Control) loginAnswered(r ftp.Reply, fx []Effect) []Effect {

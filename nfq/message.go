@@ -16,7 +16,7 @@ const (
 	attrLen   = 4  // nlattr: length, type
 
 	subsysQueue = 3 << 8 // NFNL_SUBSYS_QUEUE, in the message type's high byte
-	typePacket  = subsysQueue | 0
+	typePacket  = subsysQueue // NFQNL_MSG_PACKET is 0
 	typeVerdict = subsysQueue | 1
 
 	attrPacketHdr  = 1 // NFQA_PACKET_HDR: id, hardware protocol, hook

@@ -47,9 +47,6 @@ func (m Mode) String() string { return word(modeWords, m) }
 // Modes is a set of modes.
 type Modes uint8
 
-// clearModes are the modes that can be read in clear text, and so be listed in a rule.
-const clearModes = 1<<PASV | 1<<EPSV | 1<<PORT | 1<<EPRT
-
 // Has reports whether m is in the set.
 func (s Modes) Has(m Mode) bool { return s>>m&1 == 1 }
 

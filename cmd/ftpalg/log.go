@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"fmt"
 	"io"
 	"log/slog"
@@ -85,7 +86,7 @@ func newReporter(log *slog.Logger, rate int) func(inspect.Event) {
 				return
 			}
 		}
-		log.LogAttrs(nil, level, eventMessages[e.Kind], eventAttrs(e)...)
+		log.LogAttrs(context.Background(), level, eventMessages[e.Kind], eventAttrs(e)...)
 	}
 }
 
