@@ -15,7 +15,7 @@ const (
 	genLen    = 4  // nfgenmsg: family, version, queue number
 	attrLen   = 4  // nlattr: length, type
 
-	subsysQueue = 3 << 8 // NFNL_SUBSYS_QUEUE, in the message type's high byte
+	subsysQueue = 3 << 8      // NFNL_SUBSYS_QUEUE, in the message type's high byte
 	typePacket  = subsysQueue // NFQNL_MSG_PACKET is 0
 	typeVerdict = subsysQueue | 1
 
