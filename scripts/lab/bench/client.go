@@ -1,0 +1,146 @@
+package main
+
+import (
+	"bytes"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"io"
+	"net/netip"
+	"strconv"
+	"strings"
+
+	"ftpalg/scripts/lab"
+)
+
+// ftpClient is one control connection, seen from the client.
+type ftpClient struct {
+	conn *stream
+	rw   io.ReadWriter
+	in   *lines
+}
+
+// login opens a control connection from the network namespace of the calling thread and logs in.
+func login(port uint16, secure bool) (*ftpClient, error) {
+	conn, err := dial(netip.AddrPortFrom(lab.Addr(lab.Server, lab.IPv4), port))
+	if err != nil {
+		return nil, err
+	}
+	c := &ftpClient{conn: conn, rw: conn, in: &lines{from: conn}}
+	if _, err = c.reply("220"); err == nil && secure {
+		err = c.secure()
+	}
+	if err == nil {
+		err = errors.Join(c.command("USER "+lab.User, "331"), c.command("PASS "+lab.Password, "230"), c.command("TYPE I", "200"))
+	}
+	if err != nil {
+		return nil, errors.Join(err, conn.Close())
+	}
+	return c, nil
+}
+
+// secure puts the control connection inside TLS (RFC 4217 section 4). The server's certificate is not what is tested.
+func (c *ftpClient) secure() error {
+	if err := c.command("AUTH TLS", "234"); err != nil {
+		return err
+	}
+	c.rw = tls.Client(c.conn, &tls.Config{InsecureSkipVerify: true})
+	c.in = &lines{from: c.rw}
+	return nil
+}
+
+// command sends a command and checks the code of its reply.
+func (c *ftpClient) command(line, code string) error {
+	_, err := io.WriteString(c.rw, line+"\r\n")
+	if err == nil {
+		_, err = c.reply(code)
+	}
+	return err
+}
+
+// reply reads a reply of one line and checks its code.
+func (c *ftpClient) reply(code string) ([]byte, error) {
+	line, err := c.in.next()
+	if err == nil && !bytes.HasPrefix(line, []byte(code)) {
+		err = fmt.Errorf("the server answered %q where %s was expected", line, code)
+	}
+	return line, err
+}
+
+// fetch retrieves a file in passive mode and checks its length. The buffer is for the data.
+func (c *ftpClient) fetch(name string, size int, buf []byte) error {
+	if _, err := io.WriteString(c.rw, "PASV\r\n"); err != nil {
+		return err
+	}
+	line, err := c.reply("227")
+	if err != nil {
+		return err
+	}
+	port, err := announced(string(line))
+	if err != nil {
+		return err
+	}
+	if _, err = io.WriteString(c.rw, "RETR "+name+"\r\n"); err != nil {
+		return err
+	}
+	data, err := dial(netip.AddrPortFrom(lab.Addr(lab.Server, lab.IPv4), port))
+	if err != nil {
+		return err
+	}
+	got, err := drain(data, buf)
+	if err == nil && got != size {
+		err = fmt.Errorf("%d bytes arrived of the %d of file %s", got, size, name)
+	}
+	if err = errors.Join(err, data.Close()); err != nil {
+		return err
+	}
+	if _, err = c.reply("150"); err == nil {
+		_, err = c.reply("226")
+	}
+	return err
+}
+
+// drain reads a data connection to its end.
+func drain(data *stream, buf []byte) (total int, err error) {
+	for {
+		n, err := data.Read(buf)
+		total += n
+		if err == io.EOF {
+			return total, nil
+		}
+		if err != nil {
+			return total, err
+		}
+	}
+}
+
+// announced finds the port in a reply to PASV (RFC 959 section 4.1.2).
+func announced(reply string) (uint16, error) {
+	_, numbers, _ := strings.Cut(reply, "(")
+	numbers, _, _ = strings.Cut(numbers, ")")
+	parts := strings.Split(numbers, ",")
+	if len(parts) != 6 {
+		return 0, fmt.Errorf("no address in %q", reply)
+	}
+	high, err1 := strconv.ParseUint(parts[4], 10, 8)
+	low, err2 := strconv.ParseUint(parts[5], 10, 8)
+	return uint16(high<<8 | low), errors.Join(err1, err2)
+}
+
+// quit ends the session.
+func (c *ftpClient) quit() error {
+	err := c.command("QUIT", "221")
+	return errors.Join(err, c.conn.Close())
+}
+
+// wholeSession connects, logs in, fetches one small file and quits.
+func wholeSession(port uint16, secure bool, file string, size int) error {
+	c, err := login(port, secure)
+	if err != nil {
+		return err
+	}
+	if err := c.fetch(file, size, make([]byte, 4<<10)); err != nil {
+		return errors.Join(err, c.conn.Close())
+	}
+	return c.quit()
+}

@@ -1,0 +1,212 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"time"
+
+	"ftpalg/nfq/rules"
+	"ftpalg/scripts/lab"
+)
+
+// policyText is what ftpalg runs with: opaque FTPS may have pinholes, so the SYN of every data connection passes through
+// the queue too. The limits are out of the way, because sessions count until conntrack forgets them.
+const policyText = `version: 1
+servers:
+  - name: files
+    addresses: [198.51.100.2]
+    explicit: [21, 2121]
+    passive: 50000-50100
+clients:
+  - name: office
+    addresses: [192.0.2.0/24]
+rules:
+  - name: office to files
+    from: [office]
+    to: [files]
+    action: inspect
+    opaque: pinhole
+limits:
+  sessions: 200000
+  sessions-per-client: 200000
+`
+
+// The positions of the four ways in the table, and in all results.
+const (
+	routed = iota
+	kernelHelper
+	floor
+	daemon
+	ways
+)
+
+var wayNames = [ways]string{"routed", "kernel helper", "floor", "ftpalg"}
+
+// queue is the number of the queue, in the floor's rules and in ftpalg's.
+const queue = "21"
+
+// gateway is a lab of its own whose gateway carries FTP in one of the four ways. All four stand side by side, so that
+// rounds can be interleaved without changing anything between them.
+type gateway struct {
+	*lab.Lab
+	way  int
+	proc *lab.Proc // what packets are queued to, if anything
+}
+
+// programs are what a gateway needs from the build.
+type programs struct{ ftpalg, floor, servers, self string }
+
+// startTimeout bounds the start of every program.
+const startTimeout = 20 * time.Second
+
+// newGateway builds a lab, puts one way of carrying FTP on its gateway, and starts the benchmark's server in it.
+func newGateway(ctx context.Context, way int, p programs) (*gateway, error) {
+	l, err := lab.New(ctx)
+	if err != nil {
+		return nil, err
+	}
+	g := &gateway{Lab: l, way: way}
+	setUp := [ways]func(context.Context, programs) error{g.open, g.helped, g.queued, g.guarded}[way]
+	if err = g.widen(ctx); err == nil {
+		err = setUp(ctx, p)
+	}
+	if err == nil {
+		_, err = g.launch(ctx, lab.Server, serverReady, p.self, "serve")
+	}
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("%s: %w", wayNames[way], err), l.Close())
+	}
+	return g, nil
+}
+
+// widen gives the client ports for every session of the whole run: none is used twice while conntrack remembers it.
+func (g *gateway) widen(ctx context.Context) error {
+	_, err := g.Run(ctx, lab.Client, "sysctl", "-q", "-w", "net.ipv4.ip_local_port_range=10000 49999")
+	return err
+}
+
+// open is the gateway without a firewall.
+func (g *gateway) open(ctx context.Context, _ programs) error { return g.SetForward(ctx, lab.Accept) }
+
+// helped is the kernel's own helper behind a default-drop firewall.
+func (g *gateway) helped(ctx context.Context, _ programs) error {
+	return g.rules(ctx,
+		"-t raw -A PREROUTING -p tcp -m multiport --dports 21,2121 -j CT --helper ftp",
+		"-A FORWARD -m conntrack --ctstate ESTABLISHED,RELATED -j ACCEPT",
+		"-A FORWARD -p tcp -m multiport --dports 21,2121 -m conntrack --ctstate NEW -j ACCEPT")
+}
+
+// queued is the floor: the kernel's helper, and what ftpalg would see goes through a queue whose reader accepts it.
+func (g *gateway) queued(ctx context.Context, p programs) (err error) {
+	if g.proc, err = g.launch(ctx, lab.Gateway, "ready", p.floor, queue); err != nil {
+		return err
+	}
+	if err := g.helped(ctx, p); err != nil {
+		return err
+	}
+	for _, way := range []string{"-d 198.51.100.2 -p tcp -m multiport --dports", "-s 198.51.100.2 -p tcp -m multiport --sports"} {
+		args := append(strings.Fields("-w -t mangle -A PREROUTING "+way+" 21,2121 -m bpf --bytecode"), rules.PayloadBytecode(false),
+			"-j", "NFQUEUE", "--queue-num", queue)
+		if _, err := g.Run(ctx, lab.Gateway, "iptables", args...); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// guarded is ftpalg with its own rules, as `ftpalg run` installs them.
+func (g *gateway) guarded(ctx context.Context, p programs) (err error) {
+	file := g.Path("policy.yaml")
+	if err := os.WriteFile(file, []byte(policyText), 0o600); err != nil {
+		return err
+	}
+	g.proc, err = g.launch(ctx, lab.Gateway, `"msg":"ready"`, p.ftpalg, "run", "--policy", file,
+		"--log-format", "json", "--socket", g.Path("ftpalg.sock"))
+	return err
+}
+
+func (g *gateway) rules(ctx context.Context, lines ...string) error {
+	for _, line := range lines {
+		if _, err := g.Run(ctx, lab.Gateway, "iptables", append([]string{"-w"}, strings.Fields(line)...)...); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// launch starts a program and waits until it says that it is ready. What it prints goes to a file, as a service's log
+// does, and not through this process, whose time is measured.
+func (g *gateway) launch(ctx context.Context, h lab.Host, ready, program string, args ...string) (*lab.Proc, error) {
+	log := g.Path(filepath.Base(program) + ".log")
+	shell := append([]string{"-c", `exec "$@" >"$0" 2>&1`, log, program}, args...)
+	proc, err := g.Start(ctx, h, "sh", shell...)
+	if err != nil {
+		return nil, err
+	}
+	ctx, cancel := context.WithTimeout(ctx, startTimeout)
+	defer cancel()
+	var printed []byte
+	err = lab.Wait(ctx, program+" to get ready", func() (bool, error) {
+		select {
+		case <-proc.Exited():
+			return false, errors.New("it has ended")
+		default:
+		}
+		printed, err = os.ReadFile(log)
+		if errors.Is(err, os.ErrNotExist) {
+			err = nil
+		}
+		return strings.Contains(string(printed), ready), err
+	})
+	if err != nil {
+		return nil, fmt.Errorf("%w: it printed %q", err, printed)
+	}
+	return proc, nil
+}
+
+// cpu is the processor time that the gateway's process has had so far, by the scheduler's account, which is exact to the
+// nanosecond. The kernel's own work on packets is charged to it only as far as it is done in its system calls.
+func (g *gateway) cpu() (time.Duration, error) {
+	if g.proc == nil {
+		return 0, nil
+	}
+	threads, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/schedstat", g.proc.PID()))
+	if err != nil || len(threads) == 0 {
+		return 0, fmt.Errorf("%s: no /proc/%d/task/*/schedstat: %w", wayNames[g.way], g.proc.PID(), errors.Join(err, os.ErrNotExist))
+	}
+	var sum time.Duration
+	for _, path := range threads {
+		text, err := os.ReadFile(path)
+		if errors.Is(err, os.ErrNotExist) {
+			continue // a thread that has just ended
+		}
+		var ran time.Duration
+		if err == nil {
+			_, err = fmt.Sscan(string(text), (*int64)(&ran))
+		}
+		if err != nil {
+			return 0, fmt.Errorf("%s: %w", path, err)
+		}
+		sum += ran
+	}
+	return sum, nil
+}
+
+// startVsftpd puts vsftpd beside the benchmark's own server in every lab.
+func (b *bench) startVsftpd(ctx context.Context) error {
+	for _, g := range b.gateways {
+		server, err := g.StartServer(ctx, lab.Servers[0], b.servers)
+		if err == nil {
+			err = os.WriteFile(server.File(strconv.Itoa(small)), make([]byte, small), 0o644)
+		}
+		if err != nil {
+			return fmt.Errorf("%s: %w", wayNames[g.way], err)
+		}
+	}
+	return nil
+}

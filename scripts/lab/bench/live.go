@@ -1,0 +1,200 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"runtime"
+	"strconv"
+	"sync"
+	"time"
+
+	"ftpalg/conntrack"
+	"ftpalg/scripts/lab"
+)
+
+// interleave runs f once on each gateway in every round, beginning with another one each time, so that whatever else the
+// machine does falls on all of them alike.
+func interleave(ctx context.Context, gateways []*gateway, rounds int, f func(g *gateway) error) error {
+	for round := range rounds {
+		for i := range gateways {
+			if ctx.Err() != nil {
+				return ctx.Err()
+			}
+			g := gateways[(round+i)%len(gateways)]
+			if err := f(g); err != nil {
+				return fmt.Errorf("%s: %w", wayNames[g.way], err)
+			}
+		}
+	}
+	return nil
+}
+
+// warmUp is how many commands of a batch come before the clock: the caches are another gateway's at first.
+const warmUp = 20
+
+// roundTrips is what batches of NOOP showed.
+type roundTrips struct {
+	p50 series // µs
+	all [ways][]time.Duration
+	cpu series // µs of the gateway's process for a command
+}
+
+// control measures the round trip of NOOP over one control connection that is logged in.
+func (b *bench) control(ctx context.Context, rounds, commands int) (*roundTrips, error) {
+	var clients [ways]*ftpClient
+	for _, g := range b.gateways {
+		err := g.InNS(lab.Client, func() (err error) {
+			clients[g.way], err = login(benchPort, false)
+			return err
+		})
+		if err != nil {
+			return nil, fmt.Errorf("%s: log in: %w", wayNames[g.way], err)
+		}
+		defer clients[g.way].conn.Close()
+	}
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	result := &roundTrips{}
+	err := interleave(ctx, b.gateways, rounds, func(g *gateway) error {
+		return result.batch(g, clients[g.way], commands)
+	})
+	return result, err
+}
+
+// batch measures one round on one gateway.
+func (r *roundTrips) batch(g *gateway, c *ftpClient, commands int) error {
+	if _, err := c.noops(warmUp); err != nil {
+		return err
+	}
+	before, err := g.cpu()
+	if err != nil {
+		return err
+	}
+	took, err := c.noops(commands)
+	if err != nil {
+		return err
+	}
+	after, err := g.cpu()
+	if err != nil {
+		return err
+	}
+	r.all[g.way] = append(r.all[g.way], took...)
+	r.p50.add(g.way, micros(quantile(took, 0.5)))
+	r.cpu.add(g.way, micros(after-before)/float64(commands))
+	return nil
+}
+
+// noops sends NOOP so many times and says how long each round trip took.
+func (c *ftpClient) noops(n int) ([]time.Duration, error) {
+	took := make([]time.Duration, n)
+	command := []byte("NOOP\r\n")
+	for i := range took {
+		start := time.Now()
+		if _, err := c.rw.Write(command); err != nil {
+			return nil, err
+		}
+		if _, err := c.reply("200"); err != nil {
+			return nil, err
+		}
+		took[i] = time.Since(start)
+	}
+	return took, nil
+}
+
+func micros(d time.Duration) float64 { return float64(d.Nanoseconds()) / 1e3 }
+
+// small is the file of a session that is about sessions and not about data.
+const small = 1 << 10
+
+// sessions measures whole sessions per second, run by so many clients at a time.
+func (b *bench) sessions(ctx context.Context, port uint16, clients, rounds, each int) (*series, error) {
+	var rates series
+	err := interleave(ctx, b.gateways, rounds, func(g *gateway) error {
+		start := time.Now()
+		if err := g.many(clients, func() error {
+			for range each {
+				if err := wholeSession(port, false, strconv.Itoa(small), small); err != nil {
+					return err
+				}
+			}
+			return nil
+		}); err != nil {
+			return err
+		}
+		rates.add(g.way, float64(clients*each)/time.Since(start).Seconds())
+		return nil
+	})
+	return &rates, err
+}
+
+// many runs f several times at once, on threads in the client's namespace.
+func (g *gateway) many(n int, f func() error) error {
+	errs := make([]error, n)
+	var all sync.WaitGroup
+	for i := range n {
+		all.Go(func() { errs[i] = g.InNS(lab.Client, f) })
+	}
+	all.Wait()
+	return errors.Join(errs...)
+}
+
+// throughput measures one data connection at a time, in MiB/s.
+func (b *bench) throughput(ctx context.Context, rounds, mebibytes int) (*series, error) {
+	var rates series
+	buf := make([]byte, 256<<10)
+	size := mebibytes << 20
+	err := interleave(ctx, b.gateways, rounds, func(g *gateway) error {
+		return g.InNS(lab.Client, func() error {
+			c, err := login(benchPort, false)
+			if err != nil {
+				return err
+			}
+			start := time.Now()
+			if err := c.fetch(strconv.Itoa(size), size, buf); err != nil {
+				return errors.Join(err, c.conn.Close())
+			}
+			rates.add(g.way, float64(mebibytes)/time.Since(start).Seconds())
+			return c.quit()
+		})
+	})
+	return &rates, err
+}
+
+// expectations measures how long it takes until an expectation stands, under a control connection of ftpalg's gateway.
+func (b *bench) expectations(n int) (p50, p99 float64, err error) {
+	g := b.gateways[daemon]
+	var control *ftpClient
+	var ct *conntrack.Conn
+	err = errors.Join(
+		g.InNS(lab.Client, func() (err error) { control, err = login(benchPort, false); return err }),
+		g.InNS(lab.Gateway, func() (err error) { ct, err = conntrack.Dial(); return err }))
+	if err != nil {
+		return 0, 0, err
+	}
+	defer ct.Close()
+	defer control.conn.Close()
+	client, err := control.conn.local()
+	if err != nil {
+		return 0, 0, err
+	}
+	server := lab.Addr(lab.Server, lab.IPv4)
+	x := conntrack.Expectation{
+		Master: conntrack.Tuple{Src: client, Dst: netip.AddrPortFrom(server, benchPort)},
+		From:   netip.AddrPortFrom(client.Addr(), 0), To: netip.AddrPortFrom(server, lab.ServerPassive.First),
+		Timeout: 30 * time.Second,
+	}
+	took := make([]time.Duration, n)
+	for i := range took {
+		start := time.Now()
+		if err := ct.Expect(x); err != nil {
+			return 0, 0, err
+		}
+		took[i] = time.Since(start)
+		if err := ct.Withdraw(x); err != nil {
+			return 0, 0, err
+		}
+	}
+	return micros(quantile(took, 0.5)), micros(quantile(took, 0.99)), nil
+}

@@ -1,0 +1,158 @@
+// Command bench compares four ways to carry FTP across a gateway: routed without a firewall, the kernel's own helper, a
+// C program that accepts every queued packet at once (the floor of what a queue costs), and ftpalg. scripts/bench builds
+// what it needs. It prints one table; a target that is missed is shown and is no failure, something that could not be
+// measured is.
+package main
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"os"
+	"os/signal"
+	"strings"
+	"syscall"
+	"time"
+)
+
+func main() {
+	if err := dispatch(os.Args); err != nil {
+		fmt.Fprintln(os.Stderr, "bench:", err)
+		os.Exit(1)
+	}
+}
+
+// dispatch runs one of the two programs that the benchmark starts itself as, or the benchmark.
+func dispatch(args []string) error {
+	if len(args) > 1 {
+		switch args[1] {
+		case "serve":
+			return serve()
+		case "memory":
+			return memoryChild(args[2:])
+		}
+	}
+	p := programs{}
+	flags := flag.NewFlagSet("bench", flag.ExitOnError)
+	flags.StringVar(&p.ftpalg, "ftpalg", ".build/ftpalg", "the ftpalg to measure")
+	flags.StringVar(&p.floor, "floor", ".build/floor", "the floor to compare with")
+	flags.StringVar(&p.servers, "servers", ".build/servers", "where the FTP servers were unpacked")
+	quick := flags.Bool("quick", false, "measure little, to see whether the benchmark works")
+	only := flags.String("only", "", "only the measurements with this in their name")
+	_ = flags.Parse(args[1:]) // it exits
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	size := full
+	if *quick {
+		size = short
+	}
+	return run(ctx, os.Stdout, p, size, *only)
+}
+
+// extent is how much is measured.
+type extent struct {
+	controlRounds, commands                   int
+	sessionRounds, sequential, parallel       int
+	vsftpdRounds, vsftpdSessions              int
+	bulkRounds, mebibytes                     int
+	expectations                              int
+	memory, costs                             []int // numbers of sessions
+	costRounds, costCommands, allocationsRuns int
+	floodSYNs                                 int
+}
+
+// full takes some minutes, short well below one.
+var (
+	full = extent{
+		controlRounds: 100, commands: 200,
+		sessionRounds: 20, sequential: 100, parallel: 25, vsftpdRounds: 6, vsftpdSessions: 15,
+		bulkRounds: 30, mebibytes: 512, expectations: 5000,
+		memory: []int{10_000, 100_000}, costs: []int{1, 100, 10_000, 100_000},
+		costRounds: 20, costCommands: 20_000, allocationsRuns: 1000, floodSYNs: 20_000,
+	}
+	short = extent{
+		controlRounds: 6, commands: 50,
+		sessionRounds: 2, sequential: 5, parallel: 2, vsftpdRounds: 1, vsftpdSessions: 1,
+		bulkRounds: 2, mebibytes: 32, expectations: 50,
+		memory: []int{1000}, costs: []int{1, 1000},
+		costRounds: 3, costCommands: 1000, allocationsRuns: 100, floodSYNs: 1000,
+	}
+)
+
+// bench is one run.
+type bench struct {
+	extent
+	programs
+	gateways []*gateway // by way
+	table    table
+	liveCPU  float64   // µs of the daemon for a command, with few sessions
+	cost     []float64 // ns in process for a command, by number of sessions
+}
+
+// measurement is one thing that is measured. Those that need no gateway come first.
+type measurement struct {
+	name    string
+	network bool
+	measure func(*bench, context.Context) error
+}
+
+var measurements = []measurement{
+	{"memory", false, (*bench).reportMemory},
+	{"cost", false, (*bench).reportCost},
+	{"allocations", false, (*bench).reportAllocations},
+	{"control", true, (*bench).reportControl},
+	{"sessions", true, (*bench).reportSessions},
+	{"throughput", true, (*bench).reportThroughput},
+	{"expectation", true, (*bench).reportExpectations},
+	{"flood", true, (*bench).reportFlood},
+}
+
+// run measures everything with only in its name and prints the table, also if some of it failed.
+func run(ctx context.Context, w io.Writer, p programs, size extent, only string) (err error) {
+	b := &bench{extent: size, programs: p}
+	if b.self, err = os.Executable(); err != nil {
+		return err
+	}
+	start := time.Now()
+	defer func() { err = errors.Join(err, b.close()) }()
+	var errs []error
+	for _, m := range measurements {
+		if !strings.Contains(m.name, only) {
+			continue
+		}
+		fmt.Fprintf(os.Stderr, "bench: %s (%.0f s so far)\n", m.name, time.Since(start).Seconds())
+		if m.network {
+			if err := b.build(ctx); err != nil {
+				errs = append(errs, err)
+				break
+			}
+		}
+		if err := m.measure(b, ctx); err != nil {
+			errs = append(errs, fmt.Errorf("%s not measured: %w", m.name, err))
+		}
+	}
+	b.describe(time.Since(start))
+	return errors.Join(append(errs, b.table.print(w))...)
+}
+
+// build makes the gateways, once.
+func (b *bench) build(ctx context.Context) error {
+	for way := len(b.gateways); way < ways; way++ {
+		g, err := newGateway(ctx, way, b.programs)
+		if err != nil {
+			return err
+		}
+		b.gateways = append(b.gateways, g)
+	}
+	return nil
+}
+
+func (b *bench) close() error {
+	var errs []error
+	for _, g := range b.gateways {
+		errs = append(errs, g.Close())
+	}
+	return errors.Join(errs...)
+}

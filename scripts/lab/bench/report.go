@@ -1,0 +1,144 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"math"
+	"os"
+	"runtime"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// The targets.
+const (
+	addedTarget       = 1.25 // what ftpalg adds to a round trip, over what the floor adds
+	sessionsTarget    = 0.8  // sessions per second, over the kernel helper's
+	throughputTarget  = 0.98 // over routed
+	expectationTarget = 50   // µs, at the median
+	memoryTarget      = 2048 // bytes a session
+	flatTarget        = 1.2  // cost of a command among the most sessions, over that of one
+)
+
+// added is how many times the floor's addition to the routed round trip ftpalg's addition is. A round in which the
+// floor seemed to add nothing was disturbed and says nothing.
+func added(round [ways]float64) float64 {
+	base := round[floor] - round[routed]
+	if base <= 0 {
+		return math.NaN()
+	}
+	return (round[daemon] - round[routed]) / base
+}
+
+func (b *bench) reportControl(ctx context.Context) error {
+	r, err := b.control(ctx, b.controlRounds, b.commands)
+	if err != nil {
+		return err
+	}
+	ratios := r.p50.ratios(added)
+	if len(ratios) == 0 {
+		return fmt.Errorf("in none of %d rounds was the floor slower than routed: the machine is too busy", b.controlRounds)
+	}
+	b.table.add(row{
+		measure: "NOOP round trip p50, µs", cells: r.p50.medians("%.1f"), ratio: withSpread(ratios),
+		target: fmt.Sprintf("added by ftpalg / added by floor <= %.2f", addedTarget), met: verdict(median(ratios) <= addedTarget),
+	})
+	p99 := row{measure: "NOOP round trip p99, µs"}
+	for way, all := range r.all {
+		p99.cells[way] = fmt.Sprintf("%.1f", micros(quantile(all, 0.99)))
+	}
+	b.table.add(p99)
+	cpu := row{measure: "gateway process CPU per command, µs", cells: r.cpu.medians("%.1f")}
+	cpu.cells[routed], cpu.cells[kernelHelper] = "", ""
+	cpu.ratio = withSpread(r.cpu.ratios(func(x [ways]float64) float64 { return x[daemon] / x[floor] }))
+	b.table.add(cpu)
+	b.liveCPU = median(r.cpu[daemon])
+	b.table.note("control: %d rounds of %d NOOPs on each gateway; p50s are medians of the rounds, the p99 is of all; ratios are of the same round, median (quartiles); %d rounds left out because the floor was no slower than routed in them",
+		b.controlRounds, b.commands, b.controlRounds-len(ratios))
+	return nil
+}
+
+func (b *bench) reportSessions(ctx context.Context) error {
+	for _, kind := range []struct {
+		server                string
+		port                  uint16
+		clients, rounds, each int
+		target                bool
+	}{
+		{"Go server", benchPort, 1, b.sessionRounds, b.sequential, true},
+		{"Go server", benchPort, 8, b.sessionRounds, b.parallel, true},
+		{"vsftpd", 21, 1, b.vsftpdRounds, b.vsftpdSessions, false},
+	} {
+		if kind.port == 21 {
+			if err := b.startVsftpd(ctx); err != nil {
+				return err
+			}
+		}
+		rates, err := b.sessions(ctx, kind.port, kind.clients, kind.rounds, kind.each)
+		if err != nil {
+			return fmt.Errorf("%s, %d at a time: %w", kind.server, kind.clients, err)
+		}
+		ratios := rates.ratios(func(x [ways]float64) float64 { return x[daemon] / x[kernelHelper] })
+		b.table.add(row{
+			measure: fmt.Sprintf("sessions/s, %s, %d at a time", kind.server, kind.clients),
+			cells:   rates.medians("%.0f"), ratio: withSpread(ratios),
+			target: fmt.Sprintf("ftpalg / kernel helper >= %.1f", sessionsTarget), met: verdict(median(ratios) >= sessionsTarget),
+		})
+	}
+	b.table.note("sessions: connect, log in, TYPE I, PASV, fetch 1 KiB, quit; through ftpalg the data connection's SYN is queued as well, because its policy has opaque pinholes, and its log goes to a file")
+	return nil
+}
+
+func (b *bench) reportThroughput(ctx context.Context) error {
+	rates, err := b.throughput(ctx, b.bulkRounds, b.mebibytes)
+	if err != nil {
+		return err
+	}
+	ratios := rates.ratios(func(x [ways]float64) float64 { return x[daemon] / x[routed] })
+	b.table.add(row{
+		measure: fmt.Sprintf("one data connection of %d MiB, MiB/s", b.mebibytes), cells: rates.medians("%.0f"),
+		ratio:  withSpread(ratios),
+		target: fmt.Sprintf("ftpalg / routed >= %.2f", throughputTarget), met: verdict(median(ratios) >= throughputTarget),
+	})
+	helper := rates.ratios(func(x [ways]float64) float64 { return x[kernelHelper] / x[routed] })
+	b.table.note("throughput of the kernel helper's gateway over routed: %s", withSpread(helper))
+	return nil
+}
+
+func (b *bench) reportExpectations(context.Context) error {
+	p50, p99, err := b.expectations(b.extent.expectations)
+	if err != nil {
+		return err
+	}
+	b.table.add(row{
+		measure: "expectation installed, p50, µs", cells: [ways]string{daemon: fmt.Sprintf("%.1f", p50)},
+		target: fmt.Sprintf("<= %d µs", expectationTarget), met: verdict(p50 <= expectationTarget),
+	})
+	b.table.add(row{measure: "expectation installed, p99, µs", cells: [ways]string{daemon: fmt.Sprintf("%.1f", p99)}})
+	return nil
+}
+
+// describe notes what was run, and where.
+func (b *bench) describe(took time.Duration) {
+	var name unix.Utsname
+	_ = unix.Uname(&name) // it fails only for a bad pointer
+	b.table.note("Linux %s, %d × %s, load %s, %s, %.0f s in all", unix.ByteSliceToString(name.Release[:]), runtime.NumCPU(),
+		cpuModel(), load(), runtime.Version(), took.Seconds())
+}
+
+func cpuModel() string {
+	text, _ := os.ReadFile("/proc/cpuinfo")
+	for line := range strings.Lines(string(text)) {
+		if key, value, _ := strings.Cut(line, ":"); strings.TrimSpace(key) == "model name" {
+			return strings.TrimSpace(value)
+		}
+	}
+	return runtime.GOARCH
+}
+
+func load() string {
+	text, _ := os.ReadFile("/proc/loadavg")
+	return strings.Join(strings.Fields(string(text))[:3], " ")
+}
