@@ -1,0 +1,72 @@
+package replay
+
+import (
+	"bytes"
+	"testing"
+	"time"
+
+	"github.com/google/gopacket"
+	"github.com/google/gopacket/layers"
+	"github.com/google/gopacket/pcapgo"
+
+	"ftpalg/alg/inspect"
+	"ftpalg/policy"
+)
+
+// FuzzRun: no capture file makes the replay crash or hang, and no pinhole comes without its session.
+func FuzzRun(f *testing.F) {
+	f.Add(small(f, false))
+	f.Add(small(f, true))
+	f.Add([]byte{0x1f, 0x8b, 8, 0})
+	f.Fuzz(func(t *testing.T, file []byte) {
+		began := map[uint64]bool{}
+		_ = Run(bytes.NewReader(file), policy.AllowAll(), func(e inspect.Event) {
+			switch e.Kind {
+			case inspect.EventSession:
+				began[e.Session] = true
+			case inspect.EventPinhole:
+				if !began[e.Session] {
+					t.Errorf("pinhole of session %d, which has not begun", e.Session)
+				}
+			}
+			_ = NewRecord(e)
+		})
+	})
+}
+
+// small is a capture of a greeting, a PASV and its reply.
+func small(f *testing.F, ng bool) []byte {
+	var file bytes.Buffer
+	var write func(gopacket.CaptureInfo, []byte) error
+	if ng {
+		w, err := pcapgo.NewNgWriter(&file, layers.LinkTypeRaw)
+		if err != nil {
+			f.Fatal(err)
+		}
+		defer w.Flush()
+		write = w.WritePacket
+	} else {
+		w := pcapgo.NewWriter(&file)
+		if err := w.WriteFileHeader(65535, layers.LinkTypeRaw); err != nil {
+			f.Fatal(err)
+		}
+		write = w.WritePacket
+	}
+	ip := &layers.IPv4{Version: 4, TTL: 64, Protocol: layers.IPProtocolTCP, SrcIP: []byte{198, 51, 100, 2}, DstIP: []byte{192, 0, 2, 2}}
+	seq := uint32(1)
+	for _, line := range []string{"220 ready\r\n", "227 (198,51,100,2,195,80)\r\n"} {
+		tcp := &layers.TCP{SrcPort: 21, DstPort: 40000, Seq: seq, Ack: 1, ACK: true}
+		_ = tcp.SetNetworkLayerForChecksum(ip)
+		buf := gopacket.NewSerializeBuffer()
+		opts := gopacket.SerializeOptions{FixLengths: true, ComputeChecksums: true}
+		if err := gopacket.SerializeLayers(buf, opts, ip, tcp, gopacket.Payload(line)); err != nil {
+			f.Fatal(err)
+		}
+		info := gopacket.CaptureInfo{Timestamp: time.Unix(1, 0), CaptureLength: len(buf.Bytes()), Length: len(buf.Bytes())}
+		if err := write(info, buf.Bytes()); err != nil {
+			f.Fatal(err)
+		}
+		seq += uint32(len(line))
+	}
+	return bytes.Clone(file.Bytes())
+}
