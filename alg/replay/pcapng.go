@@ -2,6 +2,7 @@ package replay
 
 import (
 	"encoding/binary"
+	"fmt"
 	"io"
 )
 
@@ -19,11 +20,14 @@ const (
 	littleEndian     = 0x1a2b3c4d // the magic that follows a section header's length, if the section is little-endian
 	headerToMagic    = 12         // also the length of the shortest block
 	blockLengthField = 4
+	maxBlock         = 16 << 20 // libpcap's own bound
 )
 
 func (w *wholeBlocks) Read(p []byte) (int, error) {
 	n, err := w.r.Read(p)
-	w.follow(p[:n])
+	if bad := w.follow(p[:n]); bad != nil {
+		return 0, bad
+	}
 	if err == io.EOF && (len(w.header) > 0 || w.left > 0) {
 		err = io.ErrUnexpectedEOF
 	}
@@ -31,7 +35,7 @@ func (w *wholeBlocks) Read(p []byte) (int, error) {
 }
 
 // follow keeps account of where in a block the bytes are.
-func (w *wholeBlocks) follow(b []byte) {
+func (w *wholeBlocks) follow(b []byte) error {
 	for len(b) > 0 {
 		if w.left > 0 {
 			n := min(w.left, len(b))
@@ -41,7 +45,7 @@ func (w *wholeBlocks) follow(b []byte) {
 		n := min(headerToMagic-len(w.header), len(b))
 		w.header, b = append(w.header, b[:n]...), b[n:]
 		if len(w.header) < headerToMagic {
-			return
+			return nil
 		}
 		if binary.BigEndian.Uint32(w.header) == sectionHeader {
 			w.order = binary.BigEndian
@@ -49,7 +53,11 @@ func (w *wholeBlocks) follow(b []byte) {
 				w.order = binary.LittleEndian
 			}
 		}
-		w.left = max(int(w.order.Uint32(w.header[blockLengthField:]))-headerToMagic, 0)
-		w.header = w.header[:0]
+		length := w.order.Uint32(w.header[blockLengthField:])
+		if length < headerToMagic || length > maxBlock {
+			return fmt.Errorf("a pcapng block of %d bytes, %d to %d expected", length, headerToMagic, maxBlock)
+		}
+		w.left, w.header = int(length)-headerToMagic, w.header[:0]
 	}
+	return nil
 }

@@ -51,6 +51,9 @@ func Run(r io.Reader, p *policy.Policy, report func(inspect.Event)) error {
 	}
 }
 
+// maxPacket is the longest packet that a pcap file may hold: libpcap's MAXIMUM_SNAPLEN.
+const maxPacket = 262144
+
 // source is what pcap and pcapng readers have in common.
 type source interface {
 	ReadPacketData() ([]byte, gopacket.CaptureInfo, error)
@@ -88,6 +91,8 @@ func open(r io.Reader) (source, error) {
 	if err != nil {
 		return nil, fmt.Errorf("neither pcap nor pcapng: %w", err)
 	}
+	// The file's own snap length is often wrong, and never to be trusted with how much memory a packet takes.
+	pcap.SetSnaplen(maxPacket)
 	return pcap, nil
 }
 
