@@ -39,9 +39,9 @@ func (e *Error) Error() string {
 
 // Bounds of a document's shape. The parser behind recurses, and a Go stack that overflows cannot be recovered from;
 // the deepest policy has a nesting of four. It also takes quadratic time over the keys of one mapping: minutes for
-// what fits in MaxSize, two seconds for what fits in maxTokens.
+// what fits in MaxSize, a fraction of a second for what fits in maxTokens.
 const (
-	maxTokens = 100_000 // words and signs; a list of 40,000 addresses still fits
+	maxTokens = 40_000 // words and signs; 15,000 addresses still fit
 	maxFlow   = 16      // nested [ and {
 	maxColumn = 400     // of an indicator outside them: block nesting costs a column a level
 	maxFaults = 50      // reported in one go

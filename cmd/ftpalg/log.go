@@ -15,7 +15,7 @@ import (
 
 // logBacklog is how many log lines may wait for a slow reader of standard error before lines are dropped: packets must
 // not wait for a log.
-const logBacklog = 4096
+const logBacklog = 65536
 
 // newLogger gives the daemon's logger, which never blocks, and the function that writes out what waits.
 func newLogger(w io.Writer, format, level string) (*slog.Logger, func(), error) {
