@@ -42,9 +42,9 @@ func (e *Error) Error() string {
 // what fits in MaxSize, a fraction of a second for what fits in maxTokens.
 const (
 	maxTokens = 40_000 // words and signs; 15,000 addresses still fit
-	maxFlow   = 16      // nested [ and {
-	maxColumn = 400     // of an indicator outside them: block nesting costs a column a level
-	maxFaults = 50      // reported in one go
+	maxFlow   = 16     // nested [ and {
+	maxColumn = 400    // of an indicator outside them: block nesting costs a column a level
+	maxFaults = 50     // reported in one go
 )
 
 type place struct{ line, column int }
