@@ -8,13 +8,17 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"net/netip"
 	"os"
 	"os/exec"
+	"strconv"
 	"strings"
 	"sync"
 	"syscall"
 	"testing"
 	"time"
+
+	"ftpalg/conntrack"
 )
 
 // kill ends the daemon as a crash does: it has no chance to clean up.
@@ -396,6 +400,72 @@ func TestExpectationRefused(t *testing.T) {
 			}
 		})
 	}
+}
+
+// Outcome: when the kernel's table of expectations is full, PASV is answered with 425, the log says how to mend it, and
+// the next PASV works as soon as there is room.
+func TestExpectationTableFull(t *testing.T) {
+	l := newLab(t)
+	d := startFTPAlg(t, l, Policy())
+	kernel, filler := fillExpectations(t, l)
+	e := scripted(t, l, IPv4)
+	e.login(t)
+	mark := d.Mark()
+	e.tell(t, fromClient, "PASV")
+	heard, err := e.say(fromServer, pasv(50000)+"\r\n", patience)
+	if err != nil || !strings.HasPrefix(heard, "425 ") || strings.Contains(heard, ",") {
+		t.Errorf("the client got %q, %v; want a 425", heard, err)
+	}
+	waitLog(t, d, mark, "deny", "expectation-failed")
+	if event := waitLog(t, d, mark, "audit", "expectation-failed"); !strings.Contains(event.Line, "nf_conntrack_expect_max") {
+		t.Errorf("the log does not say what to do: %s", event.Line)
+	}
+	if err := kernel.Withdraw(filler); err != nil {
+		t.Fatal(err)
+	}
+	e.tell(t, fromClient, "PASV")
+	e.tell(t, fromServer, pasv(50000))
+	transfer(t, l, 50000)
+}
+
+// fillExpectations fills the gateway's table of expectations, and gives one of them. Only a helper that takes several
+// for one connection gets there; the kernel's irc takes eight.
+func fillExpectations(t *testing.T, l *Lab) (*conntrack.Conn, conntrack.Expectation) {
+	t.Helper()
+	const port, perMaster = 6667, 8
+	for _, rule := range [][]string{
+		{"-t", "raw", "-A", "PREROUTING", "-p", "tcp", "--dport", fmt.Sprint(port), "-j", "CT", "--helper", "irc"},
+		{"-A", "FORWARD", "-p", "tcp", "--dport", fmt.Sprint(port), "-j", "ACCEPT"},
+		{"-A", "FORWARD", "-p", "tcp", "--sport", fmt.Sprint(port), "-j", "ACCEPT"},
+	} {
+		if _, err := l.Run(t.Context(), Gateway, "iptables", append([]string{"-w"}, rule...)...); err != nil {
+			t.Fatal(err)
+		}
+	}
+	text, err := os.ReadFile("/proc/sys/net/netfilter/nf_conntrack_expect_max")
+	if err != nil {
+		t.Fatal(err)
+	}
+	room, err := strconv.Atoi(strings.TrimSpace(string(text)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	kernel := dialConntrack(t, l)
+	listener := listen(t, l, Server, netip.AddrPortFrom(Addr(Server, IPv4), port))
+	t.Cleanup(func() { listener.Close() })
+	x := conntrack.Expectation{From: netip.AddrPortFrom(Addr(Client, IPv4), 0), Timeout: 5 * time.Minute}
+	for i := range room {
+		if i%perMaster == 0 {
+			conn := dial(t, l, Client, addrPort(listener.Addr()))
+			t.Cleanup(func() { conn.Close() })
+			x.Master = conntrack.Tuple{Src: addrPort(conn.LocalAddr()), Dst: addrPort(conn.RemoteAddr())}
+		}
+		x.To = netip.AddrPortFrom(Addr(Server, IPv4), uint16(1024+i))
+		if err := kernel.Expect(x); err != nil {
+			t.Fatalf("expectation %d of %d: %v", i+1, room, err)
+		}
+	}
+	return kernel, x
 }
 
 // Outcome: a daemon whose queue is taken ends with exit code 1, names the queue and its owner, and leaves the rules alone.

@@ -174,15 +174,7 @@ func TestOracleTable(t *testing.T) {
 }
 
 func playAll(t *testing.T, l *Lab, want func(dialogue) string) {
-	var kernel *conntrack.Conn
-	err := l.InNS(Gateway, func() (err error) {
-		kernel, err = conntrack.Dial()
-		return err
-	})
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer kernel.Close()
+	kernel := dialConntrack(t, l)
 	for _, d := range dialogues {
 		t.Run(d.name, func(t *testing.T) {
 			// An expectation lives as long as its master, and the kernel refuses another control connection the same one.
@@ -192,6 +184,21 @@ func playAll(t *testing.T, l *Lab, want func(dialogue) string) {
 			}
 		})
 	}
+}
+
+// dialConntrack speaks to the gateway's connection tracking.
+func dialConntrack(t *testing.T, l *Lab) *conntrack.Conn {
+	t.Helper()
+	var kernel *conntrack.Conn
+	err := l.InNS(Gateway, func() (err error) {
+		kernel, err = conntrack.Dial()
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { kernel.Close() })
+	return kernel
 }
 
 // flushConntrack makes the gateway forget every connection.
