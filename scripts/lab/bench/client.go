@@ -21,8 +21,8 @@ type ftpClient struct {
 }
 
 // login opens a control connection from the network namespace of the calling thread and logs in.
-func login(port uint16, secure bool) (*ftpClient, error) {
-	conn, err := dial(netip.AddrPortFrom(lab.Addr(lab.Server, lab.IPv4), port))
+func (g *gateway) login(port uint16, secure bool) (*ftpClient, error) {
+	conn, err := dial(uint16(g.nextPort.Add(1)), netip.AddrPortFrom(lab.Addr(lab.Server, lab.IPv4), port))
 	if err != nil {
 		return nil, err
 	}
@@ -83,7 +83,7 @@ func (c *ftpClient) fetch(name string, size int, buf []byte) error {
 	if _, err = io.WriteString(c.rw, "RETR "+name+"\r\n"); err != nil {
 		return err
 	}
-	data, err := dial(netip.AddrPortFrom(lab.Addr(lab.Server, lab.IPv4), port))
+	data, err := dial(0, netip.AddrPortFrom(lab.Addr(lab.Server, lab.IPv4), port))
 	if err != nil {
 		return err
 	}
@@ -134,8 +134,8 @@ func (c *ftpClient) quit() error {
 }
 
 // wholeSession connects, logs in, fetches one small file and quits.
-func wholeSession(port uint16, secure bool, file string, size int) error {
-	c, err := login(port, secure)
+func (g *gateway) wholeSession(port uint16, secure bool, file string, size int) error {
+	c, err := g.login(port, secure)
 	if err != nil {
 		return err
 	}

@@ -145,6 +145,7 @@ func (b *bench) underFlood(ctx context.Context, from lab.Host, count int, work f
 
 // toil is what a client does while there is a flood, over and over: some commands, and a whole session.
 func (b *bench) toil(client *ftpClient, secure bool) func(*floodResult) error {
+	g := b.gateways[daemon]
 	return func(r *floodResult) error {
 		took, err := client.noops(warmUp)
 		if err != nil {
@@ -152,7 +153,7 @@ func (b *bench) toil(client *ftpClient, secure bool) func(*floodResult) error {
 		}
 		r.commands = append(r.commands, took...)
 		start := time.Now()
-		err = b.gateways[daemon].InNS(lab.Client, func() error { return wholeSession(benchPort, secure, strconv.Itoa(small), small) })
+		err = g.InNS(lab.Client, func() error { return g.wholeSession(benchPort, secure, strconv.Itoa(small), small) })
 		r.sessions = append(r.sessions, time.Since(start))
 		return err
 	}
@@ -161,15 +162,16 @@ func (b *bench) toil(client *ftpClient, secure bool) func(*floodResult) error {
 // reportFlood measures what SYNs at the passive range cost, and what they do to others. The flooding host has a control
 // connection inside TLS, so that a SYN goes all the way to the question whether a credit is left.
 func (b *bench) reportFlood(ctx context.Context) error {
+	g := b.gateways[daemon]
 	var client, opaque *ftpClient
-	err := b.gateways[daemon].InNS(lab.Client, func() (err error) {
-		client, err = login(benchPort, false)
+	err := g.InNS(lab.Client, func() (err error) {
+		client, err = g.login(benchPort, false)
 		return err
 	})
 	if err == nil {
 		defer client.conn.Close()
-		err = b.gateways[daemon].InNS(lab.Client2, func() (err error) {
-			opaque, err = login(benchPort, true)
+		err = g.InNS(lab.Client2, func() (err error) {
+			opaque, err = g.login(benchPort, true)
 			return err
 		})
 	}

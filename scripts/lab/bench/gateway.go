@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"ftpalg/nfq/rules"
@@ -54,8 +55,9 @@ const queue = "21"
 // rounds can be interleaved without changing anything between them.
 type gateway struct {
 	*lab.Lab
-	way  int
-	proc *lab.Proc // what packets are queued to, if anything
+	way      int
+	proc     *lab.Proc     // what packets are queued to, if anything
+	nextPort atomic.Uint32 // the source port of the control connection before
 }
 
 // programs are what a gateway needs from the build.
@@ -84,9 +86,14 @@ func newGateway(ctx context.Context, way int, p programs) (*gateway, error) {
 	return g, nil
 }
 
-// widen gives the client ports for every session of the whole run: none is used twice while conntrack remembers it.
+// firstSource is where the source ports of control connections begin. Each is used once in the whole run: conntrack and
+// the server remember a connection after its end, and a port that is used again would measure that.
+const firstSource = 2000
+
+// widen lets the client's other connections have more ports than the lab gives them.
 func (g *gateway) widen(ctx context.Context) error {
-	_, err := g.Run(ctx, lab.Client, "sysctl", "-q", "-w", "net.ipv4.ip_local_port_range=10000 49999")
+	g.nextPort.Store(firstSource)
+	_, err := g.Run(ctx, lab.Client, "sysctl", "-q", "-w", "net.ipv4.ip_local_port_range=40000 65000")
 	return err
 }
 

@@ -8,6 +8,7 @@ import (
 	"runtime"
 	"strconv"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"ftpalg/conntrack"
@@ -46,7 +47,7 @@ func (b *bench) control(ctx context.Context, rounds, commands int) (*roundTrips,
 	var clients [ways]*ftpClient
 	for _, g := range b.gateways {
 		err := g.InNS(lab.Client, func() (err error) {
-			clients[g.way], err = login(benchPort, false)
+			clients[g.way], err = g.login(benchPort, false)
 			return err
 		})
 		if err != nil {
@@ -108,15 +109,30 @@ func micros(d time.Duration) float64 { return float64(d.Nanoseconds()) / 1e3 }
 // small is the file of a session that is about sessions and not about data.
 const small = 1 << 10
 
+// stalled is a session that waited for a retransmission: the first comes after 200 ms at the earliest (RFC 6298 section
+// 2.4 has a second; Linux has TCP_RTO_MIN).
+const stalled = 150 * time.Millisecond
+
+// sessionRates is what rounds of whole sessions showed.
+type sessionRates struct {
+	series           // sessions per second
+	stalls [ways]int // sessions that stalled
+}
+
 // sessions measures whole sessions per second, run by so many clients at a time.
-func (b *bench) sessions(ctx context.Context, port uint16, clients, rounds, each int) (*series, error) {
-	var rates series
+func (b *bench) sessions(ctx context.Context, port uint16, clients, rounds, each int) (*sessionRates, error) {
+	var rates sessionRates
 	err := interleave(ctx, b.gateways, rounds, func(g *gateway) error {
+		var stalls atomic.Int64
 		start := time.Now()
 		if err := g.many(clients, func() error {
 			for range each {
-				if err := wholeSession(port, false, strconv.Itoa(small), small); err != nil {
+				began := time.Now()
+				if err := g.wholeSession(port, false, strconv.Itoa(small), small); err != nil {
 					return err
+				}
+				if time.Since(began) > stalled {
+					stalls.Add(1)
 				}
 			}
 			return nil
@@ -124,6 +140,7 @@ func (b *bench) sessions(ctx context.Context, port uint16, clients, rounds, each
 			return err
 		}
 		rates.add(g.way, float64(clients*each)/time.Since(start).Seconds())
+		rates.stalls[g.way] += int(stalls.Load())
 		return nil
 	})
 	return &rates, err
@@ -147,7 +164,7 @@ func (b *bench) throughput(ctx context.Context, rounds, mebibytes int) (*series,
 	size := mebibytes << 20
 	err := interleave(ctx, b.gateways, rounds, func(g *gateway) error {
 		return g.InNS(lab.Client, func() error {
-			c, err := login(benchPort, false)
+			c, err := g.login(benchPort, false)
 			if err != nil {
 				return err
 			}
@@ -168,7 +185,7 @@ func (b *bench) expectations(n int) (p50, p99 float64, err error) {
 	var control *ftpClient
 	var ct *conntrack.Conn
 	err = errors.Join(
-		g.InNS(lab.Client, func() (err error) { control, err = login(benchPort, false); return err }),
+		g.InNS(lab.Client, func() (err error) { control, err = g.login(benchPort, false); return err }),
 		g.InNS(lab.Gateway, func() (err error) { ct, err = conntrack.Dial(); return err }))
 	if err != nil {
 		return 0, 0, err

@@ -86,6 +86,7 @@ func (b *bench) reportSessions(ctx context.Context) error {
 			cells:   rates.medians("%.0f"), ratio: withSpread(ratios),
 			target: fmt.Sprintf("ftpalg / kernel helper >= %.1f", sessionsTarget), met: verdict(median(ratios) >= sessionsTarget),
 		})
+		b.table.note("sessions/s, %s, %d at a time: stalled for %v or longer, so for a lost packet: %s", kind.server, kind.clients, stalled, perWay(rates.stalls))
 	}
 	b.table.note("sessions: connect, log in, TYPE I, PASV, fetch 1 KiB, quit; through ftpalg the data connection's SYN is queued as well, because its policy has opaque pinholes, and its log goes to a file")
 	return nil
@@ -141,4 +142,13 @@ func cpuModel() string {
 func load() string {
 	text, _ := os.ReadFile("/proc/loadavg")
 	return strings.Join(strings.Fields(string(text))[:3], " ")
+}
+
+// perWay writes a count for each way.
+func perWay(counts [ways]int) string {
+	var parts []string
+	for way, n := range counts {
+		parts = append(parts, fmt.Sprintf("%s %d", wayNames[way], n))
+	}
+	return strings.Join(parts, ", ")
 }

@@ -33,13 +33,16 @@ func address(a netip.AddrPort) unix.Sockaddr {
 	return &unix.SockaddrInet4{Addr: a.Addr().As4(), Port: int(a.Port())}
 }
 
-// dial connects from the network namespace of the calling thread.
-func dial(to netip.AddrPort) (*stream, error) {
+// dial connects from the network namespace of the calling thread, from a certain port unless it is 0.
+func dial(from uint16, to netip.AddrPort) (*stream, error) {
 	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
 		return nil, os.NewSyscallError("socket", err)
 	}
-	if err = prepare(fd); err == nil {
+	if err = prepare(fd); err == nil && from != 0 {
+		err = bind(fd, netip.AddrPortFrom(netip.IPv4Unspecified(), from))
+	}
+	if err == nil {
 		err = os.NewSyscallError("connect", connect(fd, to))
 	}
 	if err != nil {
@@ -64,13 +67,22 @@ func connect(fd int, to netip.AddrPort) error {
 	return err
 }
 
+// bind takes a port, also one that an earlier connection of ours still has in TIME_WAIT.
+func bind(fd int, at netip.AddrPort) error {
+	return errors.Join(
+		os.NewSyscallError("SO_REUSEADDR", unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_REUSEADDR, 1)),
+		os.NewSyscallError("bind", unix.Bind(fd, address(at))))
+}
+
 // listen listens in the network namespace of the calling thread.
 func listen(at netip.AddrPort) (fd int, err error) {
 	fd, err = unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
 		return -1, os.NewSyscallError("socket", err)
 	}
-	err = errors.Join(unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_REUSEADDR, 1), unix.Bind(fd, address(at)), unix.Listen(fd, 128))
+	if err = bind(fd, at); err == nil {
+		err = os.NewSyscallError("listen", unix.Listen(fd, 128))
+	}
 	if err != nil {
 		_ = unix.Close(fd)
 		return -1, fmt.Errorf("listen on %s: %w", at, err)
