@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"os"
 	"os/signal"
+	"sync"
 	"syscall"
 	"time"
 
@@ -113,6 +114,14 @@ func (d *daemon) serve(ctx context.Context) error {
 	}
 	defer os.Remove(d.socket)
 	defer listener.Close()
+	// The kernel reports the end of a connection only if somebody listened when it began.
+	listening := make(chan struct{})
+	tasks.Go(func() error { return d.watchEnds(ctx, sync.OnceFunc(func() { close(listening) })) })
+	select {
+	case <-listening:
+	case <-ctx.Done():
+		return tasks.Wait()
+	}
 	if err := d.resume(); err != nil {
 		return err
 	}
@@ -136,7 +145,6 @@ func (d *daemon) serve(ctx context.Context) error {
 			return err
 		}
 	}
-	tasks.Go(func() error { return d.watchEnds(ctx) })
 	tasks.Go(func() error { return d.tidy(ctx) })
 	tasks.Go(func() error { return d.reloads(ctx) })
 	tasks.Go(func() error { return d.answer(ctx, listener) })
@@ -207,11 +215,14 @@ func (d *daemon) removeRules() {
 	}
 }
 
-// watchEnds ends sessions with their conntrack entries.
-func (d *daemon) watchEnds(ctx context.Context) error {
+// watchEnds ends sessions with their conntrack entries. It says when it listens.
+func (d *daemon) watchEnds(ctx context.Context, listening func()) error {
 	return conntrack.WatchDestroy(ctx,
 		func(t conntrack.Tuple) { d.inspector.End(time.Now(), inspect.Key{Client: t.Src, Server: t.Dst}) },
-		func() { d.inspector.Sweep(time.Now(), time.Now(), d.alive) })
+		func() {
+			listening()
+			d.inspector.Sweep(time.Now(), time.Now(), d.alive)
+		})
 }
 
 // alive says whether a control connection still has its conntrack entry. In doubt it has.
