@@ -124,7 +124,6 @@ var reasonNames = [reasonCount]string{
 	Undecodable:        "undecodable",
 	ReplyUnreadable:    "reply-unreadable",
 	SessionResumed:     "session-resumed",
-	UnverifiedResent:   "unverified-resent",
 	UnverifiedDropped:  "unverified-dropped",
 	Duplicate:          "duplicate",
 	AfterSessionEnd:    "after-session-end",

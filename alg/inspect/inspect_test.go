@@ -107,6 +107,41 @@ func (w *wire) expect(t *testing.T, want string) {
 	}
 }
 
+// TestBeforeOrigin: what lies before the beginning that we know of is not let pass uninspected, and a SYN in the middle
+// moves no beginning.
+func TestBeforeOrigin(t *testing.T) {
+	w := plainWire(t)
+	before := len(w.receivers[alg.Client].stream())
+	w.send(alg.Client, 1000, nil, func(tcp *layers.TCP) { tcp.SYN, tcp.ACK = true, false })
+	w.say(alg.Client, []byte("PORT 203,0,113,9,4,1\r\n"))
+	w.expect(t, "deny foreign-address")
+	if got := string(w.receivers[alg.Client].stream()[before:]); strings.Contains(got, "PORT") {
+		t.Errorf("the server got %q", got)
+	}
+
+	w = newWire(t, policy.AllowAll(), clientAddr, serverAddr)
+	w.send(alg.Client, 1000, nil, func(tcp *layers.TCP) { tcp.SYN, tcp.ACK = true, false })
+	w.send(alg.Client, 0, []byte("PORT 203,0,113,9,4,1\r\n"), nil)
+	if got := w.receivers[alg.Client].stream(); len(got) != 0 {
+		t.Errorf("the server got %q", got)
+	}
+}
+
+// TestStaleRepetition: what the server has acknowledged may be repeated, whatever it was.
+func TestStaleRepetition(t *testing.T) {
+	w := plainWire(t)
+	w.say(alg.Client, []byte("NOOP\r\n"))
+	w.say(alg.Server, []byte("200 ok\r\n"))
+	w.sent[alg.Client] -= 6
+	id := w.send(alg.Client, 0, []byte("NOOP\r\n"), nil)
+	keepalive := w.send(alg.Client, 5, []byte{0}, nil) // RFC 9293 section 3.8.4: one byte of garbage before the next
+	for _, id := range []uint32{id, keepalive} {
+		if v := w.verdicts[id]; !v.Accept {
+			t.Errorf("packet %d: verdict %+v", id, v)
+		}
+	}
+}
+
 // TestNotFTP: a first payload that is no greeting is taken for a later segment once, and for what it is when it is
 // repeated.
 func TestNotFTP(t *testing.T) {

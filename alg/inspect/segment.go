@@ -18,7 +18,9 @@ const (
 func (in *Inspector) segment(sh *shard, s *session, from alg.Side, now time.Time, p Packet, seg *nfq.Segment) {
 	st, peer := &s.streams[from], &s.streams[from.Other()]
 	if seg.Flags&nfq.SYN != 0 {
-		st.sync(seg.Seq + 1)
+		if !st.synced { // a later one is no beginning, whatever it says
+			st.sync(seg.Seq + 1)
+		}
 		in.verdict(p, nfq.Verdict{Accept: true})
 		return
 	}
@@ -40,17 +42,26 @@ func (in *Inspector) segment(sh *shard, s *session, from alg.Side, now time.Time
 	}
 	if st.synced && !peer.synced && seg.Flags&nfq.ACK != 0 {
 		peer.sync(seg.Ack)
+		peer.acked = seg.Ack
 		in.afterGap(sh, s, from.Other(), now)
 	}
 	switch {
 	case !st.synced, before(st.next, g.seq):
 		in.early(sh, s, from, now, g)
+	case s.strict(from) && st.unverified(&g):
+		in.drop(s, now, g, alg.UnverifiedDropped)
 	case before(g.end(), st.next) || g.end() == st.next:
 		in.old(sh, s, from, now, g)
 	default:
 		in.fresh(sh, s, from, now, g)
 		in.afterGap(sh, s, from, now)
 	}
+}
+
+// strict says whether every byte of one direction has to be known: the client's, where it can be read. What a server
+// repeats, or what is inside TLS, can open nothing.
+func (s *session) strict(from alg.Side) bool {
+	return from == alg.Client && !s.control.Opaque(from)
 }
 
 // acknowledge notes what the receiver of one direction has. Bytes that it has and we have not were lost on the way to a
@@ -63,7 +74,8 @@ func (in *Inspector) acknowledge(sh *shard, s *session, of alg.Side, now time.Ti
 	if in.lossy && before(st.next, ack) && before(ack, st.next+window) {
 		in.event(s.event(now, Event{Kind: EventAudit, Reason: alg.StreamGap}))
 		s.control.Lose(of, int(ack-st.next))
-		st.next, st.kept, st.inHand = ack, nil, nil
+		in.letGo(s, of)
+		st.next, st.acked, st.kept = ack, ack, nil
 		in.afterGap(sh, s, of, now)
 		return
 	}
@@ -147,7 +159,7 @@ func (in *Inspector) fresh(sh *shard, s *session, from alg.Side, now time.Time, 
 	st := &s.streams[from]
 	in.reconcile(s, from, now, &g)
 	fresh := g.payload[st.next-g.seq:]
-	if !s.control.Opaque(from) && !st.keep(fresh, from) {
+	if !st.keep(fresh, s.strict(from)) {
 		in.drop(s, now, g, alg.StreamGap)
 		return
 	}
@@ -165,9 +177,6 @@ func (in *Inspector) fresh(sh *shard, s *session, from alg.Side, now time.Time, 
 	}
 	if s.control.HasCredit(now) && from == alg.Server {
 		sh.credit(s)
-	}
-	if s.control.Opaque(from) {
-		st.kept = nil
 	}
 	in.release(sh, s, from, now, g)
 }

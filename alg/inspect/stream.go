@@ -1,7 +1,6 @@
 package inspect
 
 import (
-	"ftpalg/alg"
 	"ftpalg/nfq"
 )
 
@@ -10,8 +9,8 @@ const (
 	// maxKept bounds what is kept of the client's bytes until the server acknowledges them, to compare retransmissions
 	// with. Commands wait for replies, so this is several dozen long command lines.
 	maxKept = 16 << 10
-	// maxKeptReplies is the same for the server, whose unacknowledged replies may be long: older ones are given up,
-	// because nothing that the server says twice can open anything.
+	// maxKeptReplies is the same for replies, which may be long, and for TLS: older bytes are given up, because nothing
+	// that is said again there can open anything.
 	maxKeptReplies = 1 << 10
 	// maxEarly bounds the segments that wait behind a missing one.
 	maxEarly = 64
@@ -27,6 +26,7 @@ type stream struct {
 	fin    bool       // its FIN was seen, which takes a sequence number of its own
 	origin uint32     // sequence number of the engine's byte 0
 	next   uint32     // of the byte that the engine wants next
+	acked  uint32     // the peer has everything before this
 	kept   []byte     // the bytes up to next as they went on, as far back as the peer has not acknowledged
 	inHand []segment  // fed, without a verdict: they have part of an incomplete line
 	early  []segment  // not fed: they lie behind a gap; in order of sequence numbers
@@ -61,9 +61,9 @@ type urgentByte struct {
 // before compares sequence numbers (RFC 9293 section 3.4).
 func before(a, b uint32) bool { return int32(a-b) < 0 }
 
-// sync sets where a direction begins.
+// sync sets where a direction begins. What lies before was never seen, and counts as not acknowledged.
 func (st *stream) sync(seq uint32) {
-	st.synced, st.origin, st.next = true, seq, seq
+	st.synced, st.origin, st.next, st.acked = true, seq, seq, seq-window
 }
 
 // offset gives the engine's offset of a sequence number.
@@ -90,10 +90,14 @@ func (st *stream) urgentIn(fresh []byte) int {
 	return max(i, -1)
 }
 
-// acknowledged gives up the kept bytes that the peer has.
+// acknowledged notes that the peer has everything before ack, and gives up what was kept of it.
 func (st *stream) acknowledged(ack uint32) {
-	from := st.next - uint32(len(st.kept))
-	if len(st.kept) == 0 || !before(from, ack) || before(st.next, ack) {
+	if before(ack, st.acked) || before(st.next, ack) {
+		return
+	}
+	st.acked = ack
+	from := st.keptFrom()
+	if len(st.kept) == 0 || !before(from, ack) {
 		return
 	}
 	n := copy(st.kept, st.kept[ack-from:])
@@ -103,17 +107,33 @@ func (st *stream) acknowledged(ack uint32) {
 	}
 }
 
-// keep adds fresh bytes behind next. It says whether there was room.
-func (st *stream) keep(fresh []byte, from alg.Side) bool {
-	if from == alg.Client {
-		if len(st.kept)+len(fresh) > maxKept {
-			return false
-		}
-		st.kept = append(st.kept, fresh...)
-		return true
+// keptFrom is the sequence number of the first byte that is kept.
+func (st *stream) keptFrom() uint32 { return st.next - uint32(len(st.kept)) }
+
+// unverified says whether a segment repeats bytes that are not kept any more, or were never seen, and that the receiver
+// may still be waiting for: what they are cannot be compared.
+func (st *stream) unverified(g *segment) bool {
+	end := g.end()
+	if from := st.keptFrom(); before(from, end) {
+		end = from
 	}
-	fresh = fresh[max(0, len(fresh)-maxKeptReplies):]
-	if over := len(st.kept) + len(fresh) - maxKeptReplies; over > 0 {
+	return before(g.seq, end) && before(st.acked, end)
+}
+
+// keep adds fresh bytes behind next. If strict it says no when there is no room, otherwise the oldest go.
+func (st *stream) keep(fresh []byte, strict bool) bool {
+	limit := maxKeptReplies
+	if strict {
+		limit = maxKept
+	}
+	over := len(st.kept) + len(fresh) - limit
+	switch {
+	case over <= 0:
+	case strict:
+		return false
+	case over >= len(st.kept):
+		st.kept, fresh = st.kept[:0], fresh[max(0, len(fresh)-limit):]
+	default:
 		st.kept = st.kept[:copy(st.kept, st.kept[over:])]
 	}
 	st.kept = append(st.kept, fresh...)
@@ -123,7 +143,7 @@ func (st *stream) keep(fresh []byte, from alg.Side) bool {
 // reconcile makes a segment agree with what came before it: where it overlaps bytes that went on already, or that came
 // earlier and wait, the first content wins. It says whether anything differed.
 func (st *stream) reconcile(g *segment) (differed bool) {
-	differed = g.copyOver(st.next-uint32(len(st.kept)), st.kept)
+	differed = g.copyOver(st.keptFrom(), st.kept)
 	for i := range st.early {
 		e := &st.early[i]
 		differed = g.copyOver(e.seq, e.payload) || differed
@@ -153,7 +173,7 @@ func (st *stream) overwrite(seq uint32, bytes []byte, current *segment) {
 	if current != nil {
 		current.changed = current.copyOver(seq, bytes) || current.changed
 	}
-	kept := segment{seq: st.next - uint32(len(st.kept)), payload: st.kept}
+	kept := segment{seq: st.keptFrom(), payload: st.kept}
 	kept.copyOver(seq, bytes)
 }
 
