@@ -51,6 +51,9 @@ func (sh *shard) pair(s *session) *pair {
 // credit puts a session that has just earned a credit where its data connection's SYN will find it.
 func (sh *shard) credit(s *session) {
 	p := sh.pair(s)
+	if n := len(p.credited); n > 0 && p.credited[n-1] == s {
+		return
+	}
 	if s.credited {
 		p.credited = slices.DeleteFunc(p.credited, func(x *session) bool { return x == s })
 	}
