@@ -111,7 +111,8 @@ type floodResult struct {
 	sessions   []time.Duration
 }
 
-// underFlood floods from a host while a client works on, and counts. Without SYNs it gives the same of a quiet network.
+// underFlood floods from a host while a client does work over and over, if there is any, and counts. With a count of 0 it
+// gives the same of a quiet network.
 func (b *bench) underFlood(ctx context.Context, from lab.Host, count int, work func(*floodResult) error) (*floodResult, error) {
 	g, r := b.gateways[daemon], &floodResult{}
 	syns, lost, err := g.queuedSYNs(ctx)
@@ -122,25 +123,23 @@ func (b *bench) underFlood(ctx context.Context, from lab.Host, count int, work f
 	if err != nil {
 		return nil, err
 	}
-	done := make(chan error, 1)
+	flooding := make(chan error, 1)
 	go func() {
-		done <- g.InNS(from, func() error { return flood(ctx, lab.Addr(from, lab.IPv4), count, floodTime) })
+		flooding <- g.InNS(from, func() error { return flood(ctx, lab.Addr(from, lab.IPv4), count, floodTime) })
 	}()
-	for err == nil {
-		select {
-		case err = <-done:
-			if err != nil {
-				return nil, err
-			}
-			after, err1 := g.cpu()
-			synsNow, lostNow, err2 := g.queuedSYNs(ctx)
-			r.cpu, r.syns, r.lost = after-before, synsNow-syns, lostNow-lost
-			return r, errors.Join(err1, err2)
-		default:
-			err = work(r)
-		}
+	for work != nil && err == nil && len(flooding) == 0 {
+		err = work(r)
 	}
-	return nil, errors.Join(err, <-done)
+	if err := errors.Join(err, <-flooding); err != nil {
+		return nil, err
+	}
+	after, err := g.cpu()
+	if err != nil {
+		return nil, err
+	}
+	synsNow, lostNow, err := g.queuedSYNs(ctx)
+	r.cpu, r.syns, r.lost = after-before, synsNow-syns, lostNow-lost
+	return r, err
 }
 
 // toil is what a client does while there is a flood, over and over: some commands, and a whole session.
@@ -179,6 +178,14 @@ func (b *bench) reportFlood(ctx context.Context) error {
 		return err
 	}
 	defer opaque.conn.Close()
+	alone, err := b.underFlood(ctx, lab.Client2, b.floodSYNs, nil)
+	if err != nil {
+		return fmt.Errorf("the flood alone: %w", err)
+	}
+	b.table.add(row{
+		measure: "SYN flood: ftpalg CPU per SYN, µs",
+		cells:   [ways]string{daemon: fmt.Sprintf("%.1f", micros(alone.cpu)/float64(alone.syns))},
+	})
 	for _, secure := range []bool{false, true} {
 		quiet, err := b.underFlood(ctx, lab.Client2, 0, b.toil(client, secure))
 		if err != nil {

@@ -66,7 +66,7 @@ type extent struct {
 // full takes some minutes, short well below one.
 var (
 	full = extent{
-		controlRounds: 100, commands: 200,
+		controlRounds: 200, commands: 200,
 		sessionRounds: 20, sequential: 100, parallel: 25, vsftpdRounds: 6, vsftpdSessions: 15,
 		bulkRounds: 30, mebibytes: 512, expectations: 5000,
 		memory: []int{10_000, 100_000}, costs: []int{1, 100, 10_000, 100_000},
@@ -87,8 +87,8 @@ type bench struct {
 	programs
 	gateways []*gateway // by way
 	table    table
-	liveCPU  float64   // µs of the daemon for a command, with few sessions
 	cost     []float64 // ns in process for a command, by number of sessions
+	load     string    // of the machine, before the benchmark
 }
 
 // measurement is one thing that is measured. Those that need no gateway come first.
@@ -111,7 +111,7 @@ var measurements = []measurement{
 
 // run measures everything with only in its name and prints the table, also if some of it failed.
 func run(ctx context.Context, w io.Writer, p programs, size extent, only string) (err error) {
-	b := &bench{extent: size, programs: p}
+	b := &bench{extent: size, programs: p, load: load()}
 	if b.self, err = os.Executable(); err != nil {
 		return err
 	}

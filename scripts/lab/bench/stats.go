@@ -42,3 +42,13 @@ func (s *series) ratios(f func(round [ways]float64) float64) []float64 {
 	}
 	return all
 }
+
+// middle gives the median of each way's rounds.
+func (s *series) middle() (m [ways]float64) {
+	for way, values := range s {
+		if len(values) > 0 {
+			m[way] = median(values)
+		}
+	}
+	return m
+}

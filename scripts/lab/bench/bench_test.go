@@ -1,0 +1,106 @@
+package main
+
+import (
+	"bytes"
+	"fmt"
+	"math"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"ftpalg/scripts/lab"
+)
+
+// TestMain lets the test's own program be what the benchmark starts: its server, and the child whose memory is measured.
+func TestMain(m *testing.M) {
+	if len(os.Args) > 1 && (os.Args[1] == "serve" || os.Args[1] == "memory") {
+		if err := dispatch(os.Args); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			os.Exit(1)
+		}
+		return
+	}
+	os.Exit(m.Run())
+}
+
+// TestShort runs the whole benchmark, shortened, and looks for every measure in its table.
+func TestShort(t *testing.T) {
+	if os.Geteuid() != 0 {
+		if os.Getenv("CI") == "true" || os.Getenv("FTPALG_ROOT_TESTS") == "1" {
+			t.Fatal("this test needs root, and CI or FTPALG_ROOT_TESTS=1 demands that it runs")
+		}
+		t.Skip("NOT TESTED: network namespaces need root")
+	}
+	p := programs{
+		ftpalg: filepath.Join(t.TempDir(), "ftpalg"), floor: filepath.Join(t.TempDir(), "floor"), servers: "../../../.build/servers",
+	}
+	for _, build := range [][]string{
+		{"go", "build", "-o", p.ftpalg, "../../../cmd/ftpalg"},
+		{"cc", "-O2", "-o", p.floor, "../../bench.d/floor.c", "-lnetfilter_queue"},
+	} {
+		if out, err := exec.CommandContext(t.Context(), build[0], build[1:]...).CombinedOutput(); err != nil {
+			t.Fatalf("%v: %v\n%s", build, err, out)
+		}
+	}
+	var out bytes.Buffer
+	if err := run(t.Context(), &out, p, short, ""); err != nil {
+		t.Error(err)
+	}
+	for _, measure := range []string{
+		"bytes a session, 1000 idle, plain", "bytes a session, 1000 idle, tls", "ns a command, 1000 sessions",
+		"allocations for NOOP", "allocations for PASV", "NOOP round trip p50", "NOOP round trip p99", "gateway process CPU",
+		"CPU per command, 1000 sessions over 1", "sessions/s, Go server, 1 at", "sessions/s, Go server, 8 at", "sessions/s, vsftpd",
+		"one data connection", "expectation installed, p50", "SYN flood: ftpalg CPU per SYN", "plain PASV session ms", "FTPS session",
+	} {
+		if strings.Count(out.String(), "\n"+measure) == 0 {
+			t.Errorf("%q is not in the table", measure)
+		}
+	}
+	t.Log(out.String())
+}
+
+func TestQuantile(t *testing.T) {
+	values := []float64{5, 1, 4, 2, 3}
+	if m := median(values); m != 3 || values[0] != 5 {
+		t.Errorf("median %v of %v", m, values)
+	}
+	if q := quantile(values, 0.99); q != 5 {
+		t.Errorf("p99 is %v", q)
+	}
+}
+
+// Rounds are compared with themselves, and those in which the floor was no slower than routed are left out.
+func TestAdded(t *testing.T) {
+	var s series
+	for _, round := range [][ways]float64{{20, 0, 60, 70}, {90, 0, 80, 95}, {100, 0, 110, 110}} {
+		for way, v := range round {
+			s.add(way, v)
+		}
+	}
+	got := s.ratios(added)
+	if len(got) != 2 || math.Abs(got[0]-1.25) > 1e-9 || got[1] != 1 {
+		t.Errorf("got %v, want 1.25 and 1", got)
+	}
+}
+
+func TestAnnounced(t *testing.T) {
+	if port, err := announced("227 Entering Passive Mode (198,51,100,2,195,80)."); port != 50000 || err != nil {
+		t.Errorf("got %d, %v", port, err)
+	}
+	for _, reply := range []string{"", "227 no address", "227 (1,2,3,4,5)", "227 (1,2,3,4,256,0)", "227 (1,2,3,4,1,-1)"} {
+		if port, err := announced(reply); err == nil {
+			t.Errorf("%q: got %d", reply, port)
+		}
+	}
+}
+
+// The checksum of a SYN has to be right, or conntrack would call it invalid before ftpalg's rules count.
+func TestSYNChecksum(t *testing.T) {
+	p := syn(lab.Addr(lab.Client2, lab.IPv4), 12345)
+	pseudo := append(append([]byte{}, p[12:20]...), 0, 6, 0, 20)
+	if sum := checksum(append(pseudo, p[20:]...)); sum != 0 {
+		t.Errorf("what is left of the sum is %#x", sum)
+	}
+}
