@@ -11,6 +11,8 @@ import (
 	"sync"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // policyWith is the lab's policy with some words replaced: pairs of old and new.
@@ -528,4 +530,44 @@ func TestPasswordIsNotLogged(t *testing.T) {
 			}
 		})
 	}
+}
+
+// A command in the payload of the SYN (TCP Fast Open, RFC 7413) does not reach the server unread.
+func TestCommandInSYN(t *testing.T) {
+	const line = "SITE EXEC id\r\n"
+	l := newLab(t)
+	d := startFTPAlg(t, l, policyWith(t, "    opaque-active: pinhole\n", denials))
+	// 1 client, 4 client without a cookie; 2 server, 0x200 server without a cookie, 0x400 every listener.
+	for host, bits := range map[Host]int{Client: 0x5, Server: 0x602} {
+		if _, err := l.Run(t.Context(), host, "sysctl", "-q", "-w", fmt.Sprintf("net.ipv4.tcp_fastopen=%d", bits)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	at := netip.AddrPortFrom(Addr(Server, IPv4), ExplicitPort)
+	listener := listen(t, l, Server, at)
+	defer listener.Close()
+	var fd int
+	err := l.InNS(Client, func() (err error) {
+		if fd, err = unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0); err != nil {
+			return err
+		}
+		return unix.Sendto(fd, []byte(line), unix.MSG_FASTOPEN, &unix.SockaddrInet4{Port: ExplicitPort, Addr: at.Addr().As4()})
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Close(fd)
+	conn, err := listener.AcceptTCP()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	if _, err := io.WriteString(conn, "220 ready\r\n"); err != nil {
+		t.Fatal(err)
+	}
+	heard, err := hear(conn, len(line), patience)
+	if want := strings.Repeat("X", len(line)-2) + "\r\n"; err != nil || heard != want {
+		t.Errorf("the server got %q, %v; want %q", heard, err, want)
+	}
+	waitLog(t, d, 0, "deny", "command-denied")
 }

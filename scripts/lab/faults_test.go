@@ -564,3 +564,73 @@ func TestSessionEndsWithConnection(t *testing.T) {
 	waitLog(t, d, mark, "session ended", "connection-closed")
 	stays.tell(t, fromClient, "NOOP")
 }
+
+// Outcome: sessions in use, in clear text and opaque, do not notice that the daemon is killed and started again.
+func TestKilledUnderLoad(t *testing.T) {
+	s := newFaultStage(t)
+	d := startFTPAlg(t, s.Lab, Policy())
+	var sessions []*control
+	for _, scenario := range []Scenario{plainPASV, opaquePASV, plainPASV, opaquePASV, plainPASV, opaquePASV} {
+		sessions = append(sessions, login(t, s, scenario))
+	}
+	w := startLoad(t, sessions)
+	defer func() { w.stop(); w.all.Wait() }()
+	for range 4 {
+		w.wait(t, 30)
+		kill(t, d)
+		d = startFTPAlg(t, s.Lab, Policy())
+	}
+	w.wait(t, 30)
+	w.stop()
+	w.all.Wait()
+	if w.err != nil {
+		t.Errorf("sessions under load: %v", w.err)
+	}
+	for i, scenario := range []Scenario{plainPASV, opaquePASV} {
+		download(t, s, sessions[i], scenario)
+	}
+}
+
+// Outcome: a control connection from the very ports of the one before it, which conntrack and ftpalg may still remember,
+// is a session of its own and works.
+func TestSamePortsAgain(t *testing.T) {
+	l := newLab(t)
+	d := startFTPAlg(t, l, Policy())
+	at := netip.AddrPortFrom(Addr(Server, IPv4), ExplicitPort)
+	listener := listen(t, l, Server, at)
+	defer listener.Close()
+	for round := range 6 {
+		var conn net.Conn
+		err := l.InNS(Client, func() (err error) {
+			dialer := net.Dialer{Timeout: patience, LocalAddr: &net.TCPAddr{IP: Addr(Client, IPv4).AsSlice(), Port: int(ClientPorts.First)}}
+			conn, err = dialer.Dial("tcp", at.String())
+			return err
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		far, err := listener.AcceptTCP()
+		if err != nil {
+			t.Fatal(err)
+		}
+		e := &ends{client: conn.(*net.TCPConn), server: far}
+		e.login(t)
+		e.tell(t, fromClient, "PASV")
+		port := ServerPassive.First + uint16(round)
+		e.tell(t, fromServer, pasv(port))
+		transfer(t, l, port)
+		if round%2 == 0 {
+			e.close() // by a reset
+			continue
+		}
+		// The server closes first, so that the time of waiting is the server's and the client's port is free.
+		far.Close()
+		if _, err := hear(conn, 1, patience); !errors.Is(err, io.EOF) {
+			t.Fatal(err)
+		}
+		conn.Close()
+	}
+	if n := count(d, 0, "session", ""); n != 6 {
+		t.Errorf("%d sessions in the log, want 6", n)
+	}
+}
