@@ -157,6 +157,31 @@ func TestScanGetsOnePortForACredit(t *testing.T) {
 	}
 }
 
+// In active mode inside TLS the server gets one of the client's ports for a credit, and no privileged one.
+func TestActiveScanGetsOnePortForACredit(t *testing.T) {
+	l := newLab(t)
+	startFTPAlg(t, l, Policy())
+	near := Addr(Client, IPv6)
+	client, server := scripted(t, l, IPv6).opaque(t, tls.VersionTLS13)
+	scan := Targets(near, NeverActive)
+	if n := answered(t, l, Server, scan); n != 0 {
+		t.Errorf("without a credit %d ports answered", n)
+	}
+	exchange(t, client, server)
+	if n := answered(t, l, Server, Targets(near, Ports{1, 40})); n != 0 {
+		t.Errorf("%d privileged ports answered", n)
+	}
+	if n := answered(t, l, Server2, scan); n != 0 {
+		t.Errorf("another host reached %d ports by the server's credit", n)
+	}
+	if n := answered(t, l, Server, scan); n != 1 {
+		t.Errorf("an exchange opened %d ports, want 1", n)
+	}
+	if n := answered(t, l, Server, scan); n != 0 {
+		t.Errorf("a second scan reached %d ports", n)
+	}
+}
+
 // A SYN that TCP repeats, because the first was lost behind the gateway, does not cost a second credit.
 func TestRepeatedSYNIsFree(t *testing.T) {
 	l := newLab(t)
@@ -313,6 +338,7 @@ func TestDeniedCommand(t *testing.T) {
 	l := newLab(t)
 	d := startFTPAlg(t, l, policyWith(t, "    opaque-active: pinhole\n", denials))
 	for line, reason := range map[string]string{
+		"SITE\tCHMOD 777 x":           "bad-command",
 		"SITE CHMOD 777 x":            "command-denied",
 		"site exec id":                "command-denied",
 		"STOR /private/a":             "path-denied",
@@ -326,7 +352,11 @@ func TestDeniedCommand(t *testing.T) {
 	} {
 		for _, at := range []int{0, 2, len(line) / 2, len(line), len(line) + 1} {
 			t.Run(fmt.Sprintf("%s/%d", line, at), func(t *testing.T) {
-				e := scripted(t, l, IPv4)
+				family := IPv4
+				if at%2 == 1 && !strings.HasPrefix(line, "PORT") {
+					family = IPv6
+				}
+				e := scripted(t, l, family)
 				e.login(t)
 				mark := d.Mark()
 				whole := line + "\r\n"
