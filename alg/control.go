@@ -161,8 +161,8 @@ func (c *Control) feedTLS(now time.Time, from Side, b []byte, fx []Effect) (int,
 	case ev&backToClear != 0:
 		if c.tls.cleared == [2]bool{true, true} {
 			c.phase, c.tls, c.jit = clear, nil, jit{}
+			fx = append(fx, Effect{Kind: Protect, Protection: c.Protection()})
 		}
-		fx = append(fx, Effect{Kind: Protect, Side: from, Protection: Protection{Control: Clear, Data: c.dataLevel}})
 	}
 	if ev&replySeen != 0 {
 		c.jit.earn(now.Add(c.policy.CreditLifetime))

@@ -70,7 +70,7 @@ const (
 	UnverifiedResent  // an old retransmission of the server's that nothing is kept of, let pass
 	UnverifiedDropped // an old retransmission of the client's that nothing is kept of, dropped
 	Duplicate         // a copy of a segment that is held already, dropped
-	AfterSessionEnd   // a packet of a session that we ended
+	DataInSYN         // a SYN with payload (TCP Fast Open), dropped: its sender repeats it without
 
 	reasonCount
 )
@@ -126,7 +126,7 @@ var reasonNames = [reasonCount]string{
 	SessionResumed:     "session-resumed",
 	UnverifiedDropped:  "unverified-dropped",
 	Duplicate:          "duplicate",
-	AfterSessionEnd:    "after-session-end",
+	DataInSYN:          "data-in-syn",
 }
 
 // String gives the reason's name as logs and reports have it.

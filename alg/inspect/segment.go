@@ -18,10 +18,7 @@ const (
 func (in *Inspector) segment(sh *shard, s *session, from alg.Side, now time.Time, p Packet, seg *nfq.Segment) {
 	st, peer := &s.streams[from], &s.streams[from.Other()]
 	if seg.Flags&nfq.SYN != 0 {
-		if !st.synced { // a later one is no beginning, whatever it says
-			st.sync(seg.Seq + 1)
-		}
-		in.verdict(p, nfq.Verdict{Accept: true})
+		in.beginning(s, st, now, p, seg)
 		return
 	}
 	if peer.synced && seg.Flags&nfq.ACK != 0 {
@@ -56,6 +53,19 @@ func (in *Inspector) segment(sh *shard, s *session, from alg.Side, now time.Time
 		in.fresh(sh, s, from, now, g)
 		in.afterGap(sh, s, from, now)
 	}
+}
+
+// beginning handles a SYN. One with data is dropped: the server may or may not take the data (RFC 7413), and a client
+// whose SYN is lost repeats it without.
+func (in *Inspector) beginning(s *session, st *stream, now time.Time, p Packet, seg *nfq.Segment) {
+	if len(seg.Payload) > 0 {
+		in.drop(s, now, segment{Packet: p}, alg.DataInSYN)
+		return
+	}
+	if !st.synced { // a later one is no beginning, whatever it says
+		st.sync(seg.Seq + 1)
+	}
+	in.verdict(p, nfq.Verdict{Accept: true})
 }
 
 // strict says whether every byte of one direction has to be known: the client's, where it can be read. What a server

@@ -14,6 +14,7 @@ import (
 	"github.com/spf13/cobra"
 	"golang.org/x/sync/errgroup"
 
+	"ftpalg/alg"
 	"ftpalg/alg/inspect"
 	"ftpalg/conntrack"
 	"ftpalg/nfq"
@@ -184,7 +185,7 @@ func (d *daemon) openQueue(ctx context.Context, num uint16) (*nfq.Queue, error) 
 	handle := func(p *nfq.Packet) {
 		<-opened
 		if err := decoder.Decode(p.Data, &seg); err != nil {
-			d.log.Warn("undecodable packet dropped", "queue", num, "err", err)
+			d.log.Warn("packet dropped", "reason", alg.Undecodable.String(), "queue", num, "err", err)
 			_ = q.Verdict(p.ID, nfq.Verdict{})
 			return
 		}
