@@ -51,7 +51,7 @@ func TestShort(t *testing.T) {
 	for _, measure := range []string{
 		"bytes a session, 1000 idle, plain", "bytes a session, 1000 idle, tls", "ns a command, 1000 sessions",
 		"allocations for NOOP", "allocations for PASV", "NOOP round trip p50", "NOOP round trip p99", "gateway process CPU",
-		"CPU per command, 1000 sessions over 1", "sessions/s, Go server, 1 at", "sessions/s, Go server, 8 at", "sessions/s, vsftpd",
+		"CPU per command, 1000 sessions over 1", "sessions/s, Go server, 1 at", "sessions/s, Go server, 8 at", "sessions/s, vsftpd", "stalled of 3 sessions",
 		"one data connection", "expectation installed, p50", "SYN flood: ftpalg CPU per SYN", "plain PASV session ms", "FTPS session",
 	} {
 		if strings.Count(out.String(), "\n"+measure) == 0 {

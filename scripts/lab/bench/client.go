@@ -127,9 +127,12 @@ func announced(reply string) (uint16, error) {
 	return uint16(high<<8 | low), errors.Join(err1, err2)
 }
 
-// quit ends the session.
+// quit ends the session. The server closes first, so that it is the one to keep TIME_WAIT and the client's port is free.
 func (c *ftpClient) quit() error {
 	err := c.command("QUIT", "221")
+	if err == nil {
+		_, err = drain(c.conn, make([]byte, 64))
+	}
 	return errors.Join(err, c.conn.Close())
 }
 

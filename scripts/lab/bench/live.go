@@ -109,6 +109,25 @@ func micros(d time.Duration) float64 { return float64(d.Nanoseconds()) / 1e3 }
 // small is the file of a session that is about sessions and not about data.
 const small = 1 << 10
 
+// reused is the source port of the sessions that come one behind the other from the same port.
+const reused = 1999
+
+// reuse counts the sessions that stall when a client uses its source port again at once, as a masqueraded office may.
+// Server and conntrack then still have the connection before.
+func (b *bench) reuse(ctx context.Context, sessions int) (stalls [ways]int, err error) {
+	err = interleave(ctx, b.gateways, sessions, func(g *gateway) error {
+		next := g.nextPort.Swap(reused - 1)
+		defer g.nextPort.Store(next)
+		start := time.Now()
+		err := g.many(1, func() error { return g.wholeSession(benchPort, false, strconv.Itoa(small), small) })
+		if time.Since(start) > stalled {
+			stalls[g.way]++
+		}
+		return err
+	})
+	return stalls, err
+}
+
 // stalled is a session that waited for a retransmission: the first comes after 200 ms at the earliest (RFC 6298 section
 // 2.4 has a second; Linux has TCP_RTO_MIN).
 const stalled = 150 * time.Millisecond

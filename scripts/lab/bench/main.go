@@ -55,7 +55,7 @@ func dispatch(args []string) error {
 type extent struct {
 	controlRounds, commands                   int
 	sessionRounds, sequential, parallel       int
-	vsftpdRounds, vsftpdSessions              int
+	vsftpdRounds, vsftpdSessions, reuses      int
 	bulkRounds, mebibytes                     int
 	expectations                              int
 	memory, costs                             []int // numbers of sessions
@@ -67,14 +67,14 @@ type extent struct {
 var (
 	full = extent{
 		controlRounds: 200, commands: 200,
-		sessionRounds: 20, sequential: 100, parallel: 25, vsftpdRounds: 6, vsftpdSessions: 15,
+		sessionRounds: 20, sequential: 100, parallel: 25, vsftpdRounds: 6, vsftpdSessions: 15, reuses: 20,
 		bulkRounds: 30, mebibytes: 512, expectations: 5000,
 		memory: []int{10_000, 100_000}, costs: []int{1, 100, 10_000, 100_000},
 		costRounds: 20, costCommands: 20_000, allocationsRuns: 1000, floodSYNs: 20_000,
 	}
 	short = extent{
 		controlRounds: 6, commands: 50,
-		sessionRounds: 2, sequential: 5, parallel: 2, vsftpdRounds: 1, vsftpdSessions: 1,
+		sessionRounds: 2, sequential: 5, parallel: 2, vsftpdRounds: 1, vsftpdSessions: 1, reuses: 3,
 		bulkRounds: 2, mebibytes: 32, expectations: 50,
 		memory: []int{1000}, costs: []int{1, 1000},
 		costRounds: 3, costCommands: 1000, allocationsRuns: 100, floodSYNs: 1000,

@@ -104,6 +104,17 @@ func (b *bench) reportSessions(ctx context.Context) error {
 		b.table.note("sessions/s, %s, %d at a time: the floor over the kernel helper %s; sessions that stalled for a lost packet: %s",
 			kind.server, kind.clients, withSpread(rates.ratios(func(x [ways]float64) float64 { return x[floor] / x[kernelHelper] })), perWay(rates.stalls))
 	}
+	stalls, err := b.reuse(ctx, b.reuses)
+	if err != nil {
+		return fmt.Errorf("source port used again: %w", err)
+	}
+	again := row{
+		measure: fmt.Sprintf("stalled of %d sessions from one source port", b.reuses), target: "none", met: verdict(stalls[daemon] == 0),
+	}
+	for way, n := range stalls {
+		again.cells[way] = fmt.Sprint(n)
+	}
+	b.table.add(again)
 	b.table.note("sessions: connect, log in, TYPE I, PASV, fetch 1 KiB, quit; through ftpalg the data connection's SYN is queued as well, because its policy has opaque pinholes, and its log goes to a file")
 	return nil
 }
