@@ -189,6 +189,47 @@ func TestKilledWithOpenPinhole(t *testing.T) {
 	download(t, s, c, plainPASV)
 }
 
+// Outcome: a line of which the daemon held one half when it was killed arrives whole, and is understood as a whole.
+func TestKilledWithHalfALine(t *testing.T) {
+	l := newLab(t)
+	first := startFTPAlg(t, l, Policy())
+	e := scripted(t, l, IPv4)
+	e.login(t)
+	if heard, err := e.say(fromClient, "PA", silence); err == nil {
+		t.Fatalf("%q of a restricted command went on", heard)
+	}
+	kill(t, first)
+	startFTPAlg(t, l, Policy())
+	if _, err := io.WriteString(e.client, "SV\r\n"); err != nil {
+		t.Fatal(err)
+	}
+	if heard, err := hear(e.server, 6, patience); err != nil || heard != "PASV\r\n" {
+		t.Fatalf("the server got %q, %v", heard, err)
+	}
+	e.tell(t, fromServer, pasv(50000))
+	transfer(t, l, 50000)
+}
+
+// Outcome: the successor of a daemon that was killed between PASV and its reply does not know who asked, so that reply
+// opens nothing: this transfer fails, and the next works.
+func TestKilledBetweenPASVAndItsReply(t *testing.T) {
+	l := newLab(t)
+	first := startFTPAlg(t, l, Policy())
+	e := scripted(t, l, IPv4)
+	e.login(t)
+	e.tell(t, fromClient, "PASV")
+	kill(t, first)
+	second := startFTPAlg(t, l, Policy())
+	e.tell(t, fromServer, pasv(50000))
+	waitLog(t, second, 0, "deny", "unsolicited-reply")
+	if answered(t, l, Client, Targets(Addr(Server, IPv4), ServerPassive)) != 0 {
+		t.Error("a reply that nobody was seen to ask for opened a port")
+	}
+	e.tell(t, fromClient, "PASV")
+	e.tell(t, fromServer, pasv(50001))
+	transfer(t, l, 50001)
+}
+
 // load keeps sessions busy until stopped, and gives what went wrong.
 type load struct {
 	stop   context.CancelFunc
@@ -201,17 +242,19 @@ type load struct {
 func startLoad(t *testing.T, sessions []*control) *load {
 	ctx, cancel := context.WithCancel(t.Context())
 	w := &load{stop: cancel}
-	for _, c := range sessions {
+	for i, c := range sessions {
+		// PORT and not PASV: Pure-FTPd runs out of passive ports now and then, by bad luck with its random numbers.
+		announce := fmt.Sprintf("PORT 192,0,2,2,156,%d", i)
 		w.all.Go(func() {
 			for ctx.Err() == nil {
 				_ = c.conn.SetDeadline(time.Now().Add(patience))
 				_, noop := c.do(200, "NOOP")
-				_, pasv := c.do(227, "PASV")
+				_, port := c.do(200, announce)
 				w.mu.Lock()
 				w.rounds++
-				w.err = errors.Join(w.err, noop, pasv)
+				w.err = errors.Join(w.err, noop, port)
 				w.mu.Unlock()
-				if noop != nil || pasv != nil {
+				if noop != nil || port != nil {
 					return
 				}
 			}
@@ -259,13 +302,14 @@ func TestReloadUnderLoad(t *testing.T) {
 		}
 		return mark
 	}
+	bad := policyWith(t, "action: inspect", "acton: inspect")
+	before, _, _ := strings.Cut(bad, "acton")
+	place := fmt.Sprintf("%s:%d:5: rules[0].acton", file, strings.Count(before, "\n")+1)
 	for range 3 {
-		mark := reload(policyWith(t, "action: inspect", "acton: inspect"))
+		mark := reload(bad)
 		line := waitLog(t, d, mark, "policy not reloaded; the old one stays in force", "").Line
-		for _, word := range []string{"policy.yaml", `acton`, "16"} {
-			if !strings.Contains(line, word) {
-				t.Errorf("the log does not name %s: %s", word, line)
-			}
+		if !strings.Contains(line, place) {
+			t.Errorf("the log does not say %q: %s", place, line)
 		}
 		w.wait(t, 20)
 		mark = reload(Policy() + "bounce: peer\n")
@@ -274,9 +318,9 @@ func TestReloadUnderLoad(t *testing.T) {
 	}
 	mark := reload(policyWith(t, "    action: inspect\n", "    action: inspect\n    modes: [EPSV]\n"))
 	waitLog(t, d, mark, "policy reloaded", "")
-	w.wait(t, 20) // the old sessions go on with PASV
+	w.wait(t, 20) // the old sessions go on with PORT
 	fresh := login(t, s, plainPASV)
-	do(t, fresh, 500, "PASV")
+	do(t, fresh, 500, "PORT 192,0,2,2,156,64")
 	do(t, fresh, 229, "EPSV")
 	w.stop()
 	w.all.Wait()
