@@ -36,6 +36,12 @@ const denials = `    opaque-active: pinhole
 // opaque takes a scripted session behind its greeting into TLS, of which ftpalg sees records only.
 func (e *ends) opaque(t *testing.T, version uint16) (client, server *tls.Conn) {
 	t.Helper()
+	return e.opaqueOver(t, version, e.server)
+}
+
+// opaqueOver is opaque with the server's TLS over something of the test's that wraps its connection.
+func (e *ends) opaqueOver(t *testing.T, version uint16, wire net.Conn) (client, server *tls.Conn) {
+	t.Helper()
 	cert, key, err := newCertificate()
 	if err != nil {
 		t.Fatal(err)
@@ -49,7 +55,7 @@ func (e *ends) opaque(t *testing.T, version uint16) (client, server *tls.Conn) {
 	e.tell(t, fromServer, "234 go ahead")
 	// The certificate is not what is tested here.
 	client = tls.Client(e.client, &tls.Config{InsecureSkipVerify: true, MinVersion: version, MaxVersion: version})
-	server = tls.Server(e.server, &tls.Config{Certificates: []tls.Certificate{pair}, MinVersion: version, MaxVersion: version})
+	server = tls.Server(wire, &tls.Config{Certificates: []tls.Certificate{pair}, MinVersion: version, MaxVersion: version})
 	shaken := make(chan error, 1)
 	for _, c := range []net.Conn{client, server} {
 		if err := c.SetDeadline(time.Now().Add(patience)); err != nil {

@@ -230,6 +230,53 @@ func TestKilledBetweenPASVAndItsReply(t *testing.T) {
 	transfer(t, l, 50001)
 }
 
+// halved writes what it is given in two halves, and does something between them.
+type halved struct {
+	net.Conn
+	between func() // once; nil for nothing
+}
+
+func (h *halved) Write(b []byte) (int, error) {
+	between := h.between
+	if between == nil {
+		return h.Conn.Write(b)
+	}
+	h.between = nil
+	first, err := h.Conn.Write(b[:len(b)/2])
+	if err != nil {
+		return first, err
+	}
+	between()
+	second, err := h.Conn.Write(b[len(b)/2:])
+	return first + second, err
+}
+
+// Outcome: a daemon that was killed within a TLS record of the server's is succeeded by one that takes up the records
+// behind it: the reply arrives, and the next exchange earns a credit as before.
+func TestKilledWithinATLSRecord(t *testing.T) {
+	l := newLab(t)
+	first := startFTPAlg(t, l, Policy())
+	e := scripted(t, l, IPv4)
+	wire := &halved{Conn: e.server}
+	client, server := e.opaqueOver(t, tls.VersionTLS13, wire)
+	exchange(t, client, server)
+	if err := pass(client, server, "STAT"); err != nil {
+		t.Fatal(err)
+	}
+	wire.between = func() {
+		kill(t, first)
+		startFTPAlg(t, l, Policy())
+	}
+	if err := pass(server, client, "211 "+strings.Repeat("status ", 1000)); err != nil {
+		t.Fatal(err)
+	}
+	exchange(t, client, server)
+	exchange(t, client, server)
+	if n := answered(t, l, Client, Targets(Addr(Server, IPv4), NeverPassive)); n != 1 {
+		t.Errorf("the credit opened %d ports, want 1", n)
+	}
+}
+
 // load keeps sessions busy until stopped, and gives what went wrong.
 type load struct {
 	stop   context.CancelFunc
