@@ -31,6 +31,7 @@ func split(s side, segments ...string) step { return step{s, segments} }
 type dialogue struct {
 	name   string
 	family Family
+	before []step // said over another control connection between the same hosts, which stays open
 	steps  []step
 	ftpalg string
 	kernel string
@@ -92,6 +93,11 @@ var dialogues = []dialogue{
 	{name: "227 Logout.", ftpalg: nothing, kernel: stalled + nothing,
 		steps: []step{client("QUIT"), server("227 Logout.")},
 		why:   "to the kernel this is a partial match, so it is dropped and both ends hang"},
+
+	{name: "a port that another session announced before", ftpalg: passive50000, kernel: stalled + nothing,
+		before: []step{client("PASV"), server(pasv(50000))},
+		steps:  []step{client("PASV"), server(pasv(50000))},
+		why:    "the kernel refuses the expectation and drops the reply; who announces last is who listens there, so ftpalg replaces it"},
 
 	// Where the kernel's helper opens what nobody asked for.
 	{name: "227 without PASV", ftpalg: nothing, kernel: passive50000,
@@ -215,6 +221,15 @@ func (d dialogue) play(t *testing.T, l *Lab, kernel *conntrack.Conn) string {
 	family := d.family
 	if family == 0 {
 		family = IPv4
+	}
+	if d.before != nil {
+		other := scripted(t, l, family)
+		other.login(t)
+		for _, s := range d.before {
+			if trouble := other.perform(t, s); trouble != "" {
+				t.Fatal(trouble)
+			}
+		}
 	}
 	e := scripted(t, l, family)
 	e.login(t)
