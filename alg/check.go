@@ -42,7 +42,7 @@ func runTest(p *policy.Policy, t *policy.Test) (got string, why Reason) {
 		if line.FromClient {
 			from = Client
 		}
-		got, why = outcome(c.Feed(time.Time{}, from, []byte(line.Text+"\r\n"), -1, nil))
+		got, why = outcome(c.Feed(time.Time{}, from, []byte(line.Text+"\r\n"), nil))
 	}
 	return got, why
 }

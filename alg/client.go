@@ -12,10 +12,10 @@ import (
 const firstUnprivileged = 1024
 
 // feedClient takes at most one line of the client's clear text.
-func (c *Control) feedClient(b []byte, urgent int, fx []Effect) (int, []Effect) {
+func (c *Control) feedClient(b []byte, fx []Effect) (int, []Effect) {
 	lines := &c.lines[Client]
 	before := lines.Offset()
-	line, n, whole := lines.Next(b, urgent, c.policy.Limits.Line)
+	line, n, whole := lines.Next(b, c.policy.Limits.Line)
 	switch {
 	case c.inDenied:
 		return n, c.overwriteRest(before, n, line, whole, fx)
@@ -58,9 +58,6 @@ func (c *Control) command(line ftp.Line, fx []Effect) (kind, Reason, []Effect) {
 	if err != nil {
 		return other, BadCommand, fx
 	}
-	if line.Flaws&ftp.Urgent != 0 && cmd.Verb != "ABOR" && cmd.Verb != "STAT" && cmd.Verb != "QUIT" {
-		return other, UrgentData, fx
-	}
 	if why := rulingReason(c.rule.Command(cmd.Verb, cmd.Arg, c.cwd.path)); why != NoReason {
 		return other, why, fx
 	}
@@ -83,6 +80,9 @@ func (c *Control) command(line ftp.Line, fx []Effect) (kind, Reason, []Effect) {
 	case "CWD", "XCWD":
 		c.cwd.request(c.rule.TracksPaths(), cmd.Arg)
 		return cwd, NoReason, fx
+	case "CDUP", "XCUP":
+		c.cwd.request(c.rule.TracksPaths(), []byte(".."))
+		return cwd, NoReason, fx
 	}
 	return simpleKinds[cmd.Verb], NoReason, fx
 }
@@ -92,7 +92,7 @@ var simpleKinds = map[string]kind{
 	"RETR": transfer, "STOR": transfer, "STOU": transfer, "APPE": transfer,
 	"LIST": transfer, "NLST": transfer, "MLSD": transfer,
 	"PASS": pass, "ACCT": pass, "QUIT": quit, "STAT": stat,
-	"CDUP": cdup, "XCUP": cdup, "PWD": pwd, "XPWD": pwd,
+	"PWD": pwd, "XPWD": pwd,
 }
 
 func protKind(level []byte) kind {

@@ -30,9 +30,6 @@ const (
 	loggedIn
 )
 
-// maxOutstanding bounds the commands that have no reply yet. Pipelining clients stay well below it.
-const maxOutstanding = 64
-
 // Control is one control connection. Make one with New; it is not safe for concurrent use.
 type Control struct {
 	policy         *policy.Policy
@@ -81,7 +78,7 @@ func New(p *policy.Policy, d policy.Decision, client, server netip.AddrPort) *Co
 		c.startTLS()
 		c.dataLevel = TLS
 	}
-	c.kinds.push(greeting, maxOutstanding)
+	c.kinds.push(greeting, 1)
 	return c
 }
 
@@ -118,12 +115,8 @@ func (c *Control) LoggedIn() bool { return c.login == loggedIn }
 // Opaque says whether one side's bytes are TLS that we cannot read.
 func (c *Control) Opaque(from Side) bool { return c.phase == records && !c.tls.cleared[from] }
 
-// Feed takes the next bytes of one side, in stream order, and appends what should happen to fx. urgent is the index of
-// a byte that was sent as TCP urgent data, or -1. The bytes are not kept.
-func (c *Control) Feed(now time.Time, from Side, b []byte, urgent int, fx []Effect) []Effect {
-	if urgent >= 0 && !ftp.TelnetCommand(b[urgent]) {
-		return c.end(UrgentNotTelnet, fx)
-	}
+// Feed takes the next bytes of one side, in stream order, and appends what should happen to fx. The bytes are not kept.
+func (c *Control) Feed(now time.Time, from Side, b []byte, fx []Effect) []Effect {
 	for len(b) > 0 && c.phase != ended {
 		if c.resumed && c.phase == clear && looksLikeTLS(b) && c.lines[from].Partial() == 0 {
 			c.startTLS()
@@ -137,12 +130,11 @@ func (c *Control) Feed(now time.Time, from Side, b []byte, urgent int, fx []Effe
 		case c.phase == authSent && from == Client:
 			fx = c.end(TextAroundAUTH, fx)
 		case from == Client:
-			n, fx = c.feedClient(b, urgent, fx)
+			n, fx = c.feedClient(b, fx)
 		default:
-			n, fx = c.feedServer(b, urgent, fx)
+			n, fx = c.feedServer(b, fx)
 		}
 		b = b[n:]
-		urgent -= n
 	}
 	return fx
 }

@@ -33,7 +33,7 @@ func FuzzControl(f *testing.F) {
 			b := bytes.Clone(script[2 : 2+n])
 			script = script[2+n:]
 			offset[from] += uint64(n)
-			fx := c.Feed(now, from, b, -1, nil)
+			fx := c.Feed(now, from, b, nil)
 			if ended && len(fx) > 0 {
 				t.Fatalf("after the end: %q", describeAll(fx))
 			}

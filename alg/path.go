@@ -3,40 +3,67 @@ package alg
 import (
 	"bytes"
 	"path"
+	"strings"
 )
 
 // maxPath bounds a working directory; PATH_MAX of Linux.
 const maxPath = 4096
 
 // workingDirectory follows the user's working directory for path rules, as far as the control connection tells it.
-// An empty path means that it is not known: after login until PWD or an absolute CWD is answered.
+// An empty path means that it is not known: after login until PWD or an absolute CWD is answered, and while a change is
+// under way, because a command behind it in the same segment would be judged by the wrong one.
 type workingDirectory struct {
-	path string
-	next string // what the last CWD asked for; taken when it is accepted
+	path    string
+	before  string // the path before the change that is under way
+	next    string // what it will be if that is accepted; empty when that cannot be told
+	changes int    // under way
 }
 
-// request notes what CWD asks for. Without path rules nothing is followed.
+// request notes CWD, or CDUP with "..". Without path rules nothing is followed.
 func (w *workingDirectory) request(follow bool, arg []byte) {
-	w.next = ""
-	switch {
-	case !follow || len(arg) == 0 || len(arg) > maxPath:
-	case arg[0] == '/':
-		w.next = path.Clean(string(arg))
-	case w.path != "" && arg[0] != '~':
-		w.next = path.Join(w.path, string(arg))
+	if !follow {
+		return
 	}
+	if w.changes == 0 {
+		w.before, w.next = w.path, w.target(string(arg))
+	} else {
+		w.before, w.next = "", "" // several at once: which reply is whose cannot be trusted
+	}
+	w.path = ""
+	w.changes++
+}
+
+// target is where a change leads, or empty where servers differ: blanks around the path, another system's separators,
+// quotes and home directories.
+func (w *workingDirectory) target(arg string) string {
+	switch {
+	case arg == "" || len(arg) > maxPath || arg[0] == '~' || strings.TrimSpace(arg) != arg || strings.ContainsAny(arg, `\"`):
+		return ""
+	case arg[0] == '/':
+		return path.Clean(arg)
+	case w.path != "":
+		return path.Join(w.path, arg)
+	}
+	return ""
 }
 
 // answered takes the reply to CWD, CDUP or PWD.
 func (w *workingDirectory) answered(k kind, ok bool, text []byte) {
-	switch {
-	case !ok:
-	case k == cwd:
+	if k == pwd {
+		if ok && w.changes == 0 && w.path == "" {
+			w.path = quotedPath(text)
+		}
+		return
+	}
+	if w.changes == 0 {
+		return
+	}
+	if w.changes--; w.changes > 0 {
+		return
+	}
+	w.path = w.before
+	if ok {
 		w.path = w.next
-	case k == cdup && w.path != "":
-		w.path = path.Dir(w.path)
-	case k == pwd && w.path == "":
-		w.path = quotedPath(text)
 	}
 }
 

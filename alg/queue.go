@@ -1,5 +1,10 @@
 package alg
 
+import (
+	"math"
+	"slices"
+)
+
 // kind is what the engine has to know of a command until its reply comes.
 type kind uint8
 
@@ -21,67 +26,88 @@ const (
 	protC
 	protP
 	cwd
-	cdup
 	pwd
 	denied
 )
 
-// queue holds the kinds of the commands without a final reply, oldest first. A server answers in that order, except
-// for STAT during a transfer (RFC 959 section 4.1.3).
+// maxRuns bounds the runs of equal kinds among the outstanding commands. A client that pipelines asks the same of many
+// files, and what needs nothing counts as one kind.
+const maxRuns = 48
+
+// queue holds the kinds of the commands without a final reply, oldest first, in runs of equal ones. A server answers in
+// that order, except for STAT during a transfer (RFC 959 section 4.1.3).
 type queue struct {
-	ring [maxOutstanding]kind
-	head uint8
-	n    uint8
+	runs [maxRuns]run
+	used uint8  // runs
+	n    uint16 // commands
 }
 
-// push adds the newest command, unless limit are outstanding already.
+type run struct {
+	kind kind
+	n    uint16
+}
+
+// push adds the newest command, unless limit are outstanding already, or too many runs.
 func (q *queue) push(k kind, limit int) bool {
-	if int(q.n) >= min(limit, maxOutstanding) {
+	switch {
+	case int(q.n) >= min(limit, math.MaxUint16):
 		return false
+	case q.used > 0 && q.runs[q.used-1].kind == k:
+		q.runs[q.used-1].n++
+	case q.used == maxRuns:
+		return false
+	default:
+		q.runs[q.used] = run{k, 1}
+		q.used++
 	}
-	q.ring[(q.head+q.n)%maxOutstanding] = k
 	q.n++
 	return true
 }
 
 // oldest is the command that the next final reply belongs to; other when nothing is outstanding.
-func (q *queue) oldest() kind { return q.at(0) }
-
-func (q *queue) at(i uint8) kind {
-	if i >= q.n {
+func (q *queue) oldest() kind {
+	if q.used == 0 {
 		return other
 	}
-	return q.ring[(q.head+i)%maxOutstanding]
+	return q.runs[0].kind
 }
 
+// pop takes the oldest command out.
 func (q *queue) pop() {
-	if q.n > 0 {
-		q.head = (q.head + 1) % maxOutstanding
-		q.n--
+	if q.used > 0 {
+		q.take(0)
 	}
 }
 
-// popStat takes the oldest STAT out that is not at the head.
-func (q *queue) popStat() bool {
-	for i := uint8(1); i < q.n; i++ {
-		if q.at(i) == stat {
-			for ; i > 0; i-- {
-				q.ring[(q.head+i)%maxOutstanding] = q.at(i - 1)
-			}
-			q.pop()
-			return true
-		}
+// take removes one command of run i.
+func (q *queue) take(i int) {
+	q.n--
+	if q.runs[i].n--; q.runs[i].n == 0 {
+		q.used--
+		copy(q.runs[i:], q.runs[i+1:q.used+1])
 	}
-	return false
+}
+
+// popStat takes the oldest STAT out, if there is one.
+func (q *queue) popStat() bool {
+	i := q.find(stat)
+	if i >= 0 {
+		q.take(i)
+	}
+	return i >= 0
 }
 
 // skipTo drops what is older than the first k, if there is one.
 func (q *queue) skipTo(k kind) bool {
-	for i := range q.n {
-		if q.at(i) == k {
-			q.head, q.n = (q.head+i)%maxOutstanding, q.n-i
-			return true
-		}
+	i := q.find(k)
+	for ; i > 0; i-- {
+		q.n -= q.runs[0].n
+		q.used--
+		copy(q.runs[:], q.runs[1:q.used+1])
 	}
-	return false
+	return i == 0
+}
+
+func (q *queue) find(k kind) int {
+	return slices.IndexFunc(q.runs[:q.used], func(r run) bool { return r.kind == k })
 }

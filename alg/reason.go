@@ -23,7 +23,6 @@ const (
 	BadCommand        // not a command by RFC 959 section 5.3
 	BadCharacters     // NUL, a stray CR, or a Telnet sequence that servers read differently
 	LineTooLong       // over the limit for one line
-	UrgentData        // TCP urgent data outside of ABOR, STAT and QUIT
 	UnsolicitedReply  // 227 or 229 without the command that asks for it
 	ExpectationFailed // the kernel did not take the pinhole
 	PinholeLimit      // the limit on pinholes is reached
@@ -34,10 +33,11 @@ const (
 	NotTLS             // no TLS record where one must be
 	TextAroundAUTH     // clear text between AUTH and the handshake (injection)
 	TooManyOutstanding // more commands without a reply than the limit
+	NoConnection       // a segment of no connection that conntrack knows
 	PolicyDenied       // the policy allows nothing between these two hosts
 	SessionLimit       // the limit on sessions, or on one client's sessions
+	InternalError      // a mistake of ours: the packet is dropped and its session ended
 	SplitLine          // a line must be denied of which a part has gone on already
-	UrgentNotTelnet    // an urgent byte that is not Telnet's
 
 	// Why a pinhole goes away.
 	Used            // the data connection came
@@ -62,6 +62,7 @@ const (
 	BlankLine         // an empty line, let pass
 	AUTHRefused       // the server refused AUTH: the session stays in clear text
 	OverlapRewritten  // a retransmission with other content: the first content goes on
+	UrgentCleared     // TCP urgent data, let pass as ordinary data
 	OutOfWindow       // a segment far from the stream, dropped
 	StreamGap         // too much waited for a missing segment, dropped
 	Undecodable       // a packet that is not whole TCP over IP, dropped
@@ -90,7 +91,6 @@ var reasonNames = [reasonCount]string{
 	BadCommand:         "bad-command",
 	BadCharacters:      "bad-characters",
 	LineTooLong:        "line-too-long",
-	UrgentData:         "urgent-data",
 	UnsolicitedReply:   "unsolicited-reply",
 	ExpectationFailed:  "expectation-failed",
 	PinholeLimit:       "pinhole-limit",
@@ -99,10 +99,11 @@ var reasonNames = [reasonCount]string{
 	NotTLS:             "not-tls",
 	TextAroundAUTH:     "text-around-auth",
 	TooManyOutstanding: "too-many-outstanding",
+	NoConnection:       "no-connection",
 	PolicyDenied:       "policy-denied",
 	SessionLimit:       "session-limit",
+	InternalError:      "internal-error",
 	SplitLine:          "split-line",
-	UrgentNotTelnet:    "urgent-not-telnet",
 	Used:               "used",
 	TransferDone:       "transfer-done",
 	NextDataCommand:    "next-data-command",
@@ -119,6 +120,7 @@ var reasonNames = [reasonCount]string{
 	BlankLine:          "blank-line",
 	AUTHRefused:        "auth-refused",
 	OverlapRewritten:   "overlap-rewritten",
+	UrgentCleared:      "urgent-cleared",
 	OutOfWindow:        "out-of-window",
 	StreamGap:          "stream-gap",
 	Undecodable:        "undecodable",

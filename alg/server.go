@@ -8,9 +8,9 @@ import (
 )
 
 // feedServer takes at most one line of the server's clear text.
-func (c *Control) feedServer(b []byte, urgent int, fx []Effect) (int, []Effect) {
+func (c *Control) feedServer(b []byte, fx []Effect) (int, []Effect) {
 	lines := &c.lines[Server]
-	line, n, whole := lines.Next(b, urgent, c.policy.Limits.Line)
+	line, n, whole := lines.Next(b, c.policy.Limits.Line)
 	if !whole {
 		if lines.Partial() > 2*c.policy.Limits.Line {
 			// No reply is that long, and a line that never ends must not be followed for ever.
@@ -51,6 +51,9 @@ func (c *Control) reply(r ftp.Reply, line ftp.Line, fx []Effect) []Effect {
 		return fx
 	}
 	k = c.resync(r, k)
+	if stray(k, r.Code) {
+		return fx
+	}
 	c.kinds.pop()
 	if r.Code == 227 || r.Code == 229 {
 		return c.announcement(k, r, line, fx)
@@ -59,6 +62,12 @@ func (c *Control) reply(r ftp.Reply, line ftp.Line, fx []Effect) []Effect {
 		fx = append(fx, Effect{Kind: Audit, Reason: ReplyUnreadable, Side: Server, Text: line.Text})
 	}
 	return c.answered(k, r, fx)
+}
+
+// stray says whether a reply cannot be the oldest command's: PASV and EPSV succeed with their own codes only, so another
+// success is one too many for something before, as some servers send after ABOR.
+func stray(oldest kind, code int) bool {
+	return (oldest == pasv || oldest == epsv) && code < 400 && code != 227 && code != 229
 }
 
 // resync finds the command that a reply belongs to whose code only one command has, when the oldest is another: some
@@ -109,7 +118,7 @@ func (c *Control) answered(k kind, r ftp.Reply, fx []Effect) []Effect {
 			}
 			return append(fx, Effect{Kind: Protect, Protection: c.Protection()})
 		}
-	case cwd, cdup, pwd:
+	case cwd, pwd:
 		c.cwd.answered(k, ok, r.Text)
 	}
 	return fx
@@ -142,10 +151,13 @@ func (c *Control) loginAnswered(r ftp.Reply, fx []Effect) []Effect {
 	default:
 		c.login = loggedOut
 	}
-	if c.login == before || c.login != loggedIn {
+	if c.login != loggedIn {
 		return fx
 	}
 	c.cwd = workingDirectory{}
+	if before == loggedIn {
+		return fx
+	}
 	return append(fx, Effect{Kind: Login, Reason: NoReason, Side: Server})
 }
 

@@ -146,8 +146,8 @@ func (f *follower) recordEnds(from Side) (ev event) {
 		// behind a fatal one nothing comes.
 		s.closing = s.closing || s.secret
 	case typeData:
-		s.closing = s.closing || f.version == tls13 && f.state == open && s.length() == closeNotify13 ||
-			f.version == 0 && f.state == open && s.length() == closeNotify13
+		// Two bytes of text would look the same, but then more records follow.
+		s.closing = (f.version == tls13 || f.version == 0) && f.state == open && s.length() == closeNotify13
 		if !s.closing {
 			ev = f.data(from, s.length())
 		}

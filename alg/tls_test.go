@@ -34,7 +34,7 @@ type tapped struct {
 
 func (s tapped) Write(b []byte) (int, error) {
 	s.tap.mu.Lock()
-	s.tap.effects = s.tap.control.Feed(s.tap.now, s.from, b, -1, s.tap.effects)
+	s.tap.effects = s.tap.control.Feed(s.tap.now, s.from, b, s.tap.effects)
 	s.tap.mu.Unlock()
 	return s.Conn.Write(b)
 }

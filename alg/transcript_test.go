@@ -93,7 +93,7 @@ func TestTranscripts(t *testing.T) {
 		t.Run(strings.TrimSuffix(filepath.Base(tr.Name), ".txt"), func(t *testing.T) {
 			c := control(t, tr)
 			for _, step := range tr.Steps {
-				got := describeAll(c.Feed(now, side(step.FromClient), step.Data, -1, nil))
+				got := describeAll(c.Feed(now, side(step.FromClient), step.Data, nil))
 				if !slices.Equal(got, step.Expect) {
 					t.Errorf("%s:%d: %q\n got %q\nwant %q", tr.Name, step.Line, step.Data, got, step.Expect)
 				}
@@ -109,7 +109,7 @@ func TestRewriteKeepsLength(t *testing.T) {
 		c := control(t, tr)
 		for _, step := range tr.Steps {
 			var line Effect
-			for _, e := range c.Feed(now, side(step.FromClient), step.Data, -1, nil) {
+			for _, e := range c.Feed(now, side(step.FromClient), step.Data, nil) {
 				switch e.Kind {
 				case Deny:
 					line = e

@@ -145,7 +145,6 @@ func (d *Decoder) fill(packet []byte, v6 bool, seg *Segment) {
 		Seq:     t.Seq,
 		Ack:     t.Ack,
 		Flags:   flag(t.FIN, FIN) | flag(t.SYN, SYN) | flag(t.RST, RST) | flag(t.ACK, ACK) | flag(t.URG, URG),
-		Urgent:  t.Urgent,
 		Packet:  packet,
 		Payload: t.Payload,
 	}

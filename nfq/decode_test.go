@@ -119,8 +119,16 @@ func TestDecodeFlags(t *testing.T) {
 	if err := NewDecoder().Decode(packet, &seg); err != nil {
 		t.Fatal(err)
 	}
-	if seg.Flags != ACK|URG|FIN || seg.Urgent != 2 {
-		t.Errorf("flags %05b, urgent pointer %d", seg.Flags, seg.Urgent)
+	if seg.Flags != ACK|URG|FIN {
+		t.Errorf("flags %05b", seg.Flags)
+	}
+	ClearUrgent(seg.Packet)
+	if err := FixChecksums(seg.Packet); err != nil {
+		t.Fatal(err)
+	}
+	want := build(t, client4, server4, "\xff\xf2ABOR\r\n", func(_ *layers.IPv4, tcp *layers.TCP) { tcp.FIN = true })
+	if !bytes.Equal(seg.Packet, want) {
+		t.Errorf("cleared:\n got %x\nwant %x", seg.Packet, want)
 	}
 }
 

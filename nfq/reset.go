@@ -13,6 +13,7 @@ const (
 	tcpOffsetOff    = 12
 	tcpFlagsOff     = 13
 	rstAck          = 0x14
+	urgFlag         = 0x20
 )
 
 // Reset turns a TCP packet, in place, into one that ends the connection for its receiver: RST at seq, which must be the
@@ -39,6 +40,17 @@ func Reset(packet []byte, seq uint32) ([]byte, error) {
 	binary.BigEndian.PutUint16(packet[ipv4LengthOff:], uint16(len(packet)))
 	fixIPv4Header(packet[:offset])
 	return packet, FixChecksums(packet)
+}
+
+// ClearUrgent takes the URG flag and the urgent pointer out of a TCP packet, in place. FixChecksums must follow.
+func ClearUrgent(packet []byte) {
+	offset, _, err := transport(packet)
+	if err != nil || len(packet) < offset+tcpFixed {
+		return // FixChecksums refuses it as well
+	}
+	tcp := packet[offset:]
+	tcp[tcpFlagsOff] &^= urgFlag
+	clear(tcp[tcpChecksumOff+2 : tcpFixed])
 }
 
 // fixIPv4Header computes the header's own checksum (RFC 791 section 3.1).

@@ -19,7 +19,6 @@ type Segment struct {
 	Src, Dst netip.AddrPort // IPv4 addresses in 4-byte form, never IPv4-mapped
 	Seq, Ack uint32
 	Flags    Flags
-	Urgent   uint16 // urgent pointer; meaningful only with URG
 	Packet   []byte // the whole IP packet, link padding cut off
 	Payload  []byte // TCP payload, a sub-slice of Packet
 }

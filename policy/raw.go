@@ -92,7 +92,7 @@ func defaults() rawPolicy {
 			SessionsPerClient: 1000, // a NAT in front of an office is one client address
 			Pinholes:          10000,
 			Gap:               65536, // one unscaled TCP window
-			Outstanding:       64,
+			Outstanding:       1000,
 			AuditRate:         50,
 		},
 	}

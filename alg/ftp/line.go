@@ -16,8 +16,6 @@ const (
 	Telnet
 	// TooLong: the line went over the limit; its text is cut there.
 	TooLong
-	// Urgent: one of the line's bytes was sent as TCP urgent data, which the receiver may or may not see in line.
-	Urgent
 )
 
 // Refused are the flaws that no reading can be trusted with.
@@ -31,10 +29,6 @@ const (
 	telnetDONT = 254
 	telnetIAC  = 255
 )
-
-// TelnetCommand says whether b is one of Telnet's own bytes, the only ones that FTP sends as urgent data
-// (RFC 959 section 4.1.3, ABOR).
-func TelnetCommand(b byte) bool { return b >= telnetSE }
 
 // Line is one line of the control connection.
 type Line struct {
@@ -82,18 +76,15 @@ func (l *Lines) Skip(n int) {
 }
 
 // Next takes bytes from b up to and including the end of the first line. It returns how many bytes it took; if the line
-// is not complete, that is all of b and ok is false. urgent is the index in b of a byte that was sent as TCP urgent data,
-// or negative. A line's text is at most limit bytes; what is over is dropped and the line flawed.
-func (l *Lines) Next(b []byte, urgent, limit int) (line Line, n int, ok bool) {
+// is not complete, that is all of b and ok is false. A line's text is at most limit bytes; what is over is dropped and
+// the line flawed.
+func (l *Lines) Next(b []byte, limit int) (line Line, n int, ok bool) {
 	if l.raw == 0 {
-		if line, n, ok = l.whole(b, urgent, limit); ok {
+		if line, n, ok = l.whole(b, limit); ok {
 			return line, n, true
 		}
 	}
 	for i, c := range b {
-		if i == urgent {
-			l.flaws |= Urgent
-		}
 		l.raw++
 		if l.take(c, limit) {
 			return l.finish(), i + 1, true
@@ -104,7 +95,7 @@ func (l *Lines) Next(b []byte, urgent, limit int) (line Line, n int, ok bool) {
 
 // whole is the way of nearly every line: complete in one segment, without Telnet, NUL or a stray CR. Its text is not
 // copied.
-func (l *Lines) whole(b []byte, urgent, limit int) (Line, int, bool) {
+func (l *Lines) whole(b []byte, limit int) (Line, int, bool) {
 	for i, c := range b {
 		switch {
 		case c == '\n':
@@ -113,7 +104,7 @@ func (l *Lines) whole(b []byte, urgent, limit int) (Line, int, bool) {
 			if i > 0 && b[i-1] == '\r' {
 				line.Text, line.EOL, line.Flaws = b[:i-1], 2, 0
 			}
-			if urgent >= 0 && urgent < n || len(line.Text) > limit {
+			if len(line.Text) > limit {
 				return Line{}, 0, false
 			}
 			l.start += uint64(n)

@@ -16,7 +16,7 @@ func cut(stream string, size int) (lines []string) {
 		piece := rest[:min(size, len(rest))]
 		rest = rest[len(piece):]
 		for len(piece) > 0 {
-			line, n, ok := l.Next(piece, -1, limit)
+			line, n, ok := l.Next(piece, limit)
 			if ok {
 				lines = append(lines, fmt.Sprintf("%q %d+%d eol %d flaws %d", line.Text, line.Start, line.Len, line.EOL, line.Flaws))
 			}
@@ -55,14 +55,6 @@ func TestLines(t *testing.T) {
 				t.Errorf("%s in pieces of %d:\n got %v\nwant %v", test.name, size, got, test.want)
 			}
 		}
-	}
-}
-
-func TestUrgentFlaw(t *testing.T) {
-	var l Lines
-	line, _, ok := l.Next([]byte("\xff\xf4\xff\xf2ABOR\r\n"), 3, limit)
-	if !ok || line.Flaws != Urgent || string(line.Text) != "ABOR" {
-		t.Errorf("got %+v, %v", line, ok)
 	}
 }
 

@@ -63,15 +63,21 @@ const maxText = 200
 // anywhere near its start is cut there, because a malformed line may have its command anywhere.
 var secretWords = [][]byte{[]byte("PASS"), []byte("ACCT"), []byte("ADAT")}
 
+// secretWithin is how far from its start a line is searched for them.
+const secretWithin = 64
+
 // wireText gives a line for a log: bounded, without secrets.
 func wireText(line []byte) string {
-	if len(line) == 0 {
-		return ""
+	var upper [secretWithin]byte
+	n := copy(upper[:], line)
+	for i, c := range upper[:n] {
+		if 'a' <= c && c <= 'z' {
+			upper[i] = c - 'a' + 'A'
+		}
 	}
-	upper := bytes.ToUpper(line[:min(len(line), 64)])
 	for _, word := range secretWords {
 		// "PASSIVE" in a reply's text is no secret; the command ends with its name.
-		if i := bytes.Index(upper, word); i >= 0 && !bytes.HasPrefix(upper[i+len(word):], []byte("IVE")) {
+		if i := bytes.Index(upper[:n], word); i >= 0 && !bytes.HasPrefix(upper[i+len(word):n], []byte("IVE")) {
 			return string(line[:i+len(word)]) + " ****"
 		}
 	}

@@ -12,6 +12,7 @@ import (
 	"github.com/google/gopacket/layers"
 
 	"ftpalg/alg"
+	"ftpalg/conntrack"
 	"ftpalg/nfq"
 	"ftpalg/policy"
 )
@@ -49,18 +50,25 @@ func TestRefusedByKernel(t *testing.T) {
 	}
 }
 
-// TestPartialLine: an incomplete line waits; repeated often, it is let go if nothing can restrict it, or given up.
+// TestPartialLine: an incomplete line waits; in time it is let go if nothing can restrict it, or given up.
 func TestPartialLine(t *testing.T) {
-	for _, test := range []struct{ first, rest, arrives string }{
-		{"NO", "OP\r\n", "NOOP\r\n"},
-		{"RETR a", "b\r\n", "RETR ab\r\n"},
-		{"POR", "T 192,0,2,2,156,65\r\n", "XXXXXXXXXXXXXXXXXXXXX\r\n"},
+	for _, test := range []struct {
+		first, rest string
+		after       time.Duration
+		arrives     string
+	}{
+		{"NO", "OP\r\n", releaseAfter, "NOOP\r\n"},
+		{"RETR a", "b\r\n", releaseAfter, "RETR ab\r\n"},
+		{"POR", "T 192,0,2,2,156,65\r\n", abandonAfter, "XXXXXXXXXXXXXXXXXXXXX\r\n"},
 	} {
 		w := plainWire(t)
 		before := len(w.receivers[alg.Client].stream())
-		for range abandonAfter + 1 {
-			w.send(alg.Client, 0, []byte(test.first), nil)
+		w.send(alg.Client, 0, []byte(test.first), nil)
+		w.in.Expire(clock.Add(test.after - 1))
+		if got := w.receivers[alg.Client].stream()[before:]; len(got) != 0 {
+			t.Errorf("%q: the server got %q before the time", test.first, got)
 		}
+		w.in.Expire(clock.Add(test.after))
 		if got := w.receivers[alg.Client].stream()[before:]; len(got) != len(test.first) {
 			t.Errorf("%q: the server got %q before the rest", test.first, got)
 		}
@@ -72,31 +80,100 @@ func TestPartialLine(t *testing.T) {
 	}
 }
 
-// TestUrgent: ABOR as clients send it, with any of its Telnet bytes urgent, passes; another urgent byte ends the session,
-// and an urgent byte in another command is refused.
-func TestUrgent(t *testing.T) {
-	const abor = "\xff\xf4\xff\xf2ABOR\r\n"
-	urgent := func(n uint16) func(*layers.TCP) {
-		return func(tcp *layers.TCP) { tcp.URG, tcp.Urgent = true, n }
+// TestHeldIsBounded: a line in very many segments is given up, and what waits behind a gap is dropped in time.
+func TestHeldIsBounded(t *testing.T) {
+	w := plainWire(t)
+	line := []byte("PORT " + strings.Repeat("1", maxInHand))
+	for i := range maxInHand + 1 {
+		w.send(alg.Client, i, line[i:i+1], nil)
 	}
-	for n := uint16(1); n <= 4; n++ {
-		w := plainWire(t)
-		w.send(alg.Client, 0, []byte(abor), urgent(n))
-		if got := string(w.receivers[alg.Client].stream()); !strings.HasSuffix(got, abor) {
-			t.Errorf("urgent byte %d: the server got %q", n, got)
+	w.expect(t, "deny partial-line")
+	w.settled()
+	w.sent[alg.Client] += maxInHand + 1
+	w.say(alg.Client, []byte("PPP\r\nNOOP\r\n"))
+	if got := string(w.receivers[alg.Client].stream()); !strings.HasSuffix(got, "XXX\r\nNOOP\r\n") {
+		t.Errorf("the server got %q", got)
+	}
+	w.send(alg.Client, 100, []byte("NOOP\r\n"), nil)
+	w.in.Expire(clock.Add(gapAfter))
+	w.settled()
+}
+
+// TestUrgent: urgent data goes on as ordinary data, so that the receiver reads what was inspected (RFC 6093).
+func TestUrgent(t *testing.T) {
+	w := plainWire(t)
+	w.send(alg.Client, 0, []byte("\xff\xf4\xff\xf2ABOR\r\n"), func(tcp *layers.TCP) { tcp.URG, tcp.Urgent = true, 4 })
+	id := w.send(alg.Client, 10, nil, func(tcp *layers.TCP) { tcp.URG, tcp.Urgent = true, 3 })
+	for id := id - 1; id <= w.nextID; id++ {
+		var seg nfq.Segment
+		if err := nfq.NewDecoder().Decode(w.verdicts[id].Payload, &seg); err != nil || seg.Flags&nfq.URG != 0 {
+			t.Errorf("packet %d goes on with flags %b, %v", id, seg.Flags, err)
 		}
 	}
+	if got := string(w.receivers[alg.Client].stream()); !strings.HasSuffix(got, "\xff\xf4\xff\xf2ABOR\r\n") {
+		t.Errorf("the server got %q", got)
+	}
+}
+
+// TestSameDoor: two sessions of one client that announce the same port have one pinhole, and the books agree.
+func TestSameDoor(t *testing.T) {
 	w := plainWire(t)
-	w.send(alg.Client, 0, []byte("SXITE\r\n"), urgent(2))
-	w.expect(t, "end urgent-not-telnet")
-	w = plainWire(t)
-	w.send(alg.Client, 0, []byte("\xff\xf2XSITE\r\n"), urgent(2))
-	w.expect(t, "deny urgent-data")
-	// The urgent byte may be announced by a segment before its own.
-	w = plainWire(t)
-	w.send(alg.Client, 0, []byte("S"), urgent(2))
-	w.send(alg.Client, 1, []byte("XITE\r\n"), nil)
-	w.expect(t, "end urgent-not-telnet")
+	second := Key{netip.AddrPortFrom(clientAddr.Addr(), 40001), serverAddr}
+	first := w.key
+	w.say(alg.Client, []byte("PORT 192,0,2,2,156,65\r\n"))
+	w.key = second
+	w.sent = [2]uint32{}
+	w.say(alg.Server, []byte("220 ready\r\n"))
+	w.say(alg.Client, []byte("PORT 192,0,2,2,156,65\r\n"))
+	if n := w.in.counts.pinholes.Load(); n != 1 || len(w.ct.Open()) != 1 {
+		t.Errorf("%d pinholes are counted, %d stand", n, len(w.ct.Open()))
+	}
+	w.in.End(clock, first)
+	if n := w.in.counts.pinholes.Load(); n != 1 || len(w.ct.Open()) != 1 {
+		t.Errorf("after the first session's end: %d pinholes are counted, %d stand", n, len(w.ct.Open()))
+	}
+	w.in.End(clock, second)
+	if n := w.in.counts.pinholes.Load(); n != 0 || len(w.ct.Open()) != 0 {
+		t.Errorf("after the second's: %d pinholes are counted, %d stand", n, len(w.ct.Open()))
+	}
+}
+
+// gone is a conntrack table without any connection.
+type gone struct{ conntrack.Fake }
+
+func (*gone) Live(conntrack.Tuple) bool { return false }
+
+// TestForged: a packet of no connection costs no session.
+func TestForged(t *testing.T) {
+	w := newWire(t, policy.AllowAll(), clientAddr, serverAddr)
+	w.in.conntrack = &gone{}
+	w.send(alg.Client, 0, []byte("USER a\r\n"), nil)
+	w.expect(t, "deny no-connection")
+	if n := len(w.in.Sessions()); n != 0 {
+		t.Errorf("%d sessions", n)
+	}
+}
+
+// TestMistake: a mistake of ours ends the session that it befell, and no other.
+func TestMistake(t *testing.T) {
+	w := plainWire(t)
+	var told []Event
+	w.in.report = func(e Event) { told = append(told, e) }
+	good := w.in.sessionAt(w.key).control
+	w.in.sessionAt(w.key).control = nil
+	id := w.send(alg.Client, 0, []byte("NOOP\r\n"), nil)
+	if v := w.verdicts[id]; v.Accept || len(told) != 1 || told[0].Reason != alg.InternalError {
+		t.Errorf("verdict %+v, events %+v", v, told)
+	}
+	w.in.sessionAt(w.key).control = good
+	if !w.in.sessionAt(w.key).refused {
+		t.Error("the session goes on")
+	}
+}
+
+// sessionAt looks a session up.
+func (in *Inspector) sessionAt(k Key) *session {
+	return in.shard(k.Client.Addr(), k.Server.Addr()).sessions[k]
 }
 
 // expect checks the last event.
@@ -226,7 +303,7 @@ func TestResume(t *testing.T) {
 	w.say(alg.Client, record(30))
 	w.say(alg.Server, record(40))
 	w.syn("192.0.2.2:41000", "198.51.100.2:50000")
-	w.expect(t, "pinhole none JIT 192.0.2.2:41000 198.51.100.2:50000")
+	w.expect(t, "pinhole-closed used JIT 192.0.2.2:41000 198.51.100.2:50000")
 }
 
 // record is a TLS record of application data.
@@ -278,8 +355,8 @@ func TestScan(t *testing.T) {
 			t.Errorf("round %d: %d pinholes for one credit", round, n)
 		}
 	}
-	if n := len(w.ct.Open()); n != 1 {
-		t.Errorf("%d expectations stand", n)
+	if n := w.in.counts.pinholes.Load(); n != 0 {
+		t.Errorf("%d pinholes are on the books, all were used", n)
 	}
 	w.syn("192.0.2.3:41000", "198.51.100.2:50000")
 	if slices.ContainsFunc(w.events, func(e string) bool { return strings.Contains(e, "192.0.2.3") && strings.HasPrefix(e, "pinhole") }) {
@@ -319,6 +396,7 @@ func TestSecrets(t *testing.T) {
 	const secret = "s3cret"
 	for _, line := range []string{
 		"PASS " + secret, "pass " + secret + "\x00", " PASS " + secret, "PASS\t" + secret, "\xff\xf1PASS " + secret + "\x00",
+		"\x00\xfe\xfe\xfe\xfe\xfe\xfe\xfe\xfe\xfe\xfePASS", "\xe9\xe9\xe9\xe9\xe9\xe9 PASS " + secret,
 		"ACCT " + secret + "\x00", "ADAT " + secret + "\r\x00", "PASS" + secret + strings.Repeat("x", 5000),
 	} {
 		w := plainWire(t)

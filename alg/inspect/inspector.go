@@ -3,8 +3,10 @@
 package inspect
 
 import (
+	"fmt"
 	"hash/maphash"
 	"net/netip"
+	"runtime/debug"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -63,7 +65,10 @@ type Inspector struct {
 }
 
 type counters struct {
-	sessions, pinholes, held atomic.Int64
+	sessions   atomic.Int64 // followed
+	turnedAway atomic.Int64 // remembered only to refuse them
+	pinholes   atomic.Int64
+	held       atomic.Int64 // packets without a verdict
 }
 
 // clients counts the sessions of each client.
@@ -88,7 +93,8 @@ type shard struct {
 	mu       sync.Mutex
 	sessions map[Key]*session
 	pairs    map[hosts]*pair
-	open     map[door]*session // pinholes that stand
+	open     map[door]*session     // pinholes that stand
+	holding  map[*session]struct{} // sessions that may have packets without a verdict
 	fx       []alg.Effect
 }
 
@@ -99,7 +105,7 @@ type hosts struct{ client, server netip.Addr }
 
 // door is where a pinhole leads, and for whom.
 type door struct {
-	from netip.Addr
+	from netip.AddrPort // port 0: any
 	to   netip.AddrPort
 }
 
@@ -112,6 +118,7 @@ func New(o Options) *Inspector {
 		in.shards[i].sessions = map[Key]*session{}
 		in.shards[i].pairs = map[hosts]*pair{}
 		in.shards[i].open = map[door]*session{}
+		in.shards[i].holding = map[*session]struct{}{}
 	}
 	return in
 }
@@ -133,7 +140,13 @@ func (in *Inspector) Packet(now time.Time, p Packet, seg *nfq.Segment) {
 	sh := in.shard(seg.Src.Addr(), seg.Dst.Addr())
 	sh.mu.Lock()
 	defer sh.mu.Unlock()
-	s, from := in.find(sh, now, seg)
+	var s *session
+	defer func() {
+		if mistake := recover(); mistake != nil {
+			in.rescue(s, now, p, mistake)
+		}
+	}()
+	s, from, why := in.find(sh, now, seg)
 	switch {
 	case s != nil && s.refused:
 		s.lastSeen = now
@@ -141,66 +154,124 @@ func (in *Inspector) Packet(now time.Time, p Packet, seg *nfq.Segment) {
 	case s != nil:
 		s.lastSeen = now
 		in.segment(sh, s, from, now, p, seg)
-	case seg.Flags&(nfq.SYN|nfq.ACK|nfq.RST|nfq.FIN) == nfq.SYN:
+	case why == alg.NoReason:
 		in.syn(sh, now, p, seg)
 	default:
-		in.event(Event{Time: now, Kind: EventDeny, Reason: alg.PolicyDenied, From: seg.Src, To: seg.Dst})
+		in.event(Event{Time: now, Kind: EventDeny, Reason: why, From: seg.Src, To: seg.Dst})
 		in.refuse(p)
 	}
 }
 
-// find gives the session of a segment and the side that sent it. A segment of a control connection that is not known
-// yet begins a session, if the policy allows one.
-func (in *Inspector) find(sh *shard, now time.Time, seg *nfq.Segment) (*session, alg.Side) {
-	if s := sh.sessions[Key{seg.Src, seg.Dst}]; s != nil {
-		return s, alg.Client
+// rescue keeps a mistake of ours to the session that it befell: the gateway serves others.
+func (in *Inspector) rescue(s *session, now time.Time, p Packet, mistake any) {
+	e := Event{Time: now, Kind: EventDeny, Reason: alg.InternalError, Err: fmt.Errorf("%v\n%s", mistake, debug.Stack())}
+	if s != nil {
+		s.refused = true
+		e = s.event(now, e)
 	}
-	if s := sh.sessions[Key{seg.Dst, seg.Src}]; s != nil {
-		return s, alg.Server
-	}
-	p := in.policy.Load()
-	switch {
-	case p.IsControlPort(seg.Dst):
-		return in.begin(sh, now, Key{seg.Src, seg.Dst}, false), alg.Client
-	case p.IsControlPort(seg.Src):
-		return in.begin(sh, now, Key{seg.Dst, seg.Src}, false), alg.Server
-	}
-	return nil, 0
+	in.event(e)
+	in.verdict(p, nfq.Verdict{})
 }
 
-// begin makes a session, or gives nil if the policy denies it.
-func (in *Inspector) begin(sh *shard, now time.Time, k Key, resumed bool) *session {
+// find gives the session of a segment and the side that sent it. A segment of a control connection that is not known
+// yet begins a session; if that must not be, the reason says why. Without session and reason it is a SYN to decide on.
+func (in *Inspector) find(sh *shard, now time.Time, seg *nfq.Segment) (*session, alg.Side, alg.Reason) {
+	if s := sh.sessions[Key{seg.Src, seg.Dst}]; s != nil {
+		return s, alg.Client, alg.NoReason
+	}
+	if s := sh.sessions[Key{seg.Dst, seg.Src}]; s != nil {
+		return s, alg.Server, alg.NoReason
+	}
+	p := in.policy.Load()
+	k, from := Key{seg.Src, seg.Dst}, alg.Client
+	switch {
+	case p.IsControlPort(seg.Dst):
+	case p.IsControlPort(seg.Src):
+		k, from = Key{seg.Dst, seg.Src}, alg.Server
+	case isSYN(seg):
+		return nil, from, alg.NoReason
+	default:
+		return nil, from, alg.PolicyDenied
+	}
+	// A forged packet must not cost a session. The SYN of a real connection is not in conntrack yet.
+	if !in.conntrack.Live(conntrack.Tuple{Src: k.Client, Dst: k.Server}) {
+		if isSYN(seg) && len(seg.Payload) == 0 {
+			return nil, from, alg.NoReason
+		}
+		return nil, from, alg.NoConnection
+	}
+	s, why := in.begin(sh, now, k, false)
+	return s, from, why
+}
+
+func isSYN(seg *nfq.Segment) bool {
+	return seg.Flags&(nfq.SYN|nfq.ACK|nfq.RST|nfq.FIN) == nfq.SYN
+}
+
+// begin makes a session, or says why there can be none. One that is over a limit, or denied by what it would be, is made
+// to be refused: so both its ends learn of it.
+func (in *Inspector) begin(sh *shard, now time.Time, k Key, resumed bool) (*session, alg.Reason) {
 	p := in.policy.Load()
 	d := p.Decide(k.Client.Addr(), k.Server)
 	why := alg.Admit(d)
 	if why == alg.PolicyDenied {
-		return nil
+		return nil, why
 	}
 	s := &session{
 		key: k, number: in.next.Add(1), policy: p, rule: d.Rule,
 		began: now, lastSeen: now, implicit: d.Implicit, resumed: resumed,
 	}
-	sh.sessions[k] = s
-	all, own := in.counts.sessions.Add(1), in.clients.add(k.Client.Addr(), 1)
-	if all > int64(p.Limits.Sessions) || own > p.Limits.SessionsPerClient {
-		why = alg.SessionLimit
+	if why == alg.NoReason {
+		why = in.countIn(s)
 	}
 	if why != alg.NoReason {
-		s.refused = true
+		if in.counts.turnedAway.Add(1) > int64(p.Limits.Sessions) {
+			in.counts.turnedAway.Add(-1)
+			return nil, why
+		}
+		s.refused, s.turnedAway = true, true
+		sh.sessions[k] = s
 		in.event(s.event(now, Event{Kind: EventDeny, Reason: why}))
-		return s
+		return s, alg.NoReason
 	}
-	if resumed {
-		s.control = alg.Resume(p, d, k.Client, k.Server)
+	sh.sessions[k] = s
+	in.startSession(sh, s, d, now)
+	return s, alg.NoReason
+}
+
+// startSession gives a session its engine, and tells of it.
+func (in *Inspector) startSession(sh *shard, s *session, d policy.Decision, now time.Time) {
+	if s.resumed {
+		s.control = alg.Resume(s.policy, d, s.key.Client, s.key.Server)
 		in.event(s.event(now, Event{Kind: EventSession, Reason: alg.SessionResumed}))
-		return s
+	} else {
+		s.control = alg.New(s.policy, d, s.key.Client, s.key.Server)
+		in.event(s.event(now, Event{Kind: EventSession}))
 	}
-	s.control = alg.New(p, d, k.Client, k.Server)
-	in.event(s.event(now, Event{Kind: EventSession}))
 	if sh.noteOpaque(s) {
 		in.event(s.event(now, Event{Kind: EventProtection, Protection: s.control.Protection()}))
 	}
-	return s
+}
+
+// countIn counts a session, unless a limit is reached.
+func (in *Inspector) countIn(s *session) alg.Reason {
+	all, own := in.counts.sessions.Add(1), in.clients.add(s.key.Client.Addr(), 1)
+	if all <= int64(s.policy.Limits.Sessions) && own <= s.policy.Limits.SessionsPerClient {
+		return alg.NoReason
+	}
+	in.counts.sessions.Add(-1)
+	in.clients.add(s.key.Client.Addr(), -1)
+	return alg.SessionLimit
+}
+
+// countOut takes a session off the counts.
+func (in *Inspector) countOut(s *session) {
+	if s.turnedAway {
+		in.counts.turnedAway.Add(-1)
+		return
+	}
+	in.counts.sessions.Add(-1)
+	in.clients.add(s.key.Client.Addr(), -1)
 }
 
 // Begin makes a session between two hosts whatever the port is, for front ends that know it is one.
@@ -240,17 +311,23 @@ func (in *Inspector) forget(sh *shard, s *session, now time.Time, why alg.Reason
 		in.event(s.event(now, Event{Kind: EventEnd, Reason: why}))
 	}
 	sh.dropPair(s)
+	delete(sh.holding, s)
 	delete(sh.sessions, s.key)
-	in.counts.sessions.Add(-1)
-	in.clients.add(s.key.Client.Addr(), -1)
+	in.countOut(s)
 }
 
-// Expire forgets pinholes that the kernel let lapse, and withdraws those whose control connection is closing: the packets
-// that close it have no payload and do not come here. Call it every second.
+// Expire decides on packets that have waited too long, forgets pinholes that the kernel let lapse, and withdraws those
+// whose control connection is closing: the packets that close it have no payload and do not come here. Call it every
+// second.
 func (in *Inspector) Expire(now time.Time) {
 	for i := range in.shards {
 		sh := &in.shards[i]
 		sh.mu.Lock()
+		for s := range sh.holding {
+			if s.refused || !in.overdue(sh, s, now) {
+				delete(sh.holding, s)
+			}
+		}
 		for _, s := range sh.open {
 			why := alg.SessionOver
 			if now.After(s.pinholeUntil) {

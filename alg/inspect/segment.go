@@ -7,11 +7,12 @@ import (
 	"ftpalg/nfq"
 )
 
-// releaseAfter and abandonAfter are how often a sender may repeat the segments of an incomplete line before that line is
-// let go if nothing can restrict it, or given up. Repetitions come after 0.2, 0.6, 1.4 and 3 seconds or later.
+// How long an incomplete line waits for its end before it is let go if nothing can restrict it, or given up; and how long
+// segments wait behind a missing one. A sender repeats after 0.2, 0.6, 1.4 and 3 seconds or later.
 const (
-	releaseAfter = 2
-	abandonAfter = 4
+	releaseAfter = time.Second
+	abandonAfter = 4 * time.Second
+	gapAfter     = 10 * time.Second
 )
 
 // segment handles one segment of a session: order first, then the engine, then verdicts.
@@ -25,12 +26,14 @@ func (in *Inspector) segment(sh *shard, s *session, from alg.Side, now time.Time
 		in.acknowledge(sh, s, from.Other(), now, seg.Ack)
 	}
 	st.fin = st.fin || seg.Flags&nfq.FIN != 0
-	if len(seg.Payload) == 0 {
-		in.verdict(p, nfq.Verdict{Accept: true})
+	g := segment{Packet: p, seq: seg.Seq, data: seg.Packet, payload: seg.Payload}
+	if seg.Flags&nfq.URG != 0 {
+		in.clearUrgent(s, now, &g)
+	}
+	if len(g.payload) == 0 {
+		in.accept(&g)
 		return
 	}
-	st.noteUrgent(seg)
-	g := segment{Packet: p, seq: seg.Seq, data: seg.Packet, payload: seg.Payload}
 	if !st.synced {
 		in.reconcile(s, from, now, &g)
 		if s.plausibleStart(from, g.payload) {
@@ -53,6 +56,14 @@ func (in *Inspector) segment(sh *shard, s *session, from alg.Side, now time.Time
 		in.fresh(sh, s, from, now, g)
 		in.afterGap(sh, s, from, now)
 	}
+}
+
+// clearUrgent makes urgent data ordinary. A receiver takes an urgent byte out of the stream or leaves it in, as it likes,
+// so no reader in between could know what it reads; servers read ABOR in line as well (RFC 6093 section 6 asks for that).
+func (in *Inspector) clearUrgent(s *session, now time.Time, g *segment) {
+	in.event(s.event(now, Event{Kind: EventAudit, Reason: alg.UrgentCleared}))
+	nfq.ClearUrgent(g.data)
+	g.changed = true
 }
 
 // beginning handles a SYN. One with data is dropped: the server may or may not take the data (RFC 7413), and a client
@@ -121,6 +132,9 @@ func (in *Inspector) early(sh *shard, s *session, from alg.Side, now time.Time, 
 	g.own()
 	in.reconcile(s, from, now, &g)
 	if st.insertEarly(g) {
+		if len(st.early) == 1 {
+			in.holds(sh, s, st, now)
+		}
 		return
 	}
 	in.counts.held.Add(-1)
@@ -144,24 +158,39 @@ func (in *Inspector) old(sh *shard, s *session, from alg.Side, now time.Time, g 
 	st := &s.streams[from]
 	if n := len(st.inHand); n > 0 && before(st.inHand[0].seq, g.end()) {
 		in.verdict(g.Packet, nfq.Verdict{})
-		in.resent(sh, s, from, now)
 		return
 	}
 	in.reconcile(s, from, now, &g)
 	in.accept(&g)
 }
 
-// resent decides on an incomplete line whose sender repeats itself.
-func (in *Inspector) resent(sh *shard, s *session, from alg.Side, now time.Time) {
-	st := &s.streams[from]
-	st.resent++
-	switch {
-	case st.resent >= releaseAfter && s.control.Release(from):
-		in.letGo(s, from)
-	case st.resent >= abandonAfter:
-		in.abandon(sh, s, now, nil)
-		in.letGo(s, from)
+// overdue decides on what a session has held for too long. It says whether something is still held.
+func (in *Inspector) overdue(sh *shard, s *session, now time.Time) (held bool) {
+	for _, from := range []alg.Side{alg.Client, alg.Server} {
+		st := &s.streams[from]
+		waited := now.Sub(st.heldSince)
+		if len(st.inHand) > 0 && waited >= releaseAfter && s.control.Release(from) {
+			in.letGo(s, from)
+		}
+		if len(st.inHand) > 0 && waited >= abandonAfter {
+			in.abandon(sh, s, now, nil)
+			in.letGo(s, from)
+		}
+		if len(st.early) > 0 && waited >= gapAfter {
+			in.dropEarly(s, st, now)
+		}
+		held = held || len(st.inHand)+len(st.early) > 0
 	}
+	return held
+}
+
+// dropEarly gives up what waits behind a gap; its sender will repeat it behind what is missing.
+func (in *Inspector) dropEarly(s *session, st *stream, now time.Time) {
+	in.counts.held.Add(int64(-len(st.early)))
+	for _, g := range st.early {
+		in.drop(s, now, g, alg.StreamGap)
+	}
+	st.early = nil
 }
 
 // fresh feeds a segment's new bytes to the engine, carries out what it asks for, and gives verdicts.
@@ -173,13 +202,12 @@ func (in *Inspector) fresh(sh *shard, s *session, from alg.Side, now time.Time, 
 		in.drop(s, now, g, alg.StreamGap)
 		return
 	}
-	urgent := st.urgentIn(fresh)
 	undelivered := st.next
 	if len(st.inHand) > 0 {
 		undelivered = st.inHand[0].seq
 	}
 	st.next = g.end()
-	sh.fx = s.control.Feed(now, from, fresh, urgent, sh.fx[:0])
+	sh.fx = s.control.Feed(now, from, fresh, sh.fx[:0])
 	in.carryOut(sh, s, now, &g)
 	if s.refused {
 		in.reset(s, from, &g, undelivered)
@@ -201,7 +229,7 @@ func (in *Inspector) release(sh *shard, s *session, from alg.Side, now time.Time
 		in.accept(&g)
 		return
 	}
-	if !in.mayHold() {
+	if len(st.inHand) >= maxInHand || !in.mayHold() {
 		// Better to refuse one line than to let a part of it go on that cannot be taken back.
 		if !s.control.Release(from) {
 			in.abandon(sh, s, now, &g)
@@ -220,9 +248,15 @@ func (in *Inspector) release(sh *shard, s *session, from alg.Side, now time.Time
 	}
 	in.counts.held.Add(int64(-done))
 	st.inHand = append(st.inHand[:0], st.inHand[done:]...)
-	if done > 0 {
-		st.resent = 0
+	if done > 0 || len(st.inHand) == 1 {
+		in.holds(sh, s, st, now)
 	}
+}
+
+// holds notes that a direction begins to wait now.
+func (in *Inspector) holds(sh *shard, s *session, st *stream, now time.Time) {
+	st.heldSince = now
+	sh.holding[s] = struct{}{}
 }
 
 // abandon refuses the client's incomplete line, of which current is the last segment unless that is in hand.
@@ -238,7 +272,7 @@ func (in *Inspector) letGo(s *session, from alg.Side) {
 		in.accept(&st.inHand[i])
 	}
 	in.counts.held.Add(int64(-len(st.inHand)))
-	st.inHand, st.resent = nil, 0
+	st.inHand = nil
 }
 
 // afterGap feeds what waited behind a gap that is filled now.

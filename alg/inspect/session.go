@@ -25,6 +25,7 @@ type session struct {
 	implicit     bool
 	resumed      bool
 	refused      bool    // no packet goes on any more
+	turnedAway   bool    // was refused from the start
 	told         [2]bool // which sides were sent a reset because of that
 	credited     bool    // stands in its pair's list
 	opaque       bool    // counted as inside TLS in its pair

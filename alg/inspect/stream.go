@@ -1,7 +1,7 @@
 package inspect
 
 import (
-	"ftpalg/nfq"
+	"time"
 )
 
 // Bounds of one direction of one session.
@@ -12,6 +12,8 @@ const (
 	// maxKeptReplies is the same for replies, which may be long, and for TLS: older bytes are given up, because nothing
 	// that is said again there can open anything.
 	maxKeptReplies = 1 << 10
+	// maxInHand bounds the segments of one incomplete line.
+	maxInHand = 64
 	// maxEarly bounds the segments that wait behind a missing one.
 	maxEarly = 64
 	// keepCapacity is the largest buffer that an idle session goes on holding.
@@ -22,16 +24,15 @@ const (
 
 // stream is one direction of a control connection, put in order. The engine has been fed everything before next.
 type stream struct {
-	synced bool
-	fin    bool       // its FIN was seen, which takes a sequence number of its own
-	origin uint32     // sequence number of the engine's byte 0
-	next   uint32     // of the byte that the engine wants next
-	acked  uint32     // the peer has everything before this
-	kept   []byte     // the bytes up to next as they went on, as far back as the peer has not acknowledged
-	inHand []segment  // fed, without a verdict: they have part of an incomplete line
-	early  []segment  // not fed: they lie behind a gap; in order of sequence numbers
-	urgent urgentByte // announced and not yet seen
-	resent int        // how often the sender repeated what is in hand
+	synced    bool
+	fin       bool      // its FIN was seen, which takes a sequence number of its own
+	origin    uint32    // sequence number of the engine's byte 0
+	next      uint32    // of the byte that the engine wants next
+	acked     uint32    // the peer has everything before this
+	kept      []byte    // the bytes up to next as they went on, as far back as the peer has not acknowledged
+	inHand    []segment // fed, without a verdict: they have part of an incomplete line
+	early     []segment // not fed: they lie behind a gap; in order of sequence numbers
+	heldSince time.Time // when something of it began to wait
 }
 
 // segment is a packet with payload.
@@ -52,12 +53,6 @@ func (g *segment) own() {
 	g.payload = g.data[offset:]
 }
 
-// urgentByte is the sequence number of a byte sent as urgent data.
-type urgentByte struct {
-	seq     uint32
-	pending bool
-}
-
 // before compares sequence numbers (RFC 9293 section 3.4).
 func before(a, b uint32) bool { return int32(a-b) < 0 }
 
@@ -68,27 +63,6 @@ func (st *stream) sync(seq uint32) {
 
 // offset gives the engine's offset of a sequence number.
 func (st *stream) seqAt(offset uint64) uint32 { return st.origin + uint32(offset) }
-
-// noteUrgent remembers where the urgent byte is. The pointer counts from the segment's start to the byte behind the
-// urgent one, as every system has it (RFC 6093 section 2).
-func (st *stream) noteUrgent(seg *nfq.Segment) {
-	if seg.Flags&nfq.URG != 0 && seg.Urgent > 0 {
-		st.urgent = urgentByte{seq: seg.Seq + uint32(seg.Urgent) - 1, pending: true}
-	}
-}
-
-// urgentIn gives the index of the urgent byte in fresh bytes that begin at next, or -1.
-func (st *stream) urgentIn(fresh []byte) int {
-	if !st.urgent.pending {
-		return -1
-	}
-	i := int(int32(st.urgent.seq - st.next))
-	if i >= len(fresh) {
-		return -1
-	}
-	st.urgent.pending = false
-	return max(i, -1)
-}
 
 // acknowledged notes that the peer has everything before ack, and gives up what was kept of it.
 func (st *stream) acknowledged(ack uint32) {

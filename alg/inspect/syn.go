@@ -6,17 +6,15 @@ import (
 
 	"ftpalg/alg"
 	"ftpalg/nfq"
-	"ftpalg/policy"
 )
 
 // syn decides on the first packet of a data connection that nothing announced in clear text. It always goes on: with an
 // expectation it is RELATED, without one the operator's own rules decide.
 func (in *Inspector) syn(sh *shard, now time.Time, p Packet, seg *nfq.Segment) {
-	if s := sh.open[door{seg.Src.Addr(), seg.Dst}]; s != nil && s.control.Pinhole().Mode != policy.JIT {
+	if s := sh.open[door{netip.AddrPortFrom(seg.Src.Addr(), 0), seg.Dst}]; s != nil {
 		// Announced in clear text: the pinhole stands, and this is what it is for.
-		in.closed(sh, s, now, s.control.Pinhole(), alg.Used)
-		s.control.Expire()
 		in.verdict(p, nfq.Verdict{Accept: true})
+		in.used(sh, s, now)
 		return
 	}
 	why := in.justInTime(sh, now, hosts{seg.Src.Addr(), seg.Dst.Addr()}, seg.Src, seg.Dst)
@@ -59,7 +57,15 @@ func (in *Inspector) justInTime(sh *shard, now time.Time, h hosts, from, to neti
 		if s.control.Pinhole().IsZero() {
 			return alg.ExpectationFailed
 		}
+		// The SYN at hand is what it is for, and goes on next.
+		in.used(sh, s, now)
 		return why
 	}
 	return alg.NoCredit
+}
+
+// used takes a pinhole off the books: its data connection is here.
+func (in *Inspector) used(sh *shard, s *session, now time.Time) {
+	in.closed(sh, s, now, s.control.Pinhole(), alg.Used)
+	s.control.Expire()
 }

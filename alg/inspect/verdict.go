@@ -107,8 +107,13 @@ func (in *Inspector) login(s *session, now time.Time, e alg.Effect) {
 
 // open installs a pinhole. NoReason means that it stands.
 func (in *Inspector) open(sh *shard, s *session, now time.Time, p alg.Pinhole) alg.Reason {
-	pol := s.policy
-	if in.counts.pinholes.Load() >= int64(pol.Limits.Pinholes) {
+	d := door{p.From, p.To}
+	if other := sh.open[d]; other != nil {
+		// The kernel holds one expectation for two ends; it is this session's now.
+		in.closed(sh, other, now, other.control.Pinhole(), alg.NextDataCommand)
+		other.control.Expire()
+	}
+	if in.counts.pinholes.Load() >= int64(s.policy.Limits.Pinholes) {
 		return alg.PinholeLimit
 	}
 	if err := in.conntrack.Expect(s.expectation(p)); err != nil {
@@ -116,15 +121,15 @@ func (in *Inspector) open(sh *shard, s *session, now time.Time, p alg.Pinhole) a
 		return alg.ExpectationFailed
 	}
 	in.counts.pinholes.Add(1)
-	sh.open[door{p.From.Addr(), p.To}] = s
-	s.pinholeUntil = now.Add(pol.PinholeTimeout)
+	sh.open[d] = s
+	s.pinholeUntil = now.Add(s.policy.PinholeTimeout)
 	in.event(s.event(now, Event{Kind: EventPinhole, Mode: p.Mode, From: p.From, To: p.To}))
 	return alg.NoReason
 }
 
 // closed withdraws a pinhole. If it is not there any more it was used.
 func (in *Inspector) closed(sh *shard, s *session, now time.Time, p alg.Pinhole, why alg.Reason) {
-	d := door{p.From.Addr(), p.To}
+	d := door{p.From, p.To}
 	if sh.open[d] != s {
 		return
 	}

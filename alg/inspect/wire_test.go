@@ -71,6 +71,9 @@ func newWire(t testing.TB, p *policy.Policy, client, server netip.AddrPort) *wir
 		w.receivers[i] = receiver{isn: w.isn[i], bytes: map[uint32]byte{}}
 	}
 	w.in = New(Options{Policy: p, Conntrack: w.ct, Refused: 1 << 29, Report: func(e Event) {
+		if e.Reason == alg.InternalError {
+			t.Errorf("internal error: %v", e.Err)
+		}
 		switch e.Kind {
 		case EventPinhole, EventClosed:
 			w.events = append(w.events, fmt.Sprint(e.Kind, e.Reason, e.Mode, e.From, e.To))
@@ -86,6 +89,7 @@ func (w *wire) Verdict(id uint32, v nfq.Verdict) error {
 	if _, twice := w.verdicts[id]; twice {
 		w.t.Errorf("packet %d got two verdicts", id)
 	}
+	v.Payload = bytes.Clone(v.Payload)
 	w.verdicts[id] = v
 	packet, known := w.packets[id]
 	if !known {
@@ -95,7 +99,7 @@ func (w *wire) Verdict(id uint32, v nfq.Verdict) error {
 		return nil
 	}
 	if v.Payload != nil {
-		packet = bytes.Clone(v.Payload)
+		packet = v.Payload
 	}
 	var seg nfq.Segment
 	if err := nfq.NewDecoder().Decode(packet, &seg); err != nil {

@@ -9,6 +9,7 @@ import (
 	"github.com/google/gopacket/layers"
 	"github.com/google/gopacket/pcapgo"
 
+	"ftpalg/alg"
 	"ftpalg/alg/inspect"
 	"ftpalg/policy"
 )
@@ -21,6 +22,9 @@ func FuzzRun(f *testing.F) {
 	f.Fuzz(func(t *testing.T, file []byte) {
 		began := map[uint64]bool{}
 		_ = Run(bytes.NewReader(file), policy.AllowAll(), func(e inspect.Event) {
+			if e.Reason == alg.InternalError {
+				t.Errorf("internal error: %v", e.Err)
+			}
 			switch e.Kind {
 			case inspect.EventSession:
 				began[e.Session] = true

@@ -16,10 +16,10 @@ COMMIT
 *mangle
 :FTPALG-MANGLE - [0:0]
 # Only segments with payload, of one byte or more, are read; the program is 'IP length > IP header + TCP header'.
--A FTPALG-MANGLE -d 198.51.100.2/32 -p tcp -m multiport --dports 21,990 -m bpf --bytecode "10,177 0 0 0,80 0 0 12,84 0 0 240,116 0 0 2,12 0 0 0,7 0 0 0,128 0 0 0,45 0 1 0,6 0 0 65535,6 0 0 0" -j NFQUEUE --queue-num 5 --queue-bypass
--A FTPALG-MANGLE -s 198.51.100.2/32 -p tcp -m multiport --sports 21,990 -m bpf --bytecode "10,177 0 0 0,80 0 0 12,84 0 0 240,116 0 0 2,12 0 0 0,7 0 0 0,128 0 0 0,45 0 1 0,6 0 0 65535,6 0 0 0" -j NFQUEUE --queue-num 5 --queue-bypass
--A FTPALG-MANGLE -d 203.0.113.0/28 -p tcp -m multiport --dports 21,2121 -m bpf --bytecode "10,177 0 0 0,80 0 0 12,84 0 0 240,116 0 0 2,12 0 0 0,7 0 0 0,128 0 0 0,45 0 1 0,6 0 0 65535,6 0 0 0" -j NFQUEUE --queue-num 5 --queue-bypass
--A FTPALG-MANGLE -s 203.0.113.0/28 -p tcp -m multiport --sports 21,2121 -m bpf --bytecode "10,177 0 0 0,80 0 0 12,84 0 0 240,116 0 0 2,12 0 0 0,7 0 0 0,128 0 0 0,45 0 1 0,6 0 0 65535,6 0 0 0" -j NFQUEUE --queue-num 5 --queue-bypass
+-A FTPALG-MANGLE -d 198.51.100.2/32 -p tcp -m multiport --dports 21,990 -m bpf --bytecode "12,177 0 0 0,80 0 0 13,69 7 0 32,80 0 0 12,84 0 0 240,116 0 0 2,12 0 0 0,7 0 0 0,128 0 0 0,45 0 1 0,6 0 0 65535,6 0 0 0" -j NFQUEUE --queue-num 5 --queue-bypass
+-A FTPALG-MANGLE -s 198.51.100.2/32 -p tcp -m multiport --sports 21,990 -m bpf --bytecode "12,177 0 0 0,80 0 0 13,69 7 0 32,80 0 0 12,84 0 0 240,116 0 0 2,12 0 0 0,7 0 0 0,128 0 0 0,45 0 1 0,6 0 0 65535,6 0 0 0" -j NFQUEUE --queue-num 5 --queue-bypass
+-A FTPALG-MANGLE -d 203.0.113.0/28 -p tcp -m multiport --dports 21,2121 -m bpf --bytecode "12,177 0 0 0,80 0 0 13,69 7 0 32,80 0 0 12,84 0 0 240,116 0 0 2,12 0 0 0,7 0 0 0,128 0 0 0,45 0 1 0,6 0 0 65535,6 0 0 0" -j NFQUEUE --queue-num 5 --queue-bypass
+-A FTPALG-MANGLE -s 203.0.113.0/28 -p tcp -m multiport --sports 21,2121 -m bpf --bytecode "12,177 0 0 0,80 0 0 13,69 7 0 32,80 0 0 12,84 0 0 240,116 0 0 2,12 0 0 0,7 0 0 0,128 0 0 0,45 0 1 0,6 0 0 65535,6 0 0 0" -j NFQUEUE --queue-num 5 --queue-bypass
 COMMIT
 *filter
 :FTPALG-FORWARD - [0:0]
@@ -65,8 +65,8 @@ COMMIT
 *mangle
 :FTPALG-MANGLE - [0:0]
 # Only segments with payload, of one byte or more, are read; the program is 'IP length > IP header + TCP header'.
--A FTPALG-MANGLE -d 2001:db8:2::2/128 -p tcp -m multiport --dports 21,990 -m bpf --bytecode "11,48 0 0 6,21 0 7 6,48 0 0 52,84 0 0 240,116 0 0 2,4 0 0 40,7 0 0 0,128 0 0 0,45 0 1 0,6 0 0 65535,6 0 0 0" -j NFQUEUE --queue-num 5 --queue-bypass
--A FTPALG-MANGLE -s 2001:db8:2::2/128 -p tcp -m multiport --sports 21,990 -m bpf --bytecode "11,48 0 0 6,21 0 7 6,48 0 0 52,84 0 0 240,116 0 0 2,4 0 0 40,7 0 0 0,128 0 0 0,45 0 1 0,6 0 0 65535,6 0 0 0" -j NFQUEUE --queue-num 5 --queue-bypass
+-A FTPALG-MANGLE -d 2001:db8:2::2/128 -p tcp -m multiport --dports 21,990 -m bpf --bytecode "13,48 0 0 6,21 0 9 6,48 0 0 53,69 7 0 32,48 0 0 52,84 0 0 240,116 0 0 2,4 0 0 40,7 0 0 0,128 0 0 0,45 0 1 0,6 0 0 65535,6 0 0 0" -j NFQUEUE --queue-num 5 --queue-bypass
+-A FTPALG-MANGLE -s 2001:db8:2::2/128 -p tcp -m multiport --sports 21,990 -m bpf --bytecode "13,48 0 0 6,21 0 9 6,48 0 0 53,69 7 0 32,48 0 0 52,84 0 0 240,116 0 0 2,4 0 0 40,7 0 0 0,128 0 0 0,45 0 1 0,6 0 0 65535,6 0 0 0" -j NFQUEUE --queue-num 5 --queue-bypass
 COMMIT
 *filter
 :FTPALG-FORWARD - [0:0]
