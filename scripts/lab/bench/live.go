@@ -13,6 +13,8 @@ import (
 
 	"ftpalg/conntrack"
 	"ftpalg/scripts/lab"
+
+	"golang.org/x/sys/unix"
 )
 
 // interleave runs f once on each gateway in every round, beginning with another one each time, so that whatever else the
@@ -112,18 +114,29 @@ const small = 1 << 10
 // reused is the source port of the sessions that come one behind the other from the same port.
 const reused = 1999
 
+// reuseTimeout bounds all of these sessions.
+const reuseTimeout = time.Minute
+
 // reuse counts the sessions that stall when a client uses its source port again at once, as a masqueraded office may.
 // Server and conntrack then still have the connection before.
 func (b *bench) reuse(ctx context.Context, sessions int) (stalls [ways]int, err error) {
+	ctx, cancel := context.WithTimeout(ctx, reuseTimeout)
+	defer cancel()
 	err = interleave(ctx, b.gateways, sessions, func(g *gateway) error {
-		next := g.nextPort.Swap(reused - 1)
+		next := g.nextPort.Load()
 		defer g.nextPort.Store(next)
-		start := time.Now()
-		err := g.many(1, func() error { return g.wholeSession(benchPort, false, strconv.Itoa(small), small) })
-		if time.Since(start) > stalled {
-			stalls[g.way]++
-		}
-		return err
+		return lab.Wait(ctx, "the client to be done with its port", func() (free bool, err error) {
+			g.nextPort.Store(reused - 1)
+			start := time.Now()
+			err = g.many(1, func() error { return g.wholeSession(benchPort, false, strconv.Itoa(small), small) })
+			if errors.Is(err, unix.EADDRNOTAVAIL) {
+				return false, nil // the server has not acknowledged the end of the connection before yet
+			}
+			if time.Since(start) > stalled {
+				stalls[g.way]++
+			}
+			return true, err
+		})
 	})
 	return stalls, err
 }
