@@ -66,7 +66,7 @@ type extent struct {
 // full takes some minutes, short well below one.
 var (
 	full = extent{
-		controlRounds: 200, commands: 200,
+		controlRounds: 500, commands: 80,
 		sessionRounds: 20, sequential: 100, parallel: 25, vsftpdRounds: 6, vsftpdSessions: 15, reuses: 20,
 		bulkRounds: 30, mebibytes: 512, expectations: 5000,
 		memory: []int{10_000, 100_000}, costs: []int{1, 100, 10_000, 100_000},
