@@ -725,3 +725,26 @@ func TestSamePortsAgain(t *testing.T) {
 		t.Errorf("%d sessions in the log, want 6", n)
 	}
 }
+
+// Outcome: what a server says that closes in the same breath arrives, though conntrack knows of the end before ftpalg
+// has read the first word: packets without payload do not queue.
+func TestGreetingAndGoodbye(t *testing.T) {
+	const goodbye = "421 too many users, try again later\r\n"
+	l := newLab(t)
+	startFTPAlg(t, l, Policy())
+	for range 20 {
+		e := scripted(t, l, IPv4)
+		if _, err := io.WriteString(e.server, goodbye); err != nil {
+			t.Fatal(err)
+		}
+		if err := e.server.CloseWrite(); err != nil {
+			t.Fatal(err)
+		}
+		if heard, err := hear(e.client, len(goodbye), patience); err != nil || heard != goodbye {
+			t.Fatalf("the client got %q, %v", heard, err)
+		}
+		if _, err := hear(e.client, 1, patience); !errors.Is(err, io.EOF) {
+			t.Fatalf("behind it: %v, want the end", err)
+		}
+	}
+}
