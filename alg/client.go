@@ -31,6 +31,7 @@ func (c *Control) feedClient(b []byte, fx []Effect) (int, []Effect) {
 	if line.Flaws&ftp.BareLF != 0 {
 		fx = append(fx, Effect{Kind: Audit, Reason: BareLineFeed, Text: line.Text})
 	}
+	c.resumed = false
 	k, why, fx := c.command(line, fx)
 	if why != NoReason {
 		k = denied
@@ -57,6 +58,9 @@ func (c *Control) command(line ftp.Line, fx []Effect) (kind, Reason, []Effect) {
 	cmd, err := ftp.ParseCommand(line.Text)
 	if err != nil {
 		return other, BadCommand, fx
+	}
+	if line.Flaws&ftp.RawIAC != 0 && c.restricted(line.Text) {
+		return other, BadCharacters, fx
 	}
 	if why := rulingReason(c.rule.Command(cmd.Verb, cmd.Arg, c.cwd.path)); why != NoReason {
 		return other, why, fx
@@ -163,7 +167,8 @@ func (c *Control) active(cmd ftp.Command, line ftp.Line, fx []Effect) (kind, Rea
 	if err != nil {
 		return other, BadHostPort, fx
 	}
-	to, why := c.checkTarget(to, c.client.Addr())
+	// The command goes on as it is, so an address that the server must not obey cannot be overlooked here.
+	to, why := c.checkTarget(to, c.client.Addr(), false)
 	if why != NoReason {
 		return other, why, fx
 	}
@@ -173,8 +178,8 @@ func (c *Control) active(cmd ftp.Command, line ftp.Line, fx []Effect) (kind, Rea
 
 // checkTarget compares an announced address with the peer's own. An address from the wire is never an authority: what
 // comes out always has the peer's (design rule 1).
-func (c *Control) checkTarget(to netip.AddrPort, peer netip.Addr) (netip.AddrPort, Reason) {
-	if to.Addr() != peer && c.policy.Bounce != policy.BouncePeer {
+func (c *Control) checkTarget(to netip.AddrPort, peer netip.Addr, overlook bool) (netip.AddrPort, Reason) {
+	if to.Addr() != peer && !overlook {
 		return netip.AddrPort{}, ForeignAddress
 	}
 	if to.Port() < firstUnprivileged && !c.policy.PrivilegedPorts {

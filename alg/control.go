@@ -40,8 +40,8 @@ type Control struct {
 	phase     phase
 	login     login
 	epsvAll   bool // the server accepted EPSV ALL
-	secured   bool // went through TLS, or was there before us and may have
-	resumed   bool // picked up in the middle: what came before is not known
+	secured   bool // went through TLS
+	resumed   bool // picked up in the middle, and nothing has been read since that tells what came before
 	inDenied  bool // the rest of the client's line is being overwritten
 	dataLevel Level
 	kinds     queue
@@ -87,7 +87,7 @@ func New(p *policy.Policy, d policy.Decision, client, server netip.AddrPort) *Co
 func Resume(p *policy.Policy, d policy.Decision, client, server netip.AddrPort) *Control {
 	c := New(p, d, client, server)
 	c.kinds = queue{}
-	c.login, c.resumed, c.secured, c.dataLevel = loggedIn, true, true, Unknown
+	c.login, c.resumed, c.dataLevel = loggedIn, true, Unknown
 	if c.tls != nil {
 		c.tls.resume()
 	}
@@ -118,7 +118,7 @@ func (c *Control) Opaque(from Side) bool { return c.phase == records && !c.tls.c
 // Feed takes the next bytes of one side, in stream order, and appends what should happen to fx. The bytes are not kept.
 func (c *Control) Feed(now time.Time, from Side, b []byte, fx []Effect) []Effect {
 	for len(b) > 0 && c.phase != ended {
-		if c.resumed && c.phase == clear && looksLikeTLS(b) && c.lines[from].Partial() == 0 {
+		if c.resumed && c.phase == clear && c.rule.OpaquePinhole && looksLikeTLS(b) && c.lines[from].Partial() == 0 {
 			c.startTLS()
 			c.tls.resume()
 			fx = append(fx, Effect{Kind: Protect, Protection: c.Protection()})

@@ -37,7 +37,7 @@ func (w *workingDirectory) request(follow bool, arg []byte) {
 // quotes and home directories.
 func (w *workingDirectory) target(arg string) string {
 	switch {
-	case arg == "" || len(arg) > maxPath || arg[0] == '~' || strings.TrimSpace(arg) != arg || strings.ContainsAny(arg, `\"`):
+	case arg == "" || len(arg) > maxPath || arg[0] == '~' || strings.TrimSpace(arg) != arg || strings.ContainsAny(arg, "\\\"") || strings.Contains(arg, "\xff"):
 		return ""
 	case arg[0] == '/':
 		return path.Clean(arg)

@@ -34,6 +34,7 @@ func (c *Control) feedServer(b []byte, fx []Effect) (int, []Effect) {
 	if !reply.Last {
 		return n, fx
 	}
+	c.resumed = false
 	return n, c.reply(reply, line, fx)
 }
 
@@ -107,7 +108,7 @@ func (c *Control) answered(k kind, r ftp.Reply, fx []Effect) []Effect {
 	case rein:
 		if ok {
 			// RFC 959 section 4.1.1: all parameters are reset, as after connecting.
-			c.login, c.cwd = loggedOut, workingDirectory{}
+			c.login, c.cwd, c.secured = loggedOut, workingDirectory{}, c.phase == records
 			return append(fx, Effect{Kind: Login})
 		}
 	case protC, protP:
@@ -179,7 +180,10 @@ func (c *Control) announcement(k kind, r ftp.Reply, line ftp.Line, fx []Effect) 
 	case err != nil:
 		return c.denyReply(BadHostPort, line, fx)
 	}
-	to, why := c.checkTarget(to, c.server.Addr())
+	to, why := c.checkTarget(to, c.server.Addr(), c.policy.Bounce == policy.BouncePeer)
+	if why == NoReason && !c.ports.IsZero() && !c.ports.Contains(to.Port()) {
+		why = OutsideRange
+	}
 	if why != NoReason {
 		return c.denyReply(why, line, fx)
 	}

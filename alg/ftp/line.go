@@ -11,9 +11,12 @@ const (
 	BareCR
 	// NUL: a zero byte. Some servers read it as the end of the text, some as a line feed.
 	NUL
-	// Telnet: an IAC sequence that servers read differently: a subnegotiation, an option byte that is a line
-	// terminator, or IAC before a byte that is no Telnet command.
+	// Telnet: an IAC sequence that servers read differently to where the line ends: a subnegotiation, an option byte
+	// that is a line terminator, or IAC before one.
 	Telnet
+	// RawIAC: IAC before ordinary text, as in names in Latin-1 or Windows-1251 that a client does not double. Some
+	// servers keep both bytes, some drop one or both: where the line ends is the same.
+	RawIAC
 	// TooLong: the line went over the limit; its text is cut there.
 	TooLong
 )
@@ -161,8 +164,12 @@ func (l *Lines) afterIAC(c byte, limit int) {
 		l.add(c, limit)
 	case c >= telnetWILL && c <= telnetDONT:
 		l.state = inOption
-	case c == telnetSB, c < telnetSE:
+	case c == telnetSB, c == '\r', c == '\n', c == 0:
 		l.flaws |= Telnet
+	case c < telnetSE:
+		l.flaws |= RawIAC
+		l.add(telnetIAC, limit)
+		l.add(c, limit)
 	}
 }
 

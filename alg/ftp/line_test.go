@@ -42,12 +42,12 @@ func TestLines(t *testing.T) {
 		{"ABOR behind IAC IP IAC DM", "\xff\xf4\xff\xf2ABOR\r\n", []string{`"ABOR" 0+10 eol 2 flaws 0`}},
 		{"IAC IAC is one byte of text", "RETR \xff\xff\r\n", []string{`"RETR \xff" 0+9 eol 2 flaws 0`}},
 		{"negotiation", "\xff\xfb\x01NOOP\r\n", []string{`"NOOP" 0+9 eol 2 flaws 0`}},
-		{"IAC before text", "S\xffITE\r\n", []string{`"STE" 0+7 eol 2 flaws 8`}},
+		{"IAC before text", "S\xffITE\r\n", []string{`"S\xffITE" 0+7 eol 2 flaws 16`}},
 		{"IAC before LF", "NOOP\xff\nSITE\r\n", []string{`"NOOPSITE" 0+12 eol 2 flaws 8`}},
 		{"an option that is LF", "NOOP\xff\xfb\nSITE\r\n", []string{`"NOOPSITE" 0+13 eol 2 flaws 8`}},
 		{"subnegotiation", "\xff\xfaSITE\xff\xf0\r\n", []string{`"SITE" 0+10 eol 2 flaws 8`}},
 		{"too long", "RETR aaaaaaaaaabbbbbbbbbbccccccccccdd\r\n",
-			[]string{`"RETR aaaaaaaaaabbbbbbbbbbccccccc" 0+39 eol 2 flaws 16`}},
+			[]string{`"RETR aaaaaaaaaabbbbbbbbbbccccccc" 0+39 eol 2 flaws 32`}},
 		{"not complete", "NOOP\r", nil},
 	} {
 		for size := 1; size <= len(test.stream); size++ {

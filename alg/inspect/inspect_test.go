@@ -204,6 +204,18 @@ func TestBeforeOrigin(t *testing.T) {
 	}
 }
 
+// TestFarBeginning: a client's first segment from far away does not make what it sends later count as acknowledged.
+func TestFarBeginning(t *testing.T) {
+	w := newWire(t, policy.AllowAll(), clientAddr, serverAddr)
+	w.send(alg.Client, 1<<30+1_000_000, []byte("NOOP\r\n"), nil)
+	w.say(alg.Server, []byte("220 ready\r\n"))
+	before := len(w.receivers[alg.Client].stream())
+	w.say(alg.Client, []byte("PORT 203,0,113,9,4,1\r\n"))
+	if got := string(w.receivers[alg.Client].stream()[before:]); strings.Contains(got, "PORT") {
+		t.Errorf("the server got %q", got)
+	}
+}
+
 // TestStaleRepetition: what the server has acknowledged may be repeated, whatever it was.
 func TestStaleRepetition(t *testing.T) {
 	w := plainWire(t)

@@ -126,6 +126,9 @@ func New(o Options) *Inspector {
 // SetPolicy puts another policy in force for the sessions that begin from now on; the others keep theirs.
 func (in *Inspector) SetPolicy(p *policy.Policy) { in.policy.Store(p) }
 
+// Policy is the policy in force.
+func (in *Inspector) Policy() *policy.Policy { return in.policy.Load() }
+
 // shard gives the shard of two hosts, in either order.
 func (in *Inspector) shard(a, b netip.Addr) *shard {
 	if b.Less(a) {
@@ -158,7 +161,7 @@ func (in *Inspector) Packet(now time.Time, p Packet, seg *nfq.Segment) {
 		in.syn(sh, now, p, seg)
 	default:
 		in.event(Event{Time: now, Kind: EventDeny, Reason: why, From: seg.Src, To: seg.Dst})
-		in.refuse(p)
+		in.refuse(&segment{Packet: p, data: seg.Packet, payload: seg.Payload})
 	}
 }
 
@@ -307,7 +310,7 @@ func (in *Inspector) forget(sh *shard, s *session, now time.Time, why alg.Reason
 		in.carryOut(sh, s, now, nil)
 	}
 	if !s.refused {
-		in.giveUpHeld(s, func(p Packet) { in.verdict(p, nfq.Verdict{}) })
+		in.giveUpHeld(s, func(g *segment) { in.verdict(g.Packet, nfq.Verdict{}) })
 		in.event(s.event(now, Event{Kind: EventEnd, Reason: why}))
 	}
 	sh.dropPair(s)

@@ -42,7 +42,7 @@ func (in *Inspector) segment(sh *shard, s *session, from alg.Side, now time.Time
 	}
 	if st.synced && !peer.synced && seg.Flags&nfq.ACK != 0 {
 		peer.sync(seg.Ack)
-		peer.acked = seg.Ack
+		peer.acked, peer.known = seg.Ack, true
 		in.afterGap(sh, s, from.Other(), now)
 	}
 	switch {
@@ -96,7 +96,7 @@ func (in *Inspector) acknowledge(sh *shard, s *session, of alg.Side, now time.Ti
 		in.event(s.event(now, Event{Kind: EventAudit, Reason: alg.StreamGap}))
 		s.control.Lose(of, int(ack-st.next))
 		in.letGo(s, of)
-		st.next, st.acked, st.kept = ack, ack, nil
+		st.next, st.acked, st.known, st.kept = ack, ack, true, nil
 		in.afterGap(sh, s, of, now)
 		return
 	}
@@ -284,7 +284,7 @@ func (in *Inspector) afterGap(sh *shard, s *session, from alg.Side, now time.Tim
 		in.counts.held.Add(-1)
 		switch {
 		case s.refused:
-			in.refuse(g.Packet)
+			in.refuse(&g)
 		case !before(st.next, g.end()):
 			in.old(sh, s, from, now, g)
 		default:
@@ -297,11 +297,11 @@ func (in *Inspector) afterGap(sh *shard, s *session, from alg.Side, now time.Tim
 }
 
 // giveUpHeld gives verdicts on everything that a session holds.
-func (in *Inspector) giveUpHeld(s *session, verdict func(Packet)) {
+func (in *Inspector) giveUpHeld(s *session, verdict func(*segment)) {
 	for i := range s.streams {
 		st := &s.streams[i]
 		for _, g := range append(st.inHand, st.early...) {
-			verdict(g.Packet)
+			verdict(&g)
 			in.counts.held.Add(-1)
 		}
 		st.inHand, st.early, st.kept = nil, nil, nil

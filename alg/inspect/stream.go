@@ -28,7 +28,8 @@ type stream struct {
 	fin       bool      // its FIN was seen, which takes a sequence number of its own
 	origin    uint32    // sequence number of the engine's byte 0
 	next      uint32    // of the byte that the engine wants next
-	acked     uint32    // the peer has everything before this
+	acked     uint32    // the peer has everything before this; means something only with known
+	known     bool      // the peer has acknowledged something
 	kept      []byte    // the bytes up to next as they went on, as far back as the peer has not acknowledged
 	inHand    []segment // fed, without a verdict: they have part of an incomplete line
 	early     []segment // not fed: they lie behind a gap; in order of sequence numbers
@@ -56,9 +57,9 @@ func (g *segment) own() {
 // before compares sequence numbers (RFC 9293 section 3.4).
 func before(a, b uint32) bool { return int32(a-b) < 0 }
 
-// sync sets where a direction begins. What lies before was never seen, and counts as not acknowledged.
+// sync sets where a direction begins. What lies before was never seen.
 func (st *stream) sync(seq uint32) {
-	st.synced, st.origin, st.next, st.acked = true, seq, seq, seq-window
+	st.synced, st.origin, st.next = true, seq, seq
 }
 
 // offset gives the engine's offset of a sequence number.
@@ -66,10 +67,10 @@ func (st *stream) seqAt(offset uint64) uint32 { return st.origin + uint32(offset
 
 // acknowledged notes that the peer has everything before ack, and gives up what was kept of it.
 func (st *stream) acknowledged(ack uint32) {
-	if before(ack, st.acked) || before(st.next, ack) {
+	if st.known && before(ack, st.acked) || before(st.next, ack) || before(ack, st.origin) {
 		return
 	}
-	st.acked = ack
+	st.acked, st.known = ack, true
 	from := st.keptFrom()
 	if len(st.kept) == 0 || !before(from, ack) {
 		return
@@ -91,7 +92,7 @@ func (st *stream) unverified(g *segment) bool {
 	if from := st.keptFrom(); before(from, end) {
 		end = from
 	}
-	return before(g.seq, end) && before(st.acked, end)
+	return before(g.seq, end) && !(st.known && !before(st.acked, end))
 }
 
 // keep adds fresh bytes behind next. If strict it says no when there is no room, otherwise the oldest go.

@@ -32,14 +32,23 @@ func (in *Inspector) accept(g *segment) {
 	in.verdict(g.Packet, v)
 }
 
-// refuse answers a packet's sender with a reset: the packet goes on, marked, to the rule that does so. Without such a rule
-// it is dropped.
-func (in *Inspector) refuse(p Packet) {
+// refuse answers a segment's sender with a reset: the packet goes on, marked, to the rule that does so. Its payload is
+// blanked, in case another rule lets it pass before that one. Without such a rule it is dropped.
+func (in *Inspector) refuse(g *segment) {
 	if in.refused == 0 {
-		in.verdict(p, nfq.Verdict{})
+		in.verdict(g.Packet, nfq.Verdict{})
 		return
 	}
-	in.verdict(p, nfq.Verdict{Accept: true, SetMark: true, Mark: p.Mark | in.refused})
+	v := nfq.Verdict{Accept: true, SetMark: true, Mark: g.Mark | in.refused}
+	if len(g.payload) > 0 {
+		clear(g.payload)
+		if nfq.FixChecksums(g.data) != nil {
+			in.verdict(g.Packet, nfq.Verdict{})
+			return
+		}
+		v.Payload = g.data
+	}
+	in.verdict(g.Packet, v)
 }
 
 // reset handles a segment of a session that is refused. The first of each direction becomes a reset for its receiver,
@@ -47,13 +56,13 @@ func (in *Inspector) refuse(p Packet) {
 // that the receiver waits for.
 func (in *Inspector) reset(s *session, from alg.Side, g *segment, seq uint32) {
 	if s.told[from.Other()] {
-		in.refuse(g.Packet)
+		in.refuse(g)
 		return
 	}
 	s.told[from.Other()] = true
 	packet, err := nfq.Reset(g.data, seq)
 	if err != nil {
-		in.refuse(g.Packet)
+		in.refuse(g)
 		return
 	}
 	in.verdict(g.Packet, nfq.Verdict{Accept: true, Payload: packet})

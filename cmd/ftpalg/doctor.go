@@ -48,7 +48,7 @@ type doctor struct {
 func (d *doctor) examine() error {
 	for _, check := range []func(){
 		d.capabilities, d.commands, d.forwarding, d.queueSupport, d.queueOwner, d.helperChoice, d.conntrackTables,
-		d.automaticHelpers, d.events, d.rulesInPlace,
+		d.automaticHelpers, d.events, d.sourceChecks, d.rulesInPlace,
 	} {
 		check()
 	}
@@ -202,6 +202,17 @@ func (d *doctor) events() {
 		return
 	}
 	d.ok("conntrack events")
+}
+
+// sourceChecks: ftpalg's own rules check where a server's packets come from. A client's address can only be forged where
+// nothing checks it, and then somebody else may spend the credits of its encrypted sessions.
+func (d *doctor) sourceChecks() {
+	const key = "net.ipv4.conf.all.rp_filter"
+	if v, err := sysctl(key); err == nil && v != 1 {
+		d.note("sysctl -w "+key+"=1 (where no route is asymmetric)", "%s is %d: clients' addresses can be forged from elsewhere", key, v)
+		return
+	}
+	d.ok("%s is 1", key)
 }
 
 func (d *doctor) rulesInPlace() {

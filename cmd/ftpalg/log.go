@@ -72,13 +72,13 @@ func (l *lineWriter) close() {
 }
 
 // newReporter gives the function that logs events: the session's number first, wire text quoted. Refusals and audit
-// lines, which strangers can cause, are at most rate a second; the others are counted.
-func newReporter(log *slog.Logger, rate int) func(inspect.Event) {
-	limit := &limiter{rate: rate}
+// lines, which strangers can cause, are at most rate() a second; the others are counted.
+func newReporter(log *slog.Logger, rate func() int) func(inspect.Event) {
+	limit := &limiter{}
 	return func(e inspect.Event) {
 		level := levels[e.Kind]
 		if level >= slog.LevelWarn || e.Kind == inspect.EventAudit {
-			ok, suppressed := limit.allow(e.Time)
+			ok, suppressed := limit.allow(e.Time, rate())
 			if suppressed > 0 {
 				log.Warn("lines suppressed", "count", suppressed)
 			}
@@ -116,13 +116,13 @@ func eventAttrs(e inspect.Event) []slog.Attr {
 		attrs = append(attrs, slog.String("control", e.Protection.Control.String()),
 			slog.String("data", e.Protection.Data.String()))
 	case inspect.EventLogin:
-		attrs = append(attrs, slog.String("user", fmt.Sprintf("%q", e.Text)))
+		attrs = append(attrs, slog.String("user", e.Text))
 	default:
 		if e.From.IsValid() {
 			attrs = append(attrs, slog.String("client", e.From.String()), slog.String("server", e.To.String()))
 		}
 		if e.Text != "" {
-			attrs = append(attrs, slog.String("text", fmt.Sprintf("%q", e.Text)))
+			attrs = append(attrs, slog.String("text", e.Text))
 		}
 	}
 	if e.Err != nil {
@@ -131,24 +131,23 @@ func eventAttrs(e inspect.Event) []slog.Attr {
 	return attrs
 }
 
-// limiter lets rate events a second through and counts the others.
+// limiter lets so many events a second through and counts the others.
 type limiter struct {
 	mu         sync.Mutex
-	rate       int
 	second     time.Time
 	passed     int
 	suppressed int
 }
 
 // allow says whether an event may pass, and how many did not in the seconds before.
-func (l *limiter) allow(now time.Time) (ok bool, suppressed int) {
+func (l *limiter) allow(now time.Time, rate int) (ok bool, suppressed int) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if now.Sub(l.second) >= time.Second {
 		suppressed = l.suppressed
 		l.second, l.passed, l.suppressed = now, 0, 0
 	}
-	if l.passed >= l.rate {
+	if l.passed >= rate {
 		l.suppressed++
 		return false, suppressed
 	}

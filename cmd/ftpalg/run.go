@@ -75,6 +75,7 @@ type daemon struct {
 	helper    conntrack.Helper
 	conntrack *conntrack.Conn
 	inspector *inspect.Inspector
+	report    func(inspect.Event)
 	policy    *policy.Policy // as last loaded; only the reload task changes it
 }
 
@@ -98,9 +99,9 @@ func run(ctx context.Context, o runOptions) error {
 		return err
 	}
 	defer d.conntrack.Close()
+	d.report = newReporter(log, func() int { return d.inspector.Policy().Limits.AuditRate })
 	d.inspector = inspect.New(inspect.Options{
-		Policy: d.policy, Conntrack: d.conntrack, Refused: o.mark,
-		Report: newReporter(log, d.policy.Limits.AuditRate),
+		Policy: d.policy, Conntrack: d.conntrack, Refused: o.mark, Report: d.report,
 	})
 	return d.serve(ctx)
 }
@@ -185,7 +186,7 @@ func (d *daemon) openQueue(ctx context.Context, num uint16) (*nfq.Queue, error) 
 	handle := func(p *nfq.Packet) {
 		<-opened
 		if err := decoder.Decode(p.Data, &seg); err != nil {
-			d.log.Warn("packet dropped", "reason", alg.Undecodable.String(), "queue", num, "err", err)
+			d.report(inspect.Event{Time: time.Now(), Kind: inspect.EventAudit, Reason: alg.Undecodable, Err: err})
 			_ = q.Verdict(p.ID, nfq.Verdict{})
 			return
 		}

@@ -113,6 +113,8 @@ func (b *builder) raw() Table {
 	for _, s := range b.servers {
 		for _, a := range s.addresses {
 			for _, ports := range s.ports {
+				c.add("What a server says must come from where the server is: a client could forge the reply that opens a port.",
+					"-s %s -p tcp -m multiport --sports %s -m rpfilter --invert -j DROP", a, ports)
 				c.add("A control connection gets its helper when conntrack creates it: without one it can have no expectation.",
 					"-d %s -p tcp -m multiport --dports %s -j CT --helper %s", a, ports, b.cfg.Helper)
 			}

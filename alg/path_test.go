@@ -1,0 +1,45 @@
+package alg
+
+import "testing"
+
+// TestWorkingDirectory: where servers differ, or while a change is under way, it is not known.
+func TestWorkingDirectory(t *testing.T) {
+	for _, test := range []struct {
+		name  string
+		steps []string // CWD path, "+" accepted, "-" refused, or a 257 reply's text
+		want  string
+	}{
+		{"unknown after login", nil, ""},
+		{"absolute", []string{"CWD /a/../b", "+"}, "/b"},
+		{"relative to nothing", []string{"CWD a", "+"}, ""},
+		{"relative", []string{"CWD /a", "+", "CWD b", "+"}, "/a/b"},
+		{"up", []string{"CWD /a/b", "+", "CWD ..", "+"}, "/a"},
+		{"refused", []string{"CWD /a", "+", "CWD /b", "-"}, "/a"},
+		{"under way", []string{"CWD /a", "+", "CWD /b"}, ""},
+		{"two at once", []string{"CWD /a", "CWD /b", "+", "-"}, ""},
+		{"known again", []string{"CWD /a", "CWD /b", "+", "-", "CWD /c", "+"}, "/c"},
+		{"told by the server", []string{`"/x ""y""" is it`}, `/x "y"`},
+		{"told nothing", []string{`x`}, ""},
+		{"told while under way", []string{"CWD /a", `"/x"`, "+"}, "/a"},
+		{"blanks", []string{"CWD  /a", "+"}, ""},
+		{"another system's separator", []string{`CWD \a`, "+"}, ""},
+		{"home", []string{"CWD ~a", "+"}, ""},
+		{"quotes", []string{`CWD "/a"`, "+"}, ""},
+		{"a byte that is Telnet's", []string{"CWD /\xffa", "+"}, ""},
+	} {
+		var w workingDirectory
+		for _, step := range test.steps {
+			switch {
+			case len(step) > 4 && step[:4] == "CWD ":
+				w.request(true, []byte(step[4:]))
+			case step == "+", step == "-":
+				w.answered(cwd, step == "+", nil)
+			default:
+				w.answered(pwd, true, []byte(step))
+			}
+		}
+		if w.path != test.want {
+			t.Errorf("%s: %q, want %q", test.name, w.path, test.want)
+		}
+	}
+}
