@@ -189,7 +189,9 @@ func TestKilledWithOpenPinhole(t *testing.T) {
 	download(t, s, c, plainPASV)
 }
 
-// Outcome: a line of which the daemon held one half when it was killed arrives whole, and is understood as a whole.
+// Outcome: a line of which the daemon held one half when it was killed arrives whole or not at all. TCP that lost the
+// first half sends nothing new until that is acknowledged, so ftpalg may have to give the line up: then the server gets
+// a word that it does not know. Either way the session goes on.
 func TestKilledWithHalfALine(t *testing.T) {
 	l := newLab(t)
 	first := startFTPAlg(t, l, Policy())
@@ -203,11 +205,18 @@ func TestKilledWithHalfALine(t *testing.T) {
 	if _, err := io.WriteString(e.client, "SV\r\n"); err != nil {
 		t.Fatal(err)
 	}
-	if heard, err := hear(e.server, 6, patience); err != nil || heard != "PASV\r\n" {
+	switch heard, err := hear(e.server, 6, patience); {
+	case err == nil && heard == "PASV\r\n":
+		e.tell(t, fromServer, pasv(50000))
+		transfer(t, l, 50000)
+	case err == nil && heard == "XXXX\r\n":
+		e.tell(t, fromServer, "500 unknown command")
+	default:
 		t.Fatalf("the server got %q, %v", heard, err)
 	}
-	e.tell(t, fromServer, pasv(50000))
-	transfer(t, l, 50000)
+	e.tell(t, fromClient, "PASV")
+	e.tell(t, fromServer, pasv(50001))
+	transfer(t, l, 50001)
 }
 
 // Outcome: the successor of a daemon that was killed between PASV and its reply does not know who asked, so that reply
