@@ -31,8 +31,8 @@ func (c *Control) feedClient(b []byte, fx []Effect) (int, []Effect) {
 	if line.Flaws&ftp.BareLF != 0 {
 		fx = append(fx, Effect{Kind: Audit, Reason: BareLineFeed, Text: line.Text})
 	}
-	c.resumed = false
 	k, why, fx := c.command(line, fx)
+	c.resumed = c.resumed && why != NoReason
 	if why != NoReason {
 		k = denied
 		fx = c.denyCommand(why, line, fx)

@@ -117,12 +117,14 @@ func (c *Control) Opaque(from Side) bool { return c.phase == records && !c.tls.c
 
 // Feed takes the next bytes of one side, in stream order, and appends what should happen to fx. The bytes are not kept.
 func (c *Control) Feed(now time.Time, from Side, b []byte, fx []Effect) []Effect {
+	if c.resumed && c.phase == clear && c.rule.OpaquePinhole && beginsRecord(b) {
+		// What was read before in clear text was the end of a record.
+		c.lines[from].Skip(0)
+		c.startTLS()
+		c.tls.resume()
+		fx = append(fx, Effect{Kind: Protect, Protection: c.Protection()})
+	}
 	for len(b) > 0 && c.phase != ended {
-		if c.resumed && c.phase == clear && c.rule.OpaquePinhole && looksLikeTLS(b) && c.lines[from].Partial() == 0 {
-			c.startTLS()
-			c.tls.resume()
-			fx = append(fx, Effect{Kind: Protect, Protection: c.Protection()})
-		}
 		var n int
 		switch {
 		case c.Opaque(from):

@@ -126,6 +126,21 @@ func (s *recordSide) plausible() bool {
 // looksLikeTLS says whether b could be the start of a record; no line of FTP begins with such a byte.
 func looksLikeTLS(b []byte) bool { return b[0] >= typeCCS && b[0] <= typeHeartbeat }
 
+// beginsRecord says whether b begins with a whole and plausible record header.
+func beginsRecord(b []byte) bool {
+	if len(b) < recordHeader {
+		return false
+	}
+	s := recordSide{started: true}
+	for i := range recordHeader {
+		s.header[i] = b[i]
+		if s.have++; !s.plausible() {
+			return false
+		}
+	}
+	return true
+}
+
 // body keeps the ServerHello while the version is not known.
 func (f *follower) body(from Side, b []byte) {
 	if from == Server && f.state == shaking && f.version == 0 && f.side[Server].kind() == typeHandshake {

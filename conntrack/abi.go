@@ -26,6 +26,7 @@ const (
 	ctaHelp        = 5
 	ctaTimeout     = 7
 	ctaMark        = 8
+	ctaID          = 12
 	ctaTupleMaster = 14
 
 	ctaHelpName = 1

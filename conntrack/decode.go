@@ -50,6 +50,8 @@ func decodeEntry(data []byte) (Entry, error) {
 			ad.Nested(e.decodeState)
 		case ctaTimeout:
 			e.Timeout = time.Duration(ad.Uint32()) * time.Second
+		case ctaID:
+			e.ID = ad.Uint32()
 		case ctaMark:
 			e.Mark = ad.Uint32()
 		case ctaHelp:

@@ -14,12 +14,12 @@ import (
 // charges some 800 bytes for an event of 300.
 const eventBuffer = 8 << 20
 
-// WatchDestroy calls fn with the original direction of each TCP connection that conntrack forgets in the calling
+// WatchDestroy calls fn with the entry of each TCP connection that conntrack forgets in the calling
 // thread's network namespace, until ctx is done. It calls lost once as soon as it listens, and again whenever the
 // kernel dropped events because the reader was too slow: each time the caller has to look for itself which of its
 // connections are gone (Lookup), since no event will tell. The sysctl net.netfilter.nf_conntrack_events decides which
 // connections report: with 2, the default, those that began while someone listened; with 0 none.
-func WatchDestroy(ctx context.Context, fn func(orig Tuple), lost func()) error {
+func WatchDestroy(ctx context.Context, fn func(Entry), lost func()) error {
 	var nl *netlink.Conn
 	for {
 		// Once it has dropped an event, the kernel drops all of them until the reader has emptied the socket, and does
@@ -47,7 +47,7 @@ func WatchDestroy(ctx context.Context, fn func(orig Tuple), lost func()) error {
 }
 
 // readEvents calls fn for each event until ctx is done or receiving fails.
-func readEvents(ctx context.Context, nl *netlink.Conn, fn func(orig Tuple)) error {
+func readEvents(ctx context.Context, nl *netlink.Conn, fn func(Entry)) error {
 	stop := context.AfterFunc(ctx, func() { nl.SetReadDeadline(time.Unix(1, 0)) })
 	defer stop()
 	for {
@@ -62,7 +62,7 @@ func readEvents(ctx context.Context, nl *netlink.Conn, fn func(orig Tuple)) erro
 			case err != nil:
 				return err
 			default:
-				fn(e.Orig)
+				fn(e)
 			}
 		}
 	}

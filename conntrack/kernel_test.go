@@ -345,7 +345,7 @@ func (l *lab) watch(t *testing.T, fn func(Tuple), lost func()) {
 	go func() {
 		defer close(ended)
 		l.gateway.do(t, func() error {
-			return WatchDestroy(ctx, fn, func() { lost(); once.Do(func() { close(listening) }) })
+			return WatchDestroy(ctx, func(e Entry) { fn(e.Orig) }, func() { lost(); once.Do(func() { close(listening) }) })
 		})
 	}()
 	t.Cleanup(func() { cancel(); <-ended })

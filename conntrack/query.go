@@ -41,12 +41,6 @@ func (c *Conn) Lookup(t Tuple) (Entry, error) {
 	return e, nil
 }
 
-// Live says whether a TCP connection is there and neither side has begun to close it. In doubt it is not.
-func (c *Conn) Live(t Tuple) bool {
-	e, err := c.lookup(t)
-	return err == nil && e.Live
-}
-
 func (c *Conn) lookup(t Tuple) (Entry, error) {
 	t.Src = netip.AddrPortFrom(t.Src.Addr().Unmap(), t.Src.Port())
 	t.Dst = netip.AddrPortFrom(t.Dst.Addr().Unmap(), t.Dst.Port())

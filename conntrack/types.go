@@ -22,6 +22,7 @@ type Expectation struct {
 // Entry is one connection in the conntrack table.
 type Entry struct {
 	Orig, Reply Tuple
+	ID          uint32        // tells it from an earlier connection with the same tuples
 	Mark        uint32        // connmark
 	Helper      string        // empty if it carries none, and then no expectation can hang on it
 	Live        bool          // neither side has sent FIN or RST

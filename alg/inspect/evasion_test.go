@@ -124,7 +124,7 @@ func play(t testing.TB, p *policy.Policy, tr *transcript.Transcript, special, k 
 		evade(w, from, step.Data, k)
 		w.sent[from] += uint32(len(step.Data))
 	}
-	w.in.End(clock, w.key)
+	w.in.End(clock, w.key, 0)
 	w.settled()
 	return w
 }

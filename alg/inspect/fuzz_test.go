@@ -34,7 +34,7 @@ func FuzzStream(f *testing.F) {
 			}
 			w.send(alg.Client, start, payload, func(tcp *layers.TCP) { tcp.PSH = true })
 		}
-		w.in.End(clock, w.key)
+		w.in.End(clock, w.key, 0)
 		w.settled()
 		for i, c := range w.receivers[alg.Client].stream() {
 			if c != first[i] && c != 'X' { // X: a line that was never completed, and given up

@@ -128,11 +128,11 @@ func TestSameDoor(t *testing.T) {
 	if n := w.in.counts.pinholes.Load(); n != 1 || len(w.ct.Open()) != 1 {
 		t.Errorf("%d pinholes are counted, %d stand", n, len(w.ct.Open()))
 	}
-	w.in.End(clock, first)
+	w.in.End(clock, first, 0)
 	if n := w.in.counts.pinholes.Load(); n != 1 || len(w.ct.Open()) != 1 {
 		t.Errorf("after the first session's end: %d pinholes are counted, %d stand", n, len(w.ct.Open()))
 	}
-	w.in.End(clock, second)
+	w.in.End(clock, second, 0)
 	if n := w.in.counts.pinholes.Load(); n != 0 || len(w.ct.Open()) != 0 {
 		t.Errorf("after the second's: %d pinholes are counted, %d stand", n, len(w.ct.Open()))
 	}
@@ -141,7 +141,9 @@ func TestSameDoor(t *testing.T) {
 // gone is a conntrack table without any connection.
 type gone struct{ conntrack.Fake }
 
-func (*gone) Live(conntrack.Tuple) bool { return false }
+func (*gone) Lookup(conntrack.Tuple) (conntrack.Entry, error) {
+	return conntrack.Entry{}, conntrack.ErrNotFound
+}
 
 // TestForged: a packet of no connection costs no session.
 func TestForged(t *testing.T) {
@@ -151,6 +153,29 @@ func TestForged(t *testing.T) {
 	w.expect(t, "deny no-connection")
 	if n := len(w.in.Sessions()); n != 0 {
 		t.Errorf("%d sessions", n)
+	}
+}
+
+// later is a conntrack table whose connections all are later ones.
+type later struct{ conntrack.Fake }
+
+func (*later) Lookup(conntrack.Tuple) (conntrack.Entry, error) {
+	return conntrack.Entry{ID: 2, Live: true}, nil
+}
+
+// TestSamePortsAgain: a new connection between the ports of one whose end was not told yet is a new session, and the late
+// event of the old one's end does not end it.
+func TestSamePortsAgain(t *testing.T) {
+	w := plainWire(t)
+	w.in.conntrack = &later{}
+	w.sent = [2]uint32{1 << 20, 1 << 20}
+	w.say(alg.Server, []byte("220 ready again\r\n"))
+	w.in.End(clock, w.key, 0)
+	w.say(alg.Client, []byte("PASV\r\n"))
+	w.say(alg.Server, []byte("227 (198,51,100,2,195,80)\r\n"))
+	w.expect(t, "pinhole none PASV 192.0.2.2:0 198.51.100.2:50000")
+	if all := w.in.Sessions(); len(all) != 1 || all[0].Number != 2 {
+		t.Errorf("sessions %+v", all)
 	}
 }
 
@@ -270,8 +295,8 @@ func TestLimits(t *testing.T) {
 	if w.resets[alg.Server] != w.isn[alg.Server]+w.sent[alg.Server] {
 		t.Errorf("verdict %+v, want a reset for the client", w.verdicts[id])
 	}
-	w.in.End(clock, w.key)
-	w.in.End(clock, Key{clientAddr, serverAddr})
+	w.in.End(clock, w.key, 0)
+	w.in.End(clock, Key{clientAddr, serverAddr}, 0)
 	if n := w.in.counts.sessions.Load(); n != 0 {
 		t.Errorf("%d sessions are left", n)
 	}
@@ -304,14 +329,14 @@ func TestExpire(t *testing.T) {
 // TestResume: a session that was there before us goes on, in clear text or inside TLS.
 func TestResume(t *testing.T) {
 	w := newWire(t, policy.AllowAll(), clientAddr, serverAddr)
-	w.in.Resume(clock, w.key)
+	w.in.Resume(clock, w.key, 0)
 	w.say(alg.Server, []byte(" end of a long reply\r\n211 End\r\n"))
 	w.say(alg.Client, []byte("PASV\r\n"))
 	w.say(alg.Server, []byte("227 (198,51,100,2,195,80)\r\n"))
 	w.expect(t, "pinhole none PASV 192.0.2.2:0 198.51.100.2:50000")
 
 	w = newWire(t, policy.AllowAll(), clientAddr, serverAddr)
-	w.in.Resume(clock, w.key)
+	w.in.Resume(clock, w.key, 0)
 	w.say(alg.Client, record(30))
 	w.say(alg.Server, record(40))
 	w.syn("192.0.2.2:41000", "198.51.100.2:50000")
@@ -343,7 +368,7 @@ func (w *wire) syn(from, to string) {
 // TestScan: a client inside TLS that tries a whole range gets one port for one request and reply.
 func TestScan(t *testing.T) {
 	w := newWire(t, policy.AllowAll(), clientAddr, serverAddr)
-	w.in.Resume(clock, w.key)
+	w.in.Resume(clock, w.key, 0)
 	scan := func() (got int) {
 		before := len(w.events)
 		for port := 50000; port < 50100; port++ {
@@ -392,11 +417,12 @@ func TestPolicyDenied(t *testing.T) {
 // TestSweep: sessions whose end was not told are found.
 func TestSweep(t *testing.T) {
 	w := plainWire(t)
-	w.in.Sweep(clock.Add(time.Hour), clock.Add(time.Minute), func(Key) bool { return true })
+	w.in.Sweep(clock.Add(time.Hour), clock.Add(time.Minute))
 	if n := len(w.in.Sessions()); n != 1 {
 		t.Errorf("%d sessions, the one that lives is swept", n)
 	}
-	w.in.Sweep(clock.Add(time.Hour), clock.Add(time.Minute), func(Key) bool { return false })
+	w.in.conntrack = &gone{}
+	w.in.Sweep(clock.Add(time.Hour), clock.Add(time.Minute))
 	w.expect(t, "end connection-closed")
 	if n := len(w.in.Sessions()); n != 0 {
 		t.Errorf("%d sessions are left", n)

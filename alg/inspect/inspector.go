@@ -3,6 +3,7 @@
 package inspect
 
 import (
+	"errors"
 	"fmt"
 	"hash/maphash"
 	"net/netip"
@@ -26,7 +27,7 @@ type Queue interface {
 type Conntrack interface {
 	Expect(conntrack.Expectation) error
 	Withdraw(conntrack.Expectation) error
-	Live(conntrack.Tuple) bool // whether neither side of a connection has begun to close it
+	Lookup(conntrack.Tuple) (conntrack.Entry, error)
 }
 
 // Bounds of the whole inspector; those of one session are in the policy.
@@ -150,6 +151,10 @@ func (in *Inspector) Packet(now time.Time, p Packet, seg *nfq.Segment) {
 		}
 	}()
 	s, from, why := in.find(sh, now, seg)
+	if s != nil && in.replaced(s, &s.streams[from], seg) {
+		in.forget(sh, s, now, alg.ConnectionClosed)
+		s, from, why = in.find(sh, now, seg)
+	}
 	switch {
 	case s != nil && s.refused:
 		s.lastSeen = now
@@ -197,14 +202,26 @@ func (in *Inspector) find(sh *shard, now time.Time, seg *nfq.Segment) (*session,
 		return nil, from, alg.PolicyDenied
 	}
 	// A forged packet must not cost a session. The SYN of a real connection is not in conntrack yet.
-	if !in.conntrack.Live(conntrack.Tuple{Src: k.Client, Dst: k.Server}) {
-		if isSYN(seg) && len(seg.Payload) == 0 {
-			return nil, from, alg.NoReason
-		}
+	entry, err := in.conntrack.Lookup(k.tuple())
+	switch {
+	case err != nil && isSYN(seg):
+		return nil, from, alg.NoReason
+	case err != nil:
 		return nil, from, alg.NoConnection
 	}
-	s, why := in.begin(sh, now, k, false)
+	s, why := in.begin(sh, now, k, entry.ID, false)
 	return s, from, why
+}
+
+// replaced says whether a segment that is far from its stream belongs to a later connection between the same ports: the
+// event of the old one's end may come after the new one's first packets.
+func (in *Inspector) replaced(s *session, st *stream, seg *nfq.Segment) bool {
+	const far = 1 << 16
+	if distance := int32(seg.Seq - st.next); !st.synced || -far < distance && distance < far {
+		return false
+	}
+	entry, err := in.conntrack.Lookup(s.key.tuple())
+	return err == nil && entry.ID != s.id
 }
 
 func isSYN(seg *nfq.Segment) bool {
@@ -213,7 +230,7 @@ func isSYN(seg *nfq.Segment) bool {
 
 // begin makes a session, or says why there can be none. One that is over a limit, or denied by what it would be, is made
 // to be refused: so both its ends learn of it.
-func (in *Inspector) begin(sh *shard, now time.Time, k Key, resumed bool) (*session, alg.Reason) {
+func (in *Inspector) begin(sh *shard, now time.Time, k Key, id uint32, resumed bool) (*session, alg.Reason) {
 	p := in.policy.Load()
 	d := p.Decide(k.Client.Addr(), k.Server)
 	why := alg.Admit(d)
@@ -221,7 +238,7 @@ func (in *Inspector) begin(sh *shard, now time.Time, k Key, resumed bool) (*sess
 		return nil, why
 	}
 	s := &session{
-		key: k, number: in.next.Add(1), policy: p, rule: d.Rule,
+		key: k, id: id, number: in.next.Add(1), policy: p, rule: d.Rule,
 		began: now, lastSeen: now, implicit: d.Implicit, resumed: resumed,
 	}
 	if why == alg.NoReason {
@@ -278,26 +295,27 @@ func (in *Inspector) countOut(s *session) {
 }
 
 // Begin makes a session between two hosts whatever the port is, for front ends that know it is one.
-func (in *Inspector) Begin(now time.Time, k Key) { in.start(now, k, false) }
+func (in *Inspector) Begin(now time.Time, k Key) { in.start(now, k, 0, false) }
 
-// Resume makes a session that was there before us, so that its first segments are not taken for a beginning.
-func (in *Inspector) Resume(now time.Time, k Key) { in.start(now, k, true) }
+// Resume makes a session that was there before us, so that its first segments are not taken for a beginning. id is that
+// of its conntrack entry.
+func (in *Inspector) Resume(now time.Time, k Key, id uint32) { in.start(now, k, id, true) }
 
-func (in *Inspector) start(now time.Time, k Key, resumed bool) {
+func (in *Inspector) start(now time.Time, k Key, id uint32, resumed bool) {
 	sh := in.shard(k.Client.Addr(), k.Server.Addr())
 	sh.mu.Lock()
 	defer sh.mu.Unlock()
 	if sh.sessions[k] == nil {
-		in.begin(sh, now, k, resumed)
+		in.begin(sh, now, k, id, resumed)
 	}
 }
 
-// End is to be called when a control connection's conntrack entry is gone.
-func (in *Inspector) End(now time.Time, k Key) {
+// End is to be called when a control connection's conntrack entry, which had the given id, is gone.
+func (in *Inspector) End(now time.Time, k Key, id uint32) {
 	sh := in.shard(k.Client.Addr(), k.Server.Addr())
 	sh.mu.Lock()
 	defer sh.mu.Unlock()
-	if s := sh.sessions[k]; s != nil {
+	if s := sh.sessions[k]; s != nil && s.id == id {
 		in.forget(sh, s, now, alg.ConnectionClosed)
 	}
 }
@@ -335,7 +353,7 @@ func (in *Inspector) Expire(now time.Time) {
 			why := alg.SessionOver
 			if now.After(s.pinholeUntil) {
 				why = alg.TimedOut
-			} else if in.conntrack.Live(s.tuple()) {
+			} else if in.live(s) {
 				continue
 			}
 			in.closed(sh, s, now, s.control.Pinhole(), why)
@@ -347,7 +365,7 @@ func (in *Inspector) Expire(now time.Time) {
 
 // Sweep ends the sessions that were idle since before and whose conntrack entry is gone, for the case that its destroy
 // event was lost, and forgets those that were refused.
-func (in *Inspector) Sweep(now time.Time, before time.Time, alive func(Key) bool) {
+func (in *Inspector) Sweep(now time.Time, before time.Time) {
 	for i := range in.shards {
 		sh := &in.shards[i]
 		sh.mu.Lock()
@@ -355,10 +373,25 @@ func (in *Inspector) Sweep(now time.Time, before time.Time, alive func(Key) bool
 			switch {
 			case s.refused && now.Sub(s.lastSeen) > endedFor:
 				in.forget(sh, s, now, alg.SessionOver)
-			case !s.refused && s.lastSeen.Before(before) && !alive(s.key):
+			case !s.refused && s.lastSeen.Before(before) && in.gone(s):
 				in.forget(sh, s, now, alg.ConnectionClosed)
 			}
 		}
 		sh.mu.Unlock()
 	}
 }
+
+// live says whether neither side of a session's connection has begun to close it. In doubt one has.
+func (in *Inspector) live(s *session) bool {
+	entry, err := in.conntrack.Lookup(s.key.tuple())
+	return err == nil && entry.Live && entry.ID == s.id
+}
+
+// gone says whether conntrack has forgotten a session's connection. In doubt it has not.
+func (in *Inspector) gone(s *session) bool {
+	entry, err := in.conntrack.Lookup(s.key.tuple())
+	return errors.Is(err, conntrack.ErrNotFound) || err == nil && entry.ID != s.id
+}
+
+// tuple is the control connection as conntrack knows it.
+func (k Key) tuple() conntrack.Tuple { return conntrack.Tuple{Src: k.Client, Dst: k.Server} }

@@ -19,7 +19,10 @@ const (
 func (in *Inspector) segment(sh *shard, s *session, from alg.Side, now time.Time, p Packet, seg *nfq.Segment) {
 	st, peer := &s.streams[from], &s.streams[from.Other()]
 	if seg.Flags&nfq.SYN != 0 {
-		in.beginning(s, st, now, p, seg)
+		if !st.synced { // a later one is no beginning, whatever it says
+			st.sync(seg.Seq + 1)
+		}
+		in.beginning(now, p, seg)
 		return
 	}
 	if peer.synced && seg.Flags&nfq.ACK != 0 {
@@ -66,17 +69,13 @@ func (in *Inspector) clearUrgent(s *session, now time.Time, g *segment) {
 	g.changed = true
 }
 
-// beginning handles a SYN. One with data is dropped: the server may or may not take the data (RFC 7413), and a client
-// whose SYN is lost repeats it without.
-func (in *Inspector) beginning(s *session, st *stream, now time.Time, p Packet, seg *nfq.Segment) {
+// beginning lets a control connection's SYN go on. One with data is dropped: the server may or may not take the data
+// (RFC 7413), and a client whose SYN is lost repeats it without.
+func (in *Inspector) beginning(now time.Time, p Packet, seg *nfq.Segment) {
 	if len(seg.Payload) > 0 {
-		in.drop(s, now, segment{Packet: p}, alg.DataInSYN)
-		return
+		in.event(Event{Time: now, Kind: EventAudit, Reason: alg.DataInSYN, From: seg.Src, To: seg.Dst})
 	}
-	if !st.synced { // a later one is no beginning, whatever it says
-		st.sync(seg.Seq + 1)
-	}
-	in.verdict(p, nfq.Verdict{Accept: true})
+	in.verdict(p, nfq.Verdict{Accept: len(seg.Payload) == 0})
 }
 
 // strict says whether every byte of one direction has to be known: the client's, where it can be read. What a server

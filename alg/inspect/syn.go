@@ -11,6 +11,10 @@ import (
 // syn decides on the first packet of a data connection that nothing announced in clear text. It always goes on: with an
 // expectation it is RELATED, without one the operator's own rules decide.
 func (in *Inspector) syn(sh *shard, now time.Time, p Packet, seg *nfq.Segment) {
+	if in.policy.Load().IsControlPort(seg.Dst) {
+		in.beginning(now, p, seg)
+		return
+	}
 	if s := sh.open[door{netip.AddrPortFrom(seg.Src.Addr(), 0), seg.Dst}]; s != nil {
 		// Announced in clear text: the pinhole stands, and this is what it is for.
 		in.verdict(p, nfq.Verdict{Accept: true})
@@ -39,7 +43,7 @@ func (in *Inspector) justInTime(sh *shard, now time.Time, h hosts, from, to neti
 	}
 	for n := len(p.credited); n > 0; n = len(p.credited) {
 		s := p.credited[n-1]
-		if !in.conntrack.Live(s.tuple()) {
+		if !in.live(s) {
 			p.credited, s.credited = p.credited[:n-1], false
 			continue
 		}

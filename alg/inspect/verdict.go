@@ -158,14 +158,9 @@ func (in *Inspector) closed(sh *shard, s *session, now time.Time, p alg.Pinhole,
 
 func (s *session) expectation(p alg.Pinhole) conntrack.Expectation {
 	return conntrack.Expectation{
-		Master:  s.tuple(),
+		Master:  s.key.tuple(),
 		From:    p.From,
 		To:      p.To,
 		Timeout: s.policy.PinholeTimeout,
 	}
-}
-
-// tuple is the control connection as conntrack knows it.
-func (s *session) tuple() conntrack.Tuple {
-	return conntrack.Tuple{Src: s.key.Client, Dst: s.key.Server}
 }

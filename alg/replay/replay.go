@@ -102,10 +102,13 @@ func (c *capture) Expect(conntrack.Expectation) error { return nil }
 // Withdraw forgets what Expect did not keep.
 func (c *capture) Withdraw(conntrack.Expectation) error { return nil }
 
-// Live says whether no side of a connection has sent FIN so far.
-func (c *capture) Live(t conntrack.Tuple) bool {
+// Lookup says of a connection whether a side has sent FIN so far.
+func (c *capture) Lookup(t conntrack.Tuple) (conntrack.Entry, error) {
 	conn := c.tcp[inspect.Key{Client: t.Src, Server: t.Dst}]
-	return conn != nil && conn.fin == [2]bool{}
+	if conn == nil {
+		return conntrack.Entry{}, conntrack.ErrNotFound
+	}
+	return conntrack.Entry{Orig: t, Live: conn.fin == [2]bool{}}, nil
 }
 
 // noQueue takes verdicts on packets that went through long ago.
@@ -182,7 +185,7 @@ func (c *capture) recognise(at time.Time, conn *connection, key inspect.Key, fro
 	case c.policy.IsControlPort(key.Server):
 		conn.control = true
 		if seg.Flags&nfq.SYN == 0 {
-			c.inspector.Resume(at, key)
+			c.inspector.Resume(at, key, 0)
 		}
 	case !fromClient && greets(seg.Payload) && !mailPort(key.Server):
 		conn.control = true
@@ -215,7 +218,7 @@ func (c *capture) close(at time.Time, conn *connection, key inspect.Key, fromCli
 	if seg.Flags&nfq.RST != 0 || conn.fin[0] && conn.fin[1] {
 		conn.over = true
 		if conn.control {
-			c.inspector.End(at, key)
+			c.inspector.End(at, key, 0)
 		}
 	}
 }

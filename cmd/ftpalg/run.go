@@ -172,7 +172,7 @@ func (d *daemon) resume() error {
 		return err
 	}
 	for _, c := range before {
-		d.inspector.Resume(time.Now(), inspect.Key{Client: c.Orig.Src, Server: c.Orig.Dst})
+		d.inspector.Resume(time.Now(), inspect.Key{Client: c.Orig.Src, Server: c.Orig.Dst}, c.ID)
 	}
 	return nil
 }
@@ -220,17 +220,13 @@ func (d *daemon) removeRules() {
 // watchEnds ends sessions with their conntrack entries. It says when it listens.
 func (d *daemon) watchEnds(ctx context.Context, listening func()) error {
 	return conntrack.WatchDestroy(ctx,
-		func(t conntrack.Tuple) { d.inspector.End(time.Now(), inspect.Key{Client: t.Src, Server: t.Dst}) },
+		func(e conntrack.Entry) {
+			d.inspector.End(time.Now(), inspect.Key{Client: e.Orig.Src, Server: e.Orig.Dst}, e.ID)
+		},
 		func() {
 			listening()
-			d.inspector.Sweep(time.Now(), time.Now(), d.alive)
+			d.inspector.Sweep(time.Now(), time.Now())
 		})
-}
-
-// alive says whether a control connection still has its conntrack entry. In doubt it has.
-func (d *daemon) alive(k inspect.Key) bool {
-	_, err := d.conntrack.Lookup(conntrack.Tuple{Src: k.Client, Dst: k.Server})
-	return !errors.Is(err, conntrack.ErrNotFound)
 }
 
 func (d *daemon) tidy(ctx context.Context) error {
@@ -244,7 +240,7 @@ func (d *daemon) tidy(ctx context.Context) error {
 		case now := <-expire.C:
 			d.inspector.Expire(now)
 		case now := <-sweep.C:
-			d.inspector.Sweep(now, now.Add(-idleBefore), d.alive)
+			d.inspector.Sweep(now, now.Add(-idleBefore))
 		}
 	}
 }

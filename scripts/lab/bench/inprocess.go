@@ -30,7 +30,9 @@ type nothing struct{}
 func (nothing) Verdict(uint32, nfq.Verdict) error    { return nil }
 func (nothing) Expect(conntrack.Expectation) error   { return nil }
 func (nothing) Withdraw(conntrack.Expectation) error { return nil }
-func (nothing) Live(conntrack.Tuple) bool            { return true }
+func (nothing) Lookup(conntrack.Tuple) (conntrack.Entry, error) {
+	return conntrack.Entry{Live: true}, nil
+}
 
 const (
 	headers   = 20 + 20 // IPv4 and TCP without options (RFC 791 section 3.1, RFC 9293 section 3.1)
