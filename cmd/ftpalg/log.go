@@ -6,16 +6,18 @@ import (
 	"io"
 	"log/slog"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"ftpalg/alg"
 	"ftpalg/alg/inspect"
 )
 
-// logBacklog is how many log lines may wait for a slow reader of standard error before lines are dropped: packets must
-// not wait for a log.
-const logBacklog = 65536
+// Log lines are collected and written together: packets must not wait for a log, nor each line wake a thread.
+const (
+	logDelay = 20 * time.Millisecond
+	// logBacklog is how many bytes may wait for a slow reader of standard error before lines are dropped.
+	logBacklog = 16 << 20
+)
 
 // newLogger gives the daemon's logger, which never blocks, and the function that writes out what waits.
 func newLogger(w io.Writer, format, level string) (*slog.Logger, func(), error) {
@@ -35,39 +37,59 @@ func newLogger(w io.Writer, format, level string) (*slog.Logger, func(), error) 
 	return nil, nil, fmt.Errorf("%w: --log-format %q: text or json expected", errUsage, format)
 }
 
-// lineWriter hands lines to a goroutine that writes them.
+// lineWriter collects lines and writes them from a goroutine of its own.
 type lineWriter struct {
-	lines   chan []byte
+	out     io.Writer
+	mu      sync.Mutex
+	lines   []byte
+	dropped int
+	wake    chan struct{} // has room for one: something waits
 	done    chan struct{}
-	dropped atomic.Uint64
-	once    sync.Once
 }
 
 func newLineWriter(w io.Writer) *lineWriter {
-	l := &lineWriter{lines: make(chan []byte, logBacklog), done: make(chan struct{})}
-	go func() {
-		defer close(l.done)
-		for line := range l.lines {
-			_, _ = w.Write(line)
-			if n := l.dropped.Swap(0); n > 0 {
-				fmt.Fprintf(w, "ftpalg: %d log lines dropped: standard error is read too slowly\n", n)
-			}
-		}
-	}()
+	l := &lineWriter{out: w, wake: make(chan struct{}, 1), done: make(chan struct{})}
+	go l.loop()
 	return l
 }
 
-func (l *lineWriter) Write(b []byte) (int, error) {
-	select {
-	case l.lines <- append([]byte(nil), b...):
-	default:
-		l.dropped.Add(1)
+func (l *lineWriter) Write(line []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if len(l.lines)+len(line) > logBacklog {
+		l.dropped++
+		return len(line), nil
 	}
-	return len(b), nil
+	if len(l.lines) == 0 {
+		l.wake <- struct{}{} // loop took the token before it took the lines
+	}
+	l.lines = append(l.lines, line...)
+	return len(line), nil
 }
 
+func (l *lineWriter) loop() {
+	defer close(l.done)
+	for range l.wake {
+		time.Sleep(logDelay)
+		l.flush()
+	}
+	l.flush()
+}
+
+func (l *lineWriter) flush() {
+	l.mu.Lock()
+	lines, dropped := l.lines, l.dropped
+	l.lines, l.dropped = nil, 0
+	l.mu.Unlock()
+	_, _ = l.out.Write(lines)
+	if dropped > 0 {
+		fmt.Fprintf(l.out, "ftpalg: %d log lines dropped: standard error is read too slowly\n", dropped)
+	}
+}
+
+// close writes what waits. Nothing may be logged afterwards.
 func (l *lineWriter) close() {
-	l.once.Do(func() { close(l.lines) })
+	close(l.wake)
 	<-l.done
 }
 
