@@ -43,6 +43,7 @@ type lineWriter struct {
 	mu      sync.Mutex
 	lines   []byte
 	dropped int
+	closed  bool
 	wake    chan struct{} // has room for one: something waits
 	done    chan struct{}
 }
@@ -56,6 +57,9 @@ func newLineWriter(w io.Writer) *lineWriter {
 func (l *lineWriter) Write(line []byte) (int, error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	if l.closed {
+		return l.out.Write(line)
+	}
 	if len(l.lines)+len(line) > logBacklog {
 		l.dropped++
 		return len(line), nil
@@ -87,8 +91,11 @@ func (l *lineWriter) flush() {
 	}
 }
 
-// close writes what waits. Nothing may be logged afterwards.
+// close writes what waits; what comes later is written at once.
 func (l *lineWriter) close() {
+	l.mu.Lock()
+	l.closed = true
+	l.mu.Unlock()
 	close(l.wake)
 	<-l.done
 }
