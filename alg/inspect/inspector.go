@@ -184,11 +184,8 @@ func (in *Inspector) rescue(s *session, now time.Time, p Packet, mistake any) {
 // find gives the session of a segment and the side that sent it. A segment of a control connection that is not known
 // yet begins a session; if that must not be, the reason says why. Without session and reason it is a SYN to decide on.
 func (in *Inspector) find(sh *shard, now time.Time, seg *nfq.Segment) (*session, alg.Side, alg.Reason) {
-	if s := sh.sessions[Key{seg.Src, seg.Dst}]; s != nil {
-		return s, alg.Client, alg.NoReason
-	}
-	if s := sh.sessions[Key{seg.Dst, seg.Src}]; s != nil {
-		return s, alg.Server, alg.NoReason
+	if s, from := sh.session(seg); s != nil {
+		return s, from, alg.NoReason
 	}
 	p := in.policy.Load()
 	k, from := Key{seg.Src, seg.Dst}, alg.Client
@@ -211,6 +208,21 @@ func (in *Inspector) find(sh *shard, now time.Time, seg *nfq.Segment) (*session,
 	}
 	s, why := in.begin(sh, now, k, entry.ID, false)
 	return s, from, why
+}
+
+// session looks a segment's session up. The lower port is nearly always the server's, so that one look is enough.
+func (sh *shard) session(seg *nfq.Segment) (*session, alg.Side) {
+	forward, backward := Key{seg.Src, seg.Dst}, Key{seg.Dst, seg.Src}
+	if seg.Src.Port() < seg.Dst.Port() {
+		if s := sh.sessions[backward]; s != nil {
+			return s, alg.Server
+		}
+		return sh.sessions[forward], alg.Client
+	}
+	if s := sh.sessions[forward]; s != nil {
+		return s, alg.Client
+	}
+	return sh.sessions[backward], alg.Server
 }
 
 // replaced says whether a segment that is far from its stream belongs to a later connection between the same ports: the
