@@ -310,6 +310,26 @@ func TestLimits(t *testing.T) {
 	}
 }
 
+// closing is a conntrack table whose connections are all in TIME_WAIT.
+type closing struct{ conntrack.Fake }
+
+func (*closing) Lookup(conntrack.Tuple) (conntrack.Entry, error) { return conntrack.Entry{}, nil }
+
+// TestLimitOfLiving: a client's sessions that are over do not count against its limit.
+func TestLimitOfLiving(t *testing.T) {
+	p := policy.AllowAll()
+	p.Limits.SessionsPerClient = 1
+	w := newWire(t, p, clientAddr, serverAddr)
+	w.say(alg.Server, []byte("220 ready\r\n"))
+	w.in.conntrack = &closing{}
+	w.key.Client = netip.AddrPortFrom(clientAddr.Addr(), 40001)
+	w.send(alg.Server, 0, []byte("220 ready\r\n"), nil)
+	w.expect(t, "end connection-closed")
+	if all := w.in.Sessions(); len(all) != 1 || all[0].Refused || all[0].Client.Port() != 40001 {
+		t.Errorf("sessions %+v", all)
+	}
+}
+
 // TestExpire: a pinhole that nobody used is gone from the books with its time.
 func TestExpire(t *testing.T) {
 	w := plainWire(t)

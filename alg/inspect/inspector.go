@@ -37,6 +37,8 @@ const (
 	// maxHeldPackets bounds the packets without a verdict, which stay in the kernel's queue; it has to be well below
 	// nfq's queue length, or held packets would fill the queue.
 	maxHeldPackets = 2048
+	// sweepClosingEvery bounds how often a client at its limit has its sessions looked up.
+	sweepClosingEvery = time.Second
 	// endedFor is how long the memory of a session that we ended refuses its stragglers.
 	endedFor = 2 * time.Minute
 )
@@ -97,6 +99,7 @@ type shard struct {
 	open     map[door]*session     // pinholes that stand
 	holding  map[*session]struct{} // sessions that may have packets without a verdict
 	fx       []alg.Effect
+	swept    time.Time // when sessions that are closing were looked for last
 }
 
 // Key names a control connection.
@@ -256,6 +259,11 @@ func (in *Inspector) begin(sh *shard, now time.Time, k Key, id uint32, resumed b
 	if why == alg.NoReason {
 		why = in.countIn(s)
 	}
+	if why == alg.SessionLimit && now.Sub(sh.swept) >= sweepClosingEvery {
+		sh.swept = now
+		in.sweepClosing(sh, now, k.Client.Addr())
+		why = in.countIn(s)
+	}
 	if why != alg.NoReason {
 		if in.counts.turnedAway.Add(1) > int64(p.Limits.Sessions) {
 			in.counts.turnedAway.Add(-1)
@@ -390,6 +398,16 @@ func (in *Inspector) Sweep(now time.Time, before time.Time) {
 			}
 		}
 		sh.mu.Unlock()
+	}
+}
+
+// sweepClosing forgets a client's sessions that are over but for conntrack's memory of them (TIME_WAIT): they must not
+// keep it from beginning others.
+func (in *Inspector) sweepClosing(sh *shard, now time.Time, client netip.Addr) {
+	for k, s := range sh.sessions {
+		if k.Client.Addr() == client && !s.refused && !in.live(s) {
+			in.forget(sh, s, now, alg.ConnectionClosed)
+		}
 	}
 }
 
