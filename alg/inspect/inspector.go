@@ -74,23 +74,6 @@ type counters struct {
 	held       atomic.Int64 // packets without a verdict
 }
 
-// clients counts the sessions of each client.
-type clients struct {
-	mu sync.Mutex
-	n  map[netip.Addr]int
-}
-
-// add changes a client's count and gives the new one.
-func (c *clients) add(client netip.Addr, change int) int {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	n := c.n[client] + change
-	if c.n[client] = n; n == 0 {
-		delete(c.n, client)
-	}
-	return n
-}
-
 // shard holds every session between some pairs of hosts: a data connection has its control connection's hosts.
 type shard struct {
 	mu       sync.Mutex
@@ -178,6 +161,7 @@ func (in *Inspector) rescue(s *session, now time.Time, p Packet, mistake any) {
 	e := Event{Time: now, Kind: EventDeny, Reason: alg.InternalError, Err: fmt.Errorf("%v\n%s", mistake, debug.Stack())}
 	if s != nil {
 		s.refused = true
+		in.giveUpHeld(s, func(g *segment) { in.verdict(g.Packet, nfq.Verdict{}) })
 		e = s.event(now, e)
 	}
 	in.event(e)
@@ -241,93 +225,6 @@ func (in *Inspector) replaced(s *session, st *stream, seg *nfq.Segment) bool {
 
 func isSYN(seg *nfq.Segment) bool {
 	return seg.Flags&(nfq.SYN|nfq.ACK|nfq.RST|nfq.FIN) == nfq.SYN
-}
-
-// begin makes a session, or says why there can be none. One that is over a limit, or denied by what it would be, is made
-// to be refused: so both its ends learn of it.
-func (in *Inspector) begin(sh *shard, now time.Time, k Key, id uint32, resumed bool) (*session, alg.Reason) {
-	p := in.policy.Load()
-	d := p.Decide(k.Client.Addr(), k.Server)
-	why := alg.Admit(d)
-	if why == alg.PolicyDenied {
-		return nil, why
-	}
-	s := &session{
-		key: k, id: id, number: in.next.Add(1), policy: p, rule: d.Rule,
-		began: now, lastSeen: now, implicit: d.Implicit, resumed: resumed,
-	}
-	if why == alg.NoReason {
-		why = in.countIn(s)
-	}
-	if why == alg.SessionLimit && now.Sub(sh.swept) >= sweepClosingEvery {
-		sh.swept = now
-		in.sweepClosing(sh, now, k.Client.Addr())
-		why = in.countIn(s)
-	}
-	if why != alg.NoReason {
-		if in.counts.turnedAway.Add(1) > int64(p.Limits.Sessions) {
-			in.counts.turnedAway.Add(-1)
-			return nil, why
-		}
-		s.refused, s.turnedAway = true, true
-		sh.sessions[k] = s
-		in.event(s.event(now, Event{Kind: EventDeny, Reason: why}))
-		return s, alg.NoReason
-	}
-	sh.sessions[k] = s
-	in.startSession(sh, s, d, now)
-	return s, alg.NoReason
-}
-
-// startSession gives a session its engine, and tells of it.
-func (in *Inspector) startSession(sh *shard, s *session, d policy.Decision, now time.Time) {
-	if s.resumed {
-		s.control = alg.Resume(s.policy, d, s.key.Client, s.key.Server)
-		in.event(s.event(now, Event{Kind: EventSession, Reason: alg.SessionResumed}))
-	} else {
-		s.control = alg.New(s.policy, d, s.key.Client, s.key.Server)
-		in.event(s.event(now, Event{Kind: EventSession}))
-	}
-	if sh.noteOpaque(s) {
-		in.event(s.event(now, Event{Kind: EventProtection, Protection: s.control.Protection()}))
-	}
-}
-
-// countIn counts a session, unless a limit is reached.
-func (in *Inspector) countIn(s *session) alg.Reason {
-	all, own := in.counts.sessions.Add(1), in.clients.add(s.key.Client.Addr(), 1)
-	if all <= int64(s.policy.Limits.Sessions) && own <= s.policy.Limits.SessionsPerClient {
-		return alg.NoReason
-	}
-	in.counts.sessions.Add(-1)
-	in.clients.add(s.key.Client.Addr(), -1)
-	return alg.SessionLimit
-}
-
-// countOut takes a session off the counts.
-func (in *Inspector) countOut(s *session) {
-	if s.turnedAway {
-		in.counts.turnedAway.Add(-1)
-		return
-	}
-	in.counts.sessions.Add(-1)
-	in.clients.add(s.key.Client.Addr(), -1)
-}
-
-// Begin makes a session between two hosts whatever the port is, for front ends that know it is one.
-func (in *Inspector) Begin(now time.Time, k Key) { in.start(now, k, 0, false) }
-
-// Resume makes a session that was there before us, so that its first segments are not taken for a beginning. id is that
-// of its conntrack entry.
-func (in *Inspector) Resume(now time.Time, k Key, id uint32) { in.start(now, k, id, true) }
-
-func (in *Inspector) start(now time.Time, k Key, id uint32, resumed bool) {
-	sh := in.shard(k.Client.Addr(), k.Server.Addr())
-	sh.mu.Lock()
-	defer sh.mu.Unlock()
-	if sh.sessions[k] == nil {
-		in.begin(sh, now, k, id, resumed)
-	}
 }
 
 // End is to be called when a control connection's conntrack entry, which had the given id, is gone.
@@ -398,16 +295,6 @@ func (in *Inspector) Sweep(now time.Time, before time.Time) {
 			}
 		}
 		sh.mu.Unlock()
-	}
-}
-
-// sweepClosing forgets a client's sessions that are over but for conntrack's memory of them (TIME_WAIT): they must not
-// keep it from beginning others.
-func (in *Inspector) sweepClosing(sh *shard, now time.Time, client netip.Addr) {
-	for k, s := range sh.sessions {
-		if k.Client.Addr() == client && !s.refused && !in.live(s) {
-			in.forget(sh, s, now, alg.ConnectionClosed)
-		}
 	}
 }
 
