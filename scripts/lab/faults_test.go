@@ -730,8 +730,12 @@ func TestSamePortsAgain(t *testing.T) {
 		}
 		conn.Close()
 	}
-	if n := count(d, 0, "session", ""); n != 6 {
-		t.Errorf("%d sessions in the log, want 6", n)
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	defer cancel()
+	// The log follows a moment later.
+	err := Wait(ctx, "six sessions in the log", func() (bool, error) { return count(d, 0, "session", "") >= 6, nil })
+	if n := count(d, 0, "session", ""); err != nil || n != 6 {
+		t.Errorf("%d sessions in the log, want 6: %v", n, err)
 	}
 }
 
