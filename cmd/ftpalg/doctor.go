@@ -42,6 +42,7 @@ type doctor struct {
 	out        io.Writer
 	policyFile string
 	helper     string
+	queueTaken bool // by the running ftpalg, presumably
 	bad        int
 }
 
@@ -136,7 +137,7 @@ func (d *doctor) queueOwner() {
 		if q.Number < d.queues.first || q.Number > d.queues.last {
 			continue
 		}
-		taken = true
+		taken, d.queueTaken = true, true
 		d.note("stop that process, or choose another number with --queue-balance",
 			"%s", q.Owner())
 	}
@@ -225,8 +226,12 @@ func (d *doctor) rulesInPlace() {
 	case err != nil:
 		d.wrong("run as root", "the rules cannot be read: %v", err)
 	case len(missing) > 0:
+		mend := "ftpalg run --policy " + d.policyFile
+		if d.queueTaken {
+			mend = "kill -HUP the process that reads the queue (above): ftpalg installs its rules again"
+		}
 		for _, m := range missing {
-			d.wrong("ftpalg run --policy "+d.policyFile, "not in place: %s", m)
+			d.wrong(mend, "not in place: %s", m)
 		}
 	default:
 		d.ok("ftpalg's rules are in place")
