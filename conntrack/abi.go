@@ -32,12 +32,13 @@ const (
 	ctaHelpName = 1
 )
 
-// Attributes of a TCP connection's state, and the last state in which both sides may still send.
+// Attributes of a TCP connection's state, and the states (enum tcp_conntrack) between which the handshake is over.
 const (
 	ctaProtoInfoTCP      = 1
 	ctaProtoInfoTCPState = 1
 
 	tcpEstablished = 3
+	tcpClose       = 8
 )
 
 // Attributes of a tuple, in entries and expectations alike.

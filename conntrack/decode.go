@@ -83,7 +83,9 @@ func (e *Entry) decodeState(ad *netlink.AttributeDecoder) error {
 		ad.Nested(func(ad *netlink.AttributeDecoder) error {
 			for ad.Next() {
 				if ad.Type() == ctaProtoInfoTCPState {
-					e.Live = ad.Uint8() <= tcpEstablished
+					state := ad.Uint8()
+					e.Opened = tcpEstablished <= state && state <= tcpClose
+					e.Live = state == tcpEstablished
 				}
 			}
 			return nil

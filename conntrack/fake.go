@@ -44,7 +44,7 @@ func (f *Fake) Expect(x Expectation) error {
 
 // Lookup finds every connection: a Fake's are there, and do not close.
 func (f *Fake) Lookup(t Tuple) (Entry, error) {
-	return Entry{Orig: t, Reply: Tuple{Src: t.Dst, Dst: t.Src}, Live: true}, nil
+	return Entry{Orig: t, Reply: Tuple{Src: t.Dst, Dst: t.Src}, Opened: true, Live: true}, nil
 }
 
 // Withdraw forgets x, or answers ErrNotFound.

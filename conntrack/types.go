@@ -25,7 +25,8 @@ type Entry struct {
 	ID          uint32        // tells it from an earlier connection with the same tuples
 	Mark        uint32        // connmark
 	Helper      string        // empty if it carries none, and then no expectation can hang on it
-	Live        bool          // neither side has sent FIN or RST
+	Opened      bool          // the handshake was completed
+	Live        bool          // it was, and neither side has sent FIN or RST
 	Status      uint32        // IPS_* bits of linux/netfilter/nf_conntrack_common.h
 	Timeout     time.Duration // until conntrack forgets it, unless packets come
 }

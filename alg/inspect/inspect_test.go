@@ -160,7 +160,7 @@ func TestForged(t *testing.T) {
 type later struct{ conntrack.Fake }
 
 func (*later) Lookup(conntrack.Tuple) (conntrack.Entry, error) {
-	return conntrack.Entry{ID: 2, Live: true}, nil
+	return conntrack.Entry{ID: 2, Opened: true, Live: true}, nil
 }
 
 // TestSamePortsAgain: a new connection between the ports of one whose end was not told yet is a new session, and the late
@@ -177,6 +177,19 @@ func TestSamePortsAgain(t *testing.T) {
 	if all := w.in.Sessions(); len(all) != 1 || all[0].Number != 2 {
 		t.Errorf("sessions %+v", all)
 	}
+}
+
+// half is a conntrack table whose connections have only sent a SYN.
+type half struct{ conntrack.Fake }
+
+func (*half) Lookup(conntrack.Tuple) (conntrack.Entry, error) { return conntrack.Entry{}, nil }
+
+// TestForgedSYN: nor does one behind a forged SYN, of which conntrack made an entry.
+func TestForgedSYN(t *testing.T) {
+	w := newWire(t, policy.AllowAll(), clientAddr, serverAddr)
+	w.in.conntrack = &half{}
+	w.send(alg.Client, 0, []byte("USER a\r\n"), nil)
+	w.expect(t, "deny no-connection")
 }
 
 // TestMistake: a mistake of ours ends the session that it befell, and no other.
@@ -313,7 +326,9 @@ func TestLimits(t *testing.T) {
 // closing is a conntrack table whose connections are all in TIME_WAIT.
 type closing struct{ conntrack.Fake }
 
-func (*closing) Lookup(conntrack.Tuple) (conntrack.Entry, error) { return conntrack.Entry{}, nil }
+func (*closing) Lookup(conntrack.Tuple) (conntrack.Entry, error) {
+	return conntrack.Entry{Opened: true}, nil
+}
 
 // TestLimitOfLiving: a client's sessions that are over do not count against its limit.
 func TestLimitOfLiving(t *testing.T) {

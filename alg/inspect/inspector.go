@@ -151,7 +151,11 @@ func (in *Inspector) Packet(now time.Time, p Packet, seg *nfq.Segment) {
 	case why == alg.NoReason:
 		in.syn(sh, now, p, seg)
 	default:
-		in.event(Event{Time: now, Kind: EventDeny, Reason: why, From: seg.Src, To: seg.Dst})
+		e := Event{Time: now, Kind: EventDeny, Reason: why, From: seg.Src, To: seg.Dst}
+		if from == alg.Server {
+			e.From, e.To = e.To, e.From
+		}
+		in.event(e)
 		in.refuse(&segment{Packet: p, data: seg.Packet, payload: seg.Payload})
 	}
 }
@@ -185,12 +189,13 @@ func (in *Inspector) find(sh *shard, now time.Time, seg *nfq.Segment) (*session,
 	default:
 		return nil, from, alg.PolicyDenied
 	}
-	// A forged packet must not cost a session. The SYN of a real connection is not in conntrack yet.
+	// A forged packet must not cost a session, nor a forged SYN with one behind it. The SYN of a real connection is not in
+	// conntrack yet, and nobody says anything before the handshake is over.
 	entry, err := in.conntrack.Lookup(k.tuple())
 	switch {
 	case err != nil && isSYN(seg):
 		return nil, from, alg.NoReason
-	case err != nil:
+	case err != nil, !entry.Opened:
 		return nil, from, alg.NoConnection
 	}
 	s, why := in.begin(sh, now, k, entry.ID, false)

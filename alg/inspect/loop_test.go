@@ -23,7 +23,7 @@ func (silent) Verdict(uint32, nfq.Verdict) error    { return nil }
 func (silent) Expect(conntrack.Expectation) error   { return nil }
 func (silent) Withdraw(conntrack.Expectation) error { return nil }
 func (silent) Lookup(conntrack.Tuple) (conntrack.Entry, error) {
-	return conntrack.Entry{Live: true}, nil
+	return conntrack.Entry{Opened: true, Live: true}, nil
 }
 
 // loop drives many sessions with packets made once, of which only sequence numbers and payload are changed: so that what

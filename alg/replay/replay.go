@@ -108,7 +108,7 @@ func (c *capture) Lookup(t conntrack.Tuple) (conntrack.Entry, error) {
 	if conn == nil {
 		return conntrack.Entry{}, conntrack.ErrNotFound
 	}
-	return conntrack.Entry{Orig: t, Live: conn.fin == [2]bool{}}, nil
+	return conntrack.Entry{Orig: t, Opened: true, Live: conn.fin == [2]bool{}}, nil
 }
 
 // noQueue takes verdicts on packets that went through long ago.

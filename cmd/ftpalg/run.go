@@ -172,6 +172,9 @@ func (d *daemon) resume() error {
 		return err
 	}
 	for _, c := range before {
+		if !c.Opened {
+			continue // it has not said anything yet, and perhaps never will
+		}
 		d.inspector.Resume(time.Now(), inspect.Key{Client: c.Orig.Src, Server: c.Orig.Dst}, c.ID)
 	}
 	return nil

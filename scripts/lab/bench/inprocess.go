@@ -31,7 +31,7 @@ func (nothing) Verdict(uint32, nfq.Verdict) error    { return nil }
 func (nothing) Expect(conntrack.Expectation) error   { return nil }
 func (nothing) Withdraw(conntrack.Expectation) error { return nil }
 func (nothing) Lookup(conntrack.Tuple) (conntrack.Entry, error) {
-	return conntrack.Entry{Live: true}, nil
+	return conntrack.Entry{Opened: true, Live: true}, nil
 }
 
 const (
