@@ -317,6 +317,12 @@ func unbind(t testing.TB, q *Queue) {
 	message := appendHeader(nil, 3<<8|2, unix.NLM_F_REQUEST)
 	message = append(message, 0, 0, 0, byte(q.num), 8, 0, 1, 0, 2, 0, 0, 0) // NFQA_CFG_CMD: unbind
 	message[0] = byte(len(message))
+	// A queue that was just bound again reads packets a moment before it can be written to.
+	until(t, "the queue's socket", func() bool {
+		q.mu.RLock()
+		defer q.mu.RUnlock()
+		return q.conn != nil
+	})
 	q.mu.RLock()
 	defer q.mu.RUnlock()
 	if err := q.conn.socket.write(message); err != nil {

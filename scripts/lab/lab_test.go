@@ -87,6 +87,13 @@ func TestStaleLabIsRemoved(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	inside := func() (bool, error) {
+		pids, err := run(t.Context(), "ip", "netns", "pids", stale.Namespace(Client))
+		return strings.TrimSpace(pids) != "", err
+	}
+	if err := Wait(t.Context(), "the program to be in its namespace", inside); err != nil {
+		t.Fatal(err)
+	}
 	newLab(t)
 	if _, err := os.Stat("/run/netns/" + stale.Namespace(Client)); err == nil {
 		t.Error("the stale namespace is still there")
