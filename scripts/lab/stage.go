@@ -154,12 +154,29 @@ func (s *Stage) conclude(scenario Scenario, mark, pinholes int, result *Result) 
 	// Without the strangers' probes, which would bury what happened to the session itself.
 	stranger := Addr(scenario.direction().stranger, scenario.Family).String()
 	log := slices.DeleteFunc(s.Daemon.Since(mark), func(e Event) bool { return strings.Contains(e.Line, stranger) })
-	err := s.probeAfter(scenario, result)
+	err := errors.Join(s.waitClosed(scenario), s.probeAfter(scenario, result))
 	result.Pinholes = s.waitPinholes(mark, pinholes) // with those that should not be, if any
 	result.Err = errors.Join(result.Err, err, checkPinholes(scenario, pinholes, result.Pinholes))
 	if result.Err != nil {
 		result.Log = log
 	}
+}
+
+// waitClosed waits until the gateway has seen that the client's control connection closes: the client's last packet may
+// be on its way when the client is gone already, and until then its session is alive and may have a credit.
+func (s *Stage) waitClosed(scenario Scenario) error {
+	ctx, cancel := context.WithTimeout(context.Background(), reportGrace)
+	defer cancel()
+	var open string
+	err := Wait(ctx, "the control connection to close", func() (done bool, err error) {
+		open, err = s.Lab.Run(ctx, Gateway, "conntrack", "-L", "-f", "ip"+scenario.Family.String(), "-p", "tcp",
+			"--state", "ESTABLISHED", "--orig-port-dst", fmt.Sprint(scenario.Protection.Port()), "-o", "extended")
+		return !strings.Contains(open, "ESTABLISHED"), err
+	})
+	if err != nil {
+		err = fmt.Errorf("%w: %s", err, strings.TrimSpace(open))
+	}
+	return err
 }
 
 // waitPinholes returns the pinholes that were reported since a mark, once there are as many as wanted or no more come.
