@@ -101,6 +101,7 @@ type Policy struct {
 	CreditLifetime  time.Duration
 	Limits          Limits
 	Tests           []Test
+	Authority       KeyPair  // the CA that mints certificates for servers without their own; zero: none
 	Warnings        []string // what is allowed but hardly meant, each with its position
 
 	index     prefixes // every server address, ascending and disjoint
@@ -115,6 +116,9 @@ type Server struct {
 	Explicit  []uint16  // control ports that begin in clear text; AUTH may follow (RFC 4217)
 	Implicit  []uint16  // control ports that begin with TLS
 	Passive   PortRange // where just-in-time pinholes may lead; zero means nowhere
+
+	Certificates []KeyPair // shown to clients whose connection is terminated; SNI chooses
+	Upstream     Upstream  // how a terminated connection goes on
 }
 
 // Client is a named set of client addresses.
@@ -135,6 +139,13 @@ type Rule struct {
 	OpaqueActive  bool     // and server to client as well
 	Allow         []string // if not empty, the only verbs allowed
 	Deny          []string // denied: "VERB", "VERB WORD" or "VERB /path"
+	Users         Names    // user names, '*' and '?' as wild cards
+	Files         Names    // patterns of file names, of the last element of a path
+	NoUpload      bool
+	NoDownload    bool
+	Data          DataPath  // where Action is Terminate
+	TLS           ClientTLS // the same
+	MaxSize       int64     // bytes of one transfer, 0: no limit; the same
 
 	clients prefixes
 	servers []bool // by position in Policy.Servers
@@ -151,6 +162,12 @@ type Limits struct {
 	Gap               int // bytes that one session may hold while a segment is missing
 	Outstanding       int // commands of one session without a reply yet
 	AuditRate         int // audit lines a second
+
+	// Of terminated connections.
+	Handshakes       int           // TLS handshakes in flight
+	HandshakeTimeout time.Duration // from the connection to the end of its handshake
+	IdleTimeout      time.Duration // without a command and without a transfer
+	LoginFailures    int           // of one control connection
 }
 
 // Test is one entry of the file's own tests. Running it takes the engine, which package alg has.

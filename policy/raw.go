@@ -55,13 +55,17 @@ type rawCommands struct {
 }
 
 type rawLimits struct {
-	Line              int `yaml:"line"`
-	Sessions          int `yaml:"sessions"`
-	SessionsPerClient int `yaml:"sessions-per-client"`
-	Pinholes          int `yaml:"pinholes"`
-	Gap               int `yaml:"gap"`
-	Outstanding       int `yaml:"outstanding"`
-	AuditRate         int `yaml:"audit-rate"`
+	Line              int           `yaml:"line"`
+	Sessions          int           `yaml:"sessions"`
+	SessionsPerClient int           `yaml:"sessions-per-client"`
+	Pinholes          int           `yaml:"pinholes"`
+	Gap               int           `yaml:"gap"`
+	Outstanding       int           `yaml:"outstanding"`
+	AuditRate         int           `yaml:"audit-rate"`
+	Handshakes        int           `yaml:"handshakes"`
+	HandshakeTimeout  time.Duration `yaml:"handshake-timeout"`
+	IdleTimeout       time.Duration `yaml:"idle-timeout"`
+	LoginFailures     int           `yaml:"login-failures"`
 }
 
 type rawTest struct {
@@ -94,6 +98,10 @@ func defaults() rawPolicy {
 			Gap:               65536, // one unscaled TCP window
 			Outstanding:       1000,
 			AuditRate:         50,
+			Handshakes:        256,
+			HandshakeTimeout:  10 * time.Second,
+			IdleTimeout:       15 * time.Minute, // servers' own are shorter: this one is for those that have none
+			LoginFailures:     5,
 		},
 	}
 }
