@@ -66,8 +66,8 @@ var secretWords = [][]byte{[]byte("PASS"), []byte("ACCT"), []byte("ADAT")}
 // secretWithin is how far from its start a line is searched for them.
 const secretWithin = 64
 
-// wireText gives a line for a log: bounded, without secrets.
-func wireText(line []byte) string {
+// WireText gives a line for a log: bounded, without secrets.
+func WireText(line []byte) string {
 	var upper [secretWithin]byte
 	n := copy(upper[:], line)
 	for i, c := range upper[:n] {

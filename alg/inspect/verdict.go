@@ -89,7 +89,7 @@ func (in *Inspector) carryOut(sh *shard, s *session, now time.Time, current *seg
 			st.overwrite(st.seqAt(e.Start), e.New, current)
 		case alg.End:
 			s.refused = true
-			in.event(s.event(now, Event{Kind: EventEnd, Reason: e.Reason, Text: wireText(e.Text)}))
+			in.event(s.event(now, Event{Kind: EventEnd, Reason: e.Reason, Text: WireText(e.Text)}))
 			sh.noteOpaque(s)
 			in.giveUpHeld(s, in.refuse)
 		case alg.Protect:
@@ -98,9 +98,9 @@ func (in *Inspector) carryOut(sh *shard, s *session, now time.Time, current *seg
 		case alg.Login:
 			in.login(s, now, e)
 		case alg.Deny:
-			in.event(s.event(now, Event{Kind: EventDeny, Reason: e.Reason, Text: wireText(e.Text)}))
+			in.event(s.event(now, Event{Kind: EventDeny, Reason: e.Reason, Text: WireText(e.Text)}))
 		case alg.Audit:
-			in.event(s.event(now, Event{Kind: EventAudit, Reason: e.Reason, Text: wireText(e.Text)}))
+			in.event(s.event(now, Event{Kind: EventAudit, Reason: e.Reason, Text: WireText(e.Text)}))
 		}
 	}
 }
@@ -110,7 +110,7 @@ func (in *Inspector) login(s *session, now time.Time, e alg.Effect) {
 	case e.Side == alg.Server: // accepted
 		in.event(s.event(now, Event{Kind: EventLogin, Text: s.user}))
 	default: // USER, or REIN
-		s.user = wireText(e.Text)
+		s.user = WireText(e.Text)
 	}
 }
 

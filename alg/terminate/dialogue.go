@@ -1,0 +1,301 @@
+package terminate
+
+import (
+	"fmt"
+	"time"
+
+	"ftpalg/alg"
+	"ftpalg/alg/ftp"
+	"ftpalg/alg/inspect"
+	"ftpalg/policy"
+)
+
+// outside is what a dialogue acts on. session is one.
+type outside interface {
+	send(to alg.Side, text []byte)
+	// secure begins TLS with a side that has agreed to it. With the client that happens when it is read next.
+	secure(alg.Side) error
+	// unsecure ends TLS with a side.
+	unsecure(alg.Side) error
+	// open makes a pinhole; NoReason says that it stands.
+	open(alg.Pinhole) alg.Reason
+	// shut takes it away.
+	shut(alg.Pinhole, alg.Reason)
+	// begin says that a transfer begins, and finish that its final reply is here; finish gives the reply that has to
+	// stand in its place, or "".
+	begin(alg.Transfer)
+	finish(code int) string
+	report(inspect.Event)
+	// hangUp ends the session when what was sent is out.
+	hangUp(alg.Reason)
+}
+
+// dialogue is the two-sided state machine: a line of one side in, actions on the outside. It decides who speaks TLS, speaks
+// the commands itself that one side lacks, and asks the engine about everything else.
+//
+// Commands are passed on one at a time: the next when the one before has its final reply. So a reply of ours is never out
+// of order, and nothing that a client sent ahead is read in another state than it was meant for.
+type dialogue struct {
+	out     outside
+	control *alg.Control
+	rule    *policy.Rule
+	channel policy.Channel // how the server is spoken to
+	limit   int            // login failures
+	shows   bool           // there is a certificate to show to the client
+	refused policy.Channel // what to do if the server refuses AUTH
+
+	side     [2]protection
+	fed      [2]uint64 // bytes given to the engine
+	replies  ftp.Replies
+	own      exchange // what is asked of the server without the engine's knowledge
+	verb     string   // of the command whose reply comes next, if it is one at all
+	failures int
+	features bool   // the reply at hand is FEAT's
+	held     []byte // the lines so far of a transfer's final reply
+	user     string
+	fx       []alg.Effect
+	over     bool
+}
+
+// protection is how one side of the session is protected.
+type protection struct {
+	tls  bool
+	pbsz bool
+	data alg.Level
+}
+
+// exchange is a command that the engine does not see, because TLS is not its business here.
+type exchange uint8
+
+const (
+	none exchange = iota
+	authTLS
+	authSSL
+	pbsz
+	protC
+	protP
+	ccc
+	settling // nothing is asked, but the reply at hand waits for its data connection
+)
+
+// aloud are the commands that a client may send while a transfer is under way.
+var aloud = map[string]bool{"ABOR": true, "STAT": true, "QUIT": true, "NOOP": true}
+
+// ready says whether a client's line may be taken now.
+func (d *dialogue) ready(l line) bool {
+	switch {
+	case d.over:
+		return true
+	case d.own != none:
+		return false
+	case d.control.Outstanding() == 0:
+		return true
+	case !d.control.Transferring():
+		return false
+	}
+	cmd, err := ftp.ParseCommand(l.text)
+	return err == nil && aloud[cmd.Verb] && d.rule.Command(cmd.Verb, cmd.Arg, "") == policy.Allowed
+}
+
+// listen says whether the client is to be read at all: what cannot be answered yet is better left in its socket.
+func (d *dialogue) listen() bool {
+	return d.over || d.own == none && (d.control.Outstanding() == 0 || d.control.Transferring())
+}
+
+// clientLine takes a line of the client's. It has to be ready.
+func (d *dialogue) clientLine(now time.Time, l line) {
+	if d.over {
+		return
+	}
+	cmd, err := ftp.ParseCommand(l.text)
+	if err == nil && l.flaws&ftp.Refused == 0 && d.protectionCommand(cmd) {
+		return
+	}
+	if len(l.text) == 0 && l.flaws&ftp.Refused == 0 {
+		return // nobody answers an empty line
+	}
+	d.verb = cmd.Verb
+	if l.flaws&ftp.TooLong != 0 {
+		// It was cut, so the engine cannot be asked about it.
+		d.denied(alg.LineTooLong, l.text)
+		d.reply(alg.LineTooLong.Reply())
+		return
+	}
+	d.features = cmd.Verb == "FEAT"
+	wire := clean(l)
+	if why := d.feed(now, alg.Client, wire); why != alg.NoReason {
+		// The engine waits for a reply to the denied command: it is ours.
+		answer := []byte(why.Reply() + "\r\n")
+		d.feed(now, alg.Server, answer)
+		d.out.send(alg.Client, answer)
+		return
+	}
+	if !d.over {
+		d.out.send(alg.Server, wire)
+	}
+}
+
+// clean gives the line as it goes on: without the Telnet signals around ABOR (RFC 959 section 4.1.3), whose urgency went
+// lost with the connection that had it.
+func clean(l line) []byte {
+	if l.flaws&ftp.RawIAC != 0 || !hasIAC(l.wire) || hasIAC(l.text) {
+		return l.wire
+	}
+	return append(append([]byte(nil), l.text...), "\r\n"...)
+}
+
+// serverLine takes a line of the server's.
+func (d *dialogue) serverLine(now time.Time, l line) {
+	if d.over {
+		return
+	}
+	if l.flaws&ftp.TooLong != 0 {
+		d.end(alg.NotFTP)
+		return
+	}
+	if d.own != none {
+		d.ownLine(l)
+		return
+	}
+	if len(l.text) == 0 && !d.replies.Open() {
+		return
+	}
+	reply, err := d.replies.Line(l.text)
+	transferring := d.control.Transferring()
+	d.feed(now, alg.Server, l.wire)
+	if err != nil || d.over {
+		d.end(alg.NotFTP) // the engine has said so already
+		return
+	}
+	d.pass(reply, l, transferring, transferring && reply.Last && !d.control.Transferring())
+}
+
+// maxHeld bounds what is kept of a reply of several lines to a transfer. Longer ones go on as they come.
+const maxHeld = 8 << 10
+
+// pass passes a line of a reply on. The final reply to a transfer goes on as a whole, since another may have to stand in its
+// place.
+func (d *dialogue) pass(reply ftp.Reply, l line, transferring, transferred bool) {
+	switch {
+	case transferred:
+		held := d.held
+		d.held = nil
+		if text := d.out.finish(reply.Code); text != "" && !d.over {
+			d.reply("%s", text)
+			return
+		}
+		d.out.send(alg.Client, append(held, l.wire...))
+	case transferring && !reply.Last && len(d.held)+len(l.wire) <= maxHeld:
+		d.held = append(d.held, l.wire...)
+		return
+	case d.features && !d.feature(reply, l):
+		return
+	default:
+		d.out.send(alg.Client, append(d.held, l.wire...))
+		d.held = nil
+	}
+	if reply.Last && !reply.Preliminary() {
+		d.answered(reply.Code)
+	}
+}
+
+// answered notes what a final reply says of the command before it.
+func (d *dialogue) answered(code int) {
+	d.features = false
+	switch {
+	case code == 421:
+		d.out.hangUp(alg.ConnectionClosed)
+	case d.verb == "QUIT" && code < 300:
+		d.out.hangUp(alg.ConnectionClosed)
+	case (d.verb == "PASS" || d.verb == "ACCT") && code >= 500:
+		if d.failures++; d.failures >= d.limit {
+			d.denied(alg.LoginLimit, nil)
+			d.reply(alg.LoginLimit.Reply())
+			d.end(alg.LoginLimit)
+		}
+	}
+}
+
+// feature passes a line of FEAT's reply on (RFC 2389) and says whether the server's own line goes on as well: what can be
+// protected is not the server's to say.
+func (d *dialogue) feature(reply ftp.Reply, l line) bool {
+	if reply.Code != 211 {
+		return true
+	}
+	if reply.Last {
+		if d.shows && !d.side[alg.Client].tls {
+			d.reply(" AUTH TLS")
+		}
+		if d.shows {
+			d.reply(" PBSZ")
+			d.reply(" PROT")
+		}
+		return true
+	}
+	switch name := featureName(l.text); name {
+	case "AUTH", "PBSZ", "PROT", "CCC":
+		return false
+	}
+	return true
+}
+
+// feed gives bytes to the engine and does what it asks for, except that bytes are rewritten in place. It says why a line
+// was denied.
+func (d *dialogue) feed(now time.Time, from alg.Side, wire []byte) (why alg.Reason) {
+	start := d.fed[from]
+	d.fed[from] += uint64(len(wire))
+	d.fx = d.control.Feed(now, from, wire, d.fx[:0])
+	for i := 0; i < len(d.fx); i++ {
+		switch e := d.fx[i]; e.Kind {
+		case alg.OpenPinhole:
+			if why := d.out.open(e.Pinhole); why != alg.NoReason {
+				d.fx = d.control.Refuse(e, why, d.fx)
+			}
+		case alg.ClosePinhole:
+			d.out.shut(e.Pinhole, e.Reason)
+		case alg.Rewrite:
+			if e.Side == from {
+				copy(wire[e.Start-start:], e.New)
+			}
+		case alg.Deny:
+			why = e.Reason
+			d.denied(e.Reason, e.Text)
+		case alg.End:
+			d.end(e.Reason)
+		case alg.BeginTransfer:
+			d.out.begin(e.Transfer)
+		case alg.Login:
+			d.login(e)
+		case alg.Audit:
+			d.out.report(inspect.Event{Kind: inspect.EventAudit, Reason: e.Reason, Text: inspect.WireText(e.Text)})
+		}
+	}
+	return why
+}
+
+func (d *dialogue) login(e alg.Effect) {
+	if e.Side == alg.Client { // USER, or REIN
+		d.user = inspect.WireText(e.Text)
+		return
+	}
+	d.out.report(inspect.Event{Kind: inspect.EventLogin, Text: d.user})
+}
+
+// end ends the session by our decision.
+func (d *dialogue) end(why alg.Reason) {
+	if d.over {
+		return
+	}
+	d.over = true
+	d.out.report(inspect.Event{Kind: inspect.EventEnd, Reason: why})
+	d.out.hangUp(why)
+}
+
+func (d *dialogue) denied(why alg.Reason, text []byte) {
+	d.out.report(inspect.Event{Kind: inspect.EventDeny, Reason: why, Text: inspect.WireText(text)})
+}
+
+// reply sends the client a line of our own.
+func (d *dialogue) reply(format string, args ...any) {
+	d.out.send(alg.Client, []byte(fmt.Sprintf(format, args...)+"\r\n"))
+}

@@ -1,0 +1,216 @@
+package terminate
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"ftpalg/alg"
+	"ftpalg/alg/inspect"
+	"ftpalg/alg/terminate/cert"
+	"ftpalg/conntrack"
+	"ftpalg/policy"
+)
+
+// Conntrack holds the pinholes and the mark of relayed sessions. conntrack.Conn is one.
+type Conntrack interface {
+	Expect(conntrack.Expectation) error
+	Withdraw(conntrack.Expectation) error
+	Lookup(conntrack.Tuple) (conntrack.Entry, error)
+	SetMark(t conntrack.Tuple, mark, mask uint32) error
+}
+
+const (
+	// maxInsisting bounds what is remembered of servers that insist on session reuse.
+	maxInsisting = 1024
+	// acceptPause is the wait after a failed accept, most likely for want of descriptors.
+	acceptPause = 100 * time.Millisecond
+)
+
+// Options are what a Gateway works with.
+type Options struct {
+	Policy       *policy.Policy
+	Certificates *cert.Store
+	Conntrack    Conntrack
+	Report       func(inspect.Event) // called from many goroutines
+	Number       func() uint64       // gives the next session's number
+	RelayMark    uint32              // connmark bit: data connections of such a control connection come here
+	OwnMark      uint32              // mark of the packets of our own sockets
+}
+
+// Gateway carries the terminated control connections and their relayed data connections.
+type Gateway struct {
+	Options
+	inForce    atomic.Pointer[inForce]
+	handshakes atomic.Int64
+
+	mu        sync.Mutex
+	sessions  map[*session]struct{}
+	perClient map[netip.Addr]int
+	doors     map[door]*promise
+	insisting map[netip.AddrPort]bool // servers seen to insist on session reuse
+	running   sync.WaitGroup
+}
+
+// inForce is what new sessions begin with.
+type inForce struct {
+	policy *policy.Policy
+	certs  *cert.Store
+}
+
+// door is where a data connection comes from and goes to.
+type door struct {
+	from netip.Addr
+	to   netip.AddrPort
+}
+
+// New gives a gateway without sessions.
+func New(o Options) *Gateway {
+	g := &Gateway{
+		Options: o, sessions: map[*session]struct{}{}, perClient: map[netip.Addr]int{},
+		doors: map[door]*promise{}, insisting: map[netip.AddrPort]bool{},
+	}
+	g.SetPolicy(o.Policy, o.Certificates)
+	return g
+}
+
+// SetPolicy puts another policy and other certificates in force for the sessions that begin from now on.
+func (g *Gateway) SetPolicy(p *policy.Policy, certs *cert.Store) { g.inForce.Store(&inForce{p, certs}) }
+
+// Serve carries what a listener accepts until ctx ends; then it ends the sessions and returns.
+func (g *Gateway) Serve(ctx context.Context, listeners []net.Listener) error {
+	tasks, ctx := errgroup.WithContext(ctx)
+	for _, l := range listeners {
+		stop := context.AfterFunc(ctx, func() { l.Close() })
+		defer stop()
+		tasks.Go(func() error { return g.accept(ctx, l) })
+	}
+	err := tasks.Wait()
+	g.mu.Lock()
+	for s := range g.sessions {
+		s.abandon()
+	}
+	g.mu.Unlock()
+	g.running.Wait()
+	return err
+}
+
+func (g *Gateway) accept(ctx context.Context, l net.Listener) error {
+	for {
+		c, err := l.Accept()
+		switch {
+		case ctx.Err() != nil:
+			return nil
+		case errors.Is(err, net.ErrClosed):
+			return fmt.Errorf("terminate: %w", err)
+		case err != nil:
+			g.Report(inspect.Event{Time: time.Now(), Kind: inspect.EventAudit, Reason: alg.InternalError, Err: err})
+			time.Sleep(acceptPause)
+			continue
+		}
+		g.running.Go(func() { g.carry(ctx, c.(*net.TCPConn)) })
+	}
+}
+
+// carry carries one connection that TPROXY handed over: its local address is where its client wanted to go.
+func (g *Gateway) carry(ctx context.Context, c *net.TCPConn) {
+	from, to := endpoints(c)
+	now := g.inForce.Load()
+	if !now.policy.IsControlPort(to) {
+		g.data(ctx, c, door{from.Addr(), to})
+		return
+	}
+	d := now.policy.Decide(from.Addr(), to)
+	if d.Action != policy.Terminate {
+		g.Report(inspect.Event{Time: time.Now(), Kind: inspect.EventDeny, Reason: alg.PolicyDenied, From: from, To: to})
+		reset(c)
+		return
+	}
+	s := g.newSession(now, d, c)
+	if !g.begin(s) {
+		s.report(inspect.Event{Kind: inspect.EventDeny, Reason: alg.SessionLimit})
+		s.turnAway(alg.SessionLimit.Reply())
+		return
+	}
+	defer g.end(s)
+	s.run(ctx)
+}
+
+// endpoints gives the two ends of a connection.
+func endpoints(c *net.TCPConn) (remote, local netip.AddrPort) {
+	plain := func(a net.Addr) netip.AddrPort {
+		p := a.(*net.TCPAddr).AddrPort()
+		return netip.AddrPortFrom(p.Addr().Unmap(), p.Port())
+	}
+	return plain(c.RemoteAddr()), plain(c.LocalAddr())
+}
+
+// begin counts a session, unless a limit is reached.
+func (g *Gateway) begin(s *session) bool {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	client := s.client.Addr()
+	if len(g.sessions) >= s.policy.Limits.Sessions || g.perClient[client] >= s.policy.Limits.SessionsPerClient {
+		return false
+	}
+	g.sessions[s] = struct{}{}
+	g.perClient[client]++
+	return true
+}
+
+func (g *Gateway) end(s *session) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	delete(g.sessions, s)
+	client := s.client.Addr()
+	if g.perClient[client]--; g.perClient[client] == 0 {
+		delete(g.perClient, client)
+	}
+}
+
+// Sessions lists the sessions, oldest first.
+func (g *Gateway) Sessions() []inspect.SessionInfo {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	var list []inspect.SessionInfo
+	for s := range g.sessions {
+		list = append(list, s.Info())
+	}
+	slices.SortFunc(list, func(a, b inspect.SessionInfo) int { return int(a.Number) - int(b.Number) })
+	return list
+}
+
+// errHandshakes says that there are as many TLS handshakes under way as there may be.
+var errHandshakes = errors.New("the limit on TLS handshakes in flight is reached")
+
+// handshake runs one TLS handshake, if there is room for it.
+func (g *Gateway) handshake(limit int, run func() error) error {
+	defer g.handshakes.Add(-1)
+	if g.handshakes.Add(1) > int64(limit) {
+		return errHandshakes
+	}
+	return run()
+}
+
+// insist notes that a server insists on data connections that resume the control connection's TLS session.
+func (g *Gateway) insist(server netip.AddrPort) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if len(g.insisting) < maxInsisting {
+		g.insisting[server] = true
+	}
+}
+
+func (g *Gateway) insists(server netip.AddrPort) bool {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return g.insisting[server]
+}

@@ -1,0 +1,195 @@
+package terminate
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"io"
+	"net"
+	"sync"
+	"time"
+
+	"ftpalg/alg"
+)
+
+const (
+	// chunk is what is moved between two looks at the clock. Whoever takes longer than the idle timeout for so much is
+	// gone.
+	chunk = 1 << 20
+	// bufferSize is four TLS records: one system call moves them all.
+	bufferSize = 64 << 10
+)
+
+var buffers = sync.Pool{New: func() any { return new([bufferSize]byte) }}
+
+// half is one end of a relayed data connection.
+type half struct {
+	tcp *net.TCPConn
+	raw *finConn
+	tls *tls.Conn // nil in clear text
+}
+
+func newHalf(c *net.TCPConn) *half { return &half{tcp: c, raw: &finConn{Conn: c}} }
+
+func (h *half) secure(timeout time.Duration, over func(net.Conn) *tls.Conn) error {
+	ctx, cancel := context.WithTimeout(context.Background(), timeout)
+	defer cancel()
+	c := over(h.raw)
+	if err := c.HandshakeContext(ctx); err != nil {
+		return err
+	}
+	h.tls = c
+	return nil
+}
+
+// closeWrite says that everything has been sent.
+func (h *half) closeWrite() error {
+	if h.tls != nil {
+		if err := h.tls.CloseWrite(); err != nil {
+			return err
+		}
+	}
+	return h.tcp.CloseWrite()
+}
+
+// truncate ends what is sent without saying that it is the whole: TLS without close_notify (RFC 8446 section 6.1), and a
+// reset where there is no TLS.
+func (h *half) truncate() {
+	if h.tls != nil {
+		_ = h.tcp.CloseWrite()
+		return
+	}
+	reset(h.tcp)
+}
+
+// relay is one data connection between its two halves.
+type relay struct {
+	promise *promise
+	halves  [2]*half
+}
+
+// cut breaks both halves off.
+func (r *relay) cut() {
+	for _, h := range r.halves {
+		reset(h.tcp)
+	}
+}
+
+func (r *relay) close() {
+	for _, h := range r.halves {
+		_ = h.tcp.Close()
+	}
+}
+
+// pump moves bytes both ways until both ends have said that they are done, or one is gone.
+func (r *relay) pump() error {
+	limit := r.promise.session.rule.MaxSize
+	var up, down error
+	var both sync.WaitGroup
+	both.Go(func() { up = r.move(alg.Client, limit) })
+	both.Go(func() { down = r.move(alg.Server, limit) })
+	both.Wait()
+	return errors.Join(up, down)
+}
+
+// errTooLarge says that a transfer was longer than the policy allows.
+var errTooLarge = errors.New("the transfer is over the policy's max-size")
+
+// move moves what one side sends to the other, up to limit bytes if that is not 0.
+func (r *relay) move(from alg.Side, limit int64) error {
+	defer r.promise.settle()
+	src, dst := r.halves[from], r.halves[from.Other()]
+	idle := r.promise.session.policy.Limits.IdleTimeout
+	var moved int64
+	for {
+		if err := errors.Join(src.tcp.SetReadDeadline(time.Now().Add(idle)), dst.tcp.SetWriteDeadline(time.Now().Add(idle))); err != nil {
+			return nil // closed by the other direction
+		}
+		most := int64(chunk)
+		if limit > 0 {
+			most = min(most, limit-moved+1)
+		}
+		n, err := copyN(dst, src, most)
+		moved += n
+		switch {
+		case limit > 0 && moved > limit:
+			return r.tooLarge(from)
+		case errors.Is(err, io.EOF):
+			r.ended(src, dst)
+			return nil
+		case timedOut(err) && n > 0:
+		case err != nil:
+			reset(src.tcp)
+			dst.truncate()
+			return nil
+		}
+	}
+}
+
+// ended passes the end of a stream on, as what it is.
+func (r *relay) ended(src, dst *half) {
+	if src.tls != nil && src.raw.fin.Load() {
+		dst.truncate()
+		return
+	}
+	_ = dst.closeWrite() // an error means that nobody listens there any more
+}
+
+// drainTimeout bounds the wait for a client that sends more than it may, so that it can read why.
+const drainTimeout = 5 * time.Second
+
+// tooLarge breaks a transfer off that is over the limit. The reply tells the client; the server has to see that what it got
+// is not the whole.
+func (r *relay) tooLarge(from alg.Side) error {
+	r.promise.fail(alg.TooLarge.Reply())
+	client, server := r.halves[alg.Client], r.halves[alg.Server]
+	if from == alg.Server {
+		reset(server.tcp)
+		_ = client.tcp.CloseWrite()
+		return errTooLarge
+	}
+	server.truncate()
+	r.promise.settle()
+	_ = client.closeWrite() // it may be gone
+	_ = client.tcp.SetReadDeadline(time.Now().Add(drainTimeout))
+	_, _ = io.Copy(io.Discard, client.reader())
+	return errTooLarge
+}
+
+// copyN moves up to n bytes. Between two bare TCP connections the kernel does it (splice).
+func copyN(dst, src *half, n int64) (int64, error) {
+	if dst.tls == nil && src.tls == nil {
+		return io.CopyN(dst.tcp, src.tcp, n)
+	}
+	buf := buffers.Get().(*[bufferSize]byte)
+	defer buffers.Put(buf)
+	var moved int64
+	for moved < n {
+		k, err := src.reader().Read(buf[:min(bufferSize, n-moved)])
+		if k > 0 {
+			w, werr := dst.writer().Write(buf[:k])
+			moved += int64(w)
+			if werr != nil {
+				return moved, werr
+			}
+		}
+		if err != nil {
+			return moved, err
+		}
+	}
+	return moved, nil
+}
+
+func (h *half) reader() io.Reader {
+	if h.tls != nil {
+		return h.tls
+	}
+	return h.tcp
+}
+
+func (h *half) writer() io.Writer {
+	if h.tls != nil {
+		return h.tls
+	}
+	return h.tcp
+}

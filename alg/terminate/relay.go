@@ -1,0 +1,368 @@
+package terminate
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"net"
+	"sync"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"ftpalg/alg"
+	"ftpalg/alg/inspect"
+	"ftpalg/conntrack"
+	"ftpalg/policy"
+)
+
+// promise is one data connection that was announced, on its way from the announcement to its end.
+type promise struct {
+	session *session
+	pinhole alg.Pinhole
+	until   time.Time // when the pinhole lapses
+	relayed bool
+
+	begun   chan struct{} // closed when the transfer command has gone on: only then is it known how data is protected
+	gone    chan struct{} // closed when nobody will ask for a transfer any more
+	settled chan struct{} // closed when what is to be moved has been, or cannot be
+
+	settle func() // closes settled
+
+	mu       sync.Mutex
+	transfer alg.Transfer
+	levels   [2]alg.Level
+	started  bool
+	instead  string // the reply that the transfer has to end with
+}
+
+// relays decides whether data connections come here or go through the kernel.
+func (s *session) relays() bool {
+	switch s.rule.Data {
+	case policy.DataRelay:
+		return true
+	case policy.DataDirect:
+		return false
+	}
+	client, server := s.dialogue.side[alg.Client].data, s.dialogue.side[alg.Server].data
+	return client != server || s.rule.MaxSize > 0 || s.rule.TLS.RequireReuse ||
+		client == alg.TLS && (s.target.Upstream.SessionReuse || !s.tickets.sameCertificate || s.gateway.insists(s.server))
+}
+
+// open promises a data connection. It stands when this returns NoReason (design rule 2).
+func (s *session) open(p alg.Pinhole) alg.Reason {
+	relayed := s.relays()
+	client, server := s.dialogue.side[alg.Client].data, s.dialogue.side[alg.Server].data
+	if !relayed && client != server {
+		return alg.ProtectionDiffers
+	}
+	if err := s.markMaster(relayed); err != nil {
+		s.report(inspect.Event{Kind: inspect.EventAudit, Reason: alg.ExpectationFailed, Err: err})
+		return alg.ExpectationFailed
+	}
+	n := s.newPromise(p, relayed)
+	if why := s.gateway.promise(n, s.policy.Limits.Pinholes); why != alg.NoReason {
+		return why
+	}
+	if err := s.gateway.Conntrack.Expect(n.expectation()); err != nil {
+		s.gateway.drop(n)
+		s.report(inspect.Event{Kind: inspect.EventAudit, Reason: alg.ExpectationFailed, Mode: p.Mode, From: p.From, To: p.To, Err: err})
+		return alg.ExpectationFailed
+	}
+	s.abandonPromise()
+	s.promise = n
+	s.setPinhole(p, n.until)
+	s.report(inspect.Event{Kind: inspect.EventPinhole, Mode: p.Mode, From: p.From, To: p.To})
+	return alg.NoReason
+}
+
+func (s *session) newPromise(p alg.Pinhole, relayed bool) *promise {
+	settled := make(chan struct{})
+	return &promise{
+		session: s, pinhole: p, relayed: relayed, until: time.Now().Add(s.policy.PinholeTimeout),
+		begun: make(chan struct{}), gone: make(chan struct{}),
+		settled: settled, settle: sync.OnceFunc(func() { close(settled) }),
+	}
+}
+
+func (n *promise) expectation() conntrack.Expectation {
+	s := n.session
+	return conntrack.Expectation{Master: s.tuple(), From: n.pinhole.From, To: n.pinhole.To, Timeout: s.policy.PinholeTimeout}
+}
+
+// abandonPromise lets go of a data connection for which no transfer was asked.
+func (s *session) abandonPromise() {
+	if s.promise != nil {
+		close(s.promise.gone)
+		s.promise = nil
+	}
+}
+
+// tuple is the client's connection as conntrack knows it.
+func (s *session) tuple() conntrack.Tuple { return conntrack.Tuple{Src: s.client, Dst: s.server} }
+
+// markMaster has the kernel bring this session's data connections here, or not.
+func (s *session) markMaster(relayed bool) error {
+	if s.marked == relayed {
+		return nil
+	}
+	var mark uint32
+	if relayed {
+		mark = s.gateway.RelayMark
+	}
+	err := s.gateway.Conntrack.SetMark(s.tuple(), mark, s.gateway.RelayMark)
+	if err == nil {
+		s.marked = relayed
+	}
+	return err
+}
+
+// shut withdraws a pinhole. If it is not there any more it was used.
+func (s *session) shut(p alg.Pinhole, why alg.Reason) {
+	n := s.promise
+	if n == nil || n.pinhole != p || !s.gateway.drop(n) {
+		return // its connection is here, and that was reported
+	}
+	err := s.gateway.Conntrack.Withdraw(n.expectation())
+	if errors.Is(err, conntrack.ErrNotFound) {
+		err = nil
+		if why != alg.TimedOut {
+			why = alg.Used
+		}
+	}
+	s.closed(n, why, err)
+}
+
+func (s *session) closed(n *promise, why alg.Reason, err error) {
+	s.setPinhole(alg.Pinhole{}, time.Time{})
+	s.report(inspect.Event{
+		Kind: inspect.EventClosed, Reason: why, Mode: n.pinhole.Mode, From: n.pinhole.From, To: n.pinhole.To, Err: err,
+	})
+}
+
+func (s *session) setPinhole(p alg.Pinhole, until time.Time) {
+	s.infoMu.Lock()
+	defer s.infoMu.Unlock()
+	s.info.Pinhole, s.info.PinholeUntil = p, until
+}
+
+// begin tells the data connection at hand that its transfer has begun, and how it is protected.
+func (s *session) begin(t alg.Transfer) {
+	if n := s.promise; n != nil {
+		n.begin(t, [2]alg.Level{s.dialogue.side[alg.Client].data, s.dialogue.side[alg.Server].data})
+	}
+}
+
+func (n *promise) begin(t alg.Transfer, levels [2]alg.Level) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if !n.started {
+		n.started, n.transfer, n.levels = true, t, levels
+		close(n.begun)
+	}
+}
+
+// finish gives the reply that has to stand in the place of a transfer's own. It learns from the server's whether it
+// insists on TLS sessions that it knows (RFC 4217 section 10.2, and what servers do).
+func (s *session) finish(code int) string {
+	n := s.promise
+	if n == nil {
+		return ""
+	}
+	if n.relayed && s.rule.MaxSize > 0 && code < 300 {
+		s.awaitSettled(n)
+	}
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if !n.relayed && n.started && n.levels[alg.Server] == alg.TLS && (code == 522 || code == 425) && s.rule.Data == policy.DataAuto {
+		s.gateway.insist(s.server)
+	}
+	return n.instead
+}
+
+// awaitSettled waits until it is known whether a transfer was too large: a server may say that all is well when it has
+// sent everything, and the gateway has not counted it yet.
+func (s *session) awaitSettled(n *promise) {
+	s.dialogue.own = settling // nothing else is said meanwhile
+	s.mu.Unlock()
+	select {
+	case <-n.settled:
+	case <-time.After(s.policy.Limits.IdleTimeout):
+	}
+	s.mu.Lock()
+	s.dialogue.own = none
+}
+
+// fail has the transfer end with another reply than the server's.
+func (n *promise) fail(reply string) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if n.instead == "" {
+		n.instead = reply
+	}
+}
+
+func (n *promise) door() door { return door{n.pinhole.From.Addr(), n.pinhole.To} }
+
+// promise notes a data connection that is to come. One that another session was promised between the same ends is this
+// session's now: the kernel holds one expectation for them.
+func (g *Gateway) promise(n *promise, limit int) alg.Reason {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if len(g.doors) >= limit {
+		return alg.PinholeLimit
+	}
+	if before := g.doors[n.door()]; before != nil {
+		before.session.closed(before, alg.NextDataCommand, nil)
+	}
+	g.doors[n.door()] = n
+	return alg.NoReason
+}
+
+// drop takes a promise off the books, and says whether it was on them.
+func (g *Gateway) drop(n *promise) bool {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.doors[n.door()] != n {
+		return false
+	}
+	delete(g.doors, n.door())
+	return true
+}
+
+// take gives what was promised at a door, which is open no more.
+func (g *Gateway) take(d door) *promise {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	n := g.doors[d]
+	delete(g.doors, d)
+	return n
+}
+
+// Expire forgets the pinholes that the kernel let lapse. Call it every second.
+func (g *Gateway) Expire(now time.Time) {
+	var lapsed []*promise
+	g.mu.Lock()
+	for _, n := range g.doors {
+		if now.After(n.until) {
+			lapsed = append(lapsed, n)
+		}
+	}
+	g.mu.Unlock()
+	for _, n := range lapsed {
+		n.lapse()
+	}
+}
+
+func (n *promise) lapse() {
+	s := n.session
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.promise == n && s.dialogue.control.Pinhole() == n.pinhole {
+		s.shut(n.pinhole, alg.TimedOut)
+		s.dialogue.control.Expire()
+	}
+}
+
+// data carries a data connection that TPROXY handed over.
+func (g *Gateway) data(ctx context.Context, c *net.TCPConn, d door) {
+	n := g.take(d)
+	if n == nil || !n.relayed {
+		from, to := endpoints(c)
+		g.Report(inspect.Event{Time: time.Now(), Kind: inspect.EventDeny, Reason: alg.NoSession, From: from, To: to})
+		reset(c)
+		return
+	}
+	n.used()
+	defer n.settle()
+	if err := n.carry(ctx, c); err != nil {
+		n.session.report(inspect.Event{
+			Kind: inspect.EventAudit, Reason: alg.DataFailed, Mode: n.pinhole.Mode, From: n.pinhole.From, To: n.pinhole.To, Err: err,
+		})
+	}
+}
+
+// used takes the pinhole off the books: its data connection is here.
+func (n *promise) used() {
+	s := n.session
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.dialogue.control.Pinhole() == n.pinhole {
+		s.dialogue.control.Expire()
+	}
+	s.closed(n, alg.Used, nil)
+}
+
+// carry relays the data connection: the other half is made in the name of who has connected.
+func (n *promise) carry(ctx context.Context, c *net.TCPConn) error {
+	s := n.session
+	near, far := alg.Client, alg.Server
+	if n.pinhole.Mode == policy.PORT || n.pinhole.Mode == policy.EPRT {
+		near, far = far, near
+	}
+	from, to := endpoints(c)
+	d, err := dialFrom(ctx, s.gateway.Conntrack, s.gateway.OwnMark, from.Addr(), to)
+	if err != nil {
+		reset(c)
+		return err
+	}
+	r := &relay{promise: n, halves: [2]*half{near: newHalf(c), far: newHalf(d)}}
+	stop := context.AfterFunc(ctx, r.cut)
+	defer stop()
+	defer r.close()
+	if !n.waitBegun(ctx) {
+		return nil // the session ended before it asked for anything
+	}
+	if err := r.secure(); err != nil {
+		r.cut()
+		return err
+	}
+	return r.pump()
+}
+
+// waitBegun waits for the transfer command.
+func (n *promise) waitBegun(ctx context.Context) bool {
+	select {
+	case <-n.begun:
+		return true
+	case <-n.gone:
+	case <-ctx.Done():
+	}
+	return false
+}
+
+// secure brings both halves to their protection. The two handshakes run side by side, as neither end waits for the other.
+func (r *relay) secure() error {
+	n, s := r.promise, r.promise.session
+	var both errgroup.Group
+	for side, level := range n.levels {
+		if level != alg.TLS {
+			continue
+		}
+		h := r.halves[side]
+		both.Go(func() error {
+			over := func(c net.Conn) *tls.Conn { return tls.Server(c, s.tickets.data) }
+			if alg.Side(side) == alg.Server {
+				over = func(c net.Conn) *tls.Conn { return tls.Client(c, s.tickets.upstream) }
+			}
+			err := s.gateway.handshake(s.policy.Limits.Handshakes, func() error { return h.secure(s.policy.Limits.HandshakeTimeout, over) })
+			if err != nil {
+				r.cut() // so that the other handshake need not wait
+				return fmt.Errorf("TLS with the %s: %w", alg.Side(side), err)
+			}
+			return nil
+		})
+	}
+	if err := both.Wait(); err != nil {
+		return err
+	}
+	if client := r.halves[alg.Client]; client.tls != nil && s.rule.TLS.RequireReuse && !client.tls.ConnectionState().DidResume {
+		n.fail(alg.ReuseRequired.Reply())
+		return errNoReuse
+	}
+	return nil
+}
+
+// errNoReuse says that a data connection came with a TLS session that is not its control connection's.
+var errNoReuse = errors.New("the data connection does not resume the control connection's TLS session")

@@ -1,0 +1,197 @@
+package terminate
+
+import (
+	"crypto/rand"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"net"
+	"slices"
+	"time"
+
+	"ftpalg/alg"
+	"ftpalg/alg/ftp"
+)
+
+// secureServer begins TLS with the server. Its sessions are kept for the data connections, which resume them: the name is
+// the same, and so is the cache.
+func (s *session) secureServer() error {
+	config := s.certs.Upstream(s.target, s.server.Addr()).Clone()
+	config.ClientSessionCache = tls.NewLRUClientSessionCache(1)
+	s.tickets.upstream = config
+	err := s.handshakeControl(alg.Server, func(c net.Conn) *tls.Conn { return tls.Client(c, config) })
+	if err != nil {
+		return fmt.Errorf("%w: %w", errUpstreamTLS, err)
+	}
+	return nil
+}
+
+// secureClient begins TLS with the client.
+func (s *session) secureClient() error {
+	var shown *tls.Certificate
+	config, err := s.clientConfig(&shown)
+	if err != nil {
+		return err
+	}
+	err = s.handshakeControl(alg.Client, func(c net.Conn) *tls.Conn { return tls.Server(c, config) })
+	if err != nil {
+		return err
+	}
+	if !s.peers[alg.Client].tls.ConnectionState().DidResume {
+		s.tickets.resumed = nil
+	}
+	peer := s.peers[alg.Server].certificate()
+	s.tickets.sameCertificate = shown != nil && peer != nil && slices.Equal(shown.Certificate[0], peer.Raw)
+	return nil
+}
+
+func (s *session) handshakeControl(side alg.Side, over func(net.Conn) *tls.Conn) error {
+	limits := &s.policy.Limits
+	return s.gateway.handshake(limits.Handshakes, func() error {
+		return s.peers[side].secure(time.Now().Add(limits.HandshakeTimeout), over)
+	})
+}
+
+// clientConfig makes the configurations of the TLS server that the client meets, on the control connection and on data
+// connections. They differ in the tickets that they accept.
+func (s *session) clientConfig(shown **tls.Certificate) (*tls.Config, error) {
+	base, err := s.certs.Downstream(s.target, s.rule, s.server.Addr(), s.peers[alg.Server].certificate())
+	if err != nil {
+		return nil, err
+	}
+	choose := base.GetCertificate
+	control := base.Clone()
+	control.GetCertificate = func(hello *tls.ClientHelloInfo) (*tls.Certificate, error) {
+		c, err := choose(hello)
+		*shown = c
+		return c, err
+	}
+	control.WrapSession = s.tickets.wrap(base)
+	control.UnwrapSession = s.tickets.unwrapControl(base)
+	s.tickets.data = base.Clone()
+	s.tickets.data.WrapSession = control.WrapSession
+	s.tickets.data.UnwrapSession = s.tickets.unwrapData(base)
+	return control, nil
+}
+
+// ticketMark begins what we write into a ticket; the id of its control connection follows.
+const ticketMark = "ftpalg:"
+
+// tickets binds TLS sessions to their control connection: what a client is given on it, or on its data connections, can be
+// resumed on its data connections and on no others.
+type tickets struct {
+	id              string // of this control connection
+	resumed         []byte // what the ticket held that the control connection itself resumed
+	upstream        *tls.Config
+	data            *tls.Config // towards the client
+	sameCertificate bool        // the client was shown the server's own
+}
+
+func newTickets() tickets { return tickets{id: rand.Text()} }
+
+func (t *tickets) wrap(base *tls.Config) func(tls.ConnectionState, *tls.SessionState) ([]byte, error) {
+	return func(cs tls.ConnectionState, ss *tls.SessionState) ([]byte, error) {
+		ss.Extra = append(slices.DeleteFunc(ss.Extra, isMark), []byte(ticketMark+t.id))
+		return base.EncryptTicket(cs, ss)
+	}
+}
+
+// unwrapControl accepts the tickets of any control connection of the same rule: a client may come back.
+func (t *tickets) unwrapControl(base *tls.Config) func([]byte, tls.ConnectionState) (*tls.SessionState, error) {
+	return func(identity []byte, cs tls.ConnectionState) (*tls.SessionState, error) {
+		ss, err := base.DecryptTicket(identity, cs)
+		if err != nil || ss == nil {
+			return nil, nil // a full handshake follows
+		}
+		if i := slices.IndexFunc(ss.Extra, isMark); i >= 0 {
+			t.resumed = ss.Extra[i]
+		}
+		return ss, nil
+	}
+}
+
+// unwrapData accepts the tickets of this control connection alone, and the one that it resumed itself.
+func (t *tickets) unwrapData(base *tls.Config) func([]byte, tls.ConnectionState) (*tls.SessionState, error) {
+	own, resumed := []byte(ticketMark+t.id), t.resumed
+	return func(identity []byte, cs tls.ConnectionState) (*tls.SessionState, error) {
+		ss, err := base.DecryptTicket(identity, cs)
+		if err != nil || ss == nil {
+			return nil, nil
+		}
+		for _, x := range ss.Extra {
+			if string(x) == string(own) || isMark(x) && string(x) == string(resumed) {
+				return ss, nil
+			}
+		}
+		return nil, nil
+	}
+}
+
+func isMark(extra []byte) bool {
+	return len(extra) > len(ticketMark) && string(extra[:len(ticketMark)]) == ticketMark
+}
+
+// maxGreeting bounds the lines of a greeting that is kept until AUTH is through.
+const maxGreeting = 64
+
+// errRefused says that the server refused a command that the policy depends on.
+var errRefused = errors.New("the server refuses")
+
+// negotiate speaks to a server that the policy wants explicit TLS with: greeting, AUTH, handshake, and protection of the
+// data connections. It gives the greeting.
+func (s *session) negotiate() ([]line, error) {
+	deadline := time.Now().Add(greetingTimeout)
+	greeting, code, err := s.answer(deadline)
+	if err != nil || code != 220 {
+		return greeting, err // a refusal is the client's to read
+	}
+	if err := s.mustAsk(deadline, "AUTH TLS", "AUTH SSL"); err != nil {
+		return nil, err
+	}
+	if err := s.secureServer(); err != nil {
+		return nil, err
+	}
+	if err := s.mustAsk(deadline, "PBSZ 0"); err != nil {
+		return nil, err
+	}
+	return greeting, s.mustAsk(deadline, "PROT P")
+}
+
+// mustAsk gives the server a command, and others if it does not know that one.
+func (s *session) mustAsk(deadline time.Time, commands ...string) error {
+	for _, command := range commands {
+		if err := s.peers[alg.Server].send([]byte(command + "\r\n")); err != nil {
+			return err
+		}
+		lines, code, err := s.answer(deadline)
+		switch {
+		case err != nil:
+			return err
+		case code >= 200 && code < 300:
+			return nil
+		case code != 500 && code != 502 && code != 504:
+			return fmt.Errorf("%w %s: %q", errRefused, command, lines[len(lines)-1].text)
+		}
+	}
+	return fmt.Errorf("%w %s", errRefused, commands[0])
+}
+
+// answer reads one final reply of the server's.
+func (s *session) answer(deadline time.Time) (lines []line, code int, err error) {
+	var replies ftp.Replies
+	for len(lines) < maxGreeting {
+		l, err := s.peers[alg.Server].next(deadline)
+		if err != nil {
+			return nil, 0, err
+		}
+		reply, err := replies.Line(l.text)
+		if err != nil {
+			return nil, 0, err
+		}
+		lines = append(lines, l.clone())
+		if reply.Last && !reply.Preliminary() {
+			return lines, reply.Code, nil
+		}
+	}
+	return nil, 0, fmt.Errorf("%w: a reply of more than %d lines", ftp.ErrReply, maxGreeting)
+}

@@ -1,0 +1,363 @@
+package terminate
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"sync"
+	"time"
+
+	"ftpalg/alg"
+	"ftpalg/alg/inspect"
+	"ftpalg/alg/terminate/cert"
+	"ftpalg/policy"
+)
+
+// greetingTimeout bounds the wait for the whole of a server's greeting: some look names up before they speak.
+const greetingTimeout = time.Minute
+
+// session is one control connection: a peer on each side and the dialogue between them. Two goroutines read, one a peer;
+// what they read goes through the dialogue under mu.
+type session struct {
+	gateway  *Gateway
+	number   uint64
+	client   netip.AddrPort
+	server   netip.AddrPort // as the client sees it
+	policy   *policy.Policy
+	rule     *policy.Rule
+	target   *policy.Server
+	certs    *cert.Store
+	implicit bool
+
+	mu       sync.Mutex
+	turn     *sync.Cond // something changed that the client's reader may wait for
+	peers    [2]*peer
+	dialogue dialogue
+	due      bool // TLS begins with the client before it is read next
+	over     bool
+	reason   alg.Reason // why
+	greeted  time.Time  // when the greeting is due
+
+	tickets tickets
+	promise *promise // of the data connection at hand
+	marked  bool     // data connections come here
+
+	infoMu sync.Mutex
+	info   inspect.SessionInfo
+}
+
+func (g *Gateway) newSession(now *inForce, d policy.Decision, c *net.TCPConn) *session {
+	client, server := endpoints(c)
+	s := &session{
+		gateway: g, number: g.Number(), client: client, server: server,
+		policy: now.policy, rule: d.Rule, target: d.Server, certs: now.certs, implicit: d.Implicit,
+	}
+	s.turn = sync.NewCond(&s.mu)
+	s.tickets = newTickets()
+	s.peers[alg.Client] = &peer{tcp: c, in: lineReader{limit: now.policy.Limits.Line}}
+	s.dialogue = dialogue{
+		out: s, control: alg.NewTerminated(now.policy, d, client, server), rule: d.Rule,
+		limit: now.policy.Limits.LoginFailures, shows: now.certs.HasCertificate(d.Server), refused: d.Server.Upstream.AuthRefused,
+	}
+	for side := range s.dialogue.side {
+		s.dialogue.side[side].data = alg.Clear
+	}
+	s.info = inspect.SessionInfo{
+		Number: s.number, Client: client, Server: server, Rule: d.Rule.Name, Began: time.Now(), LastSeen: time.Now(),
+		Protection: alg.Protection{Control: alg.Clear, Data: alg.Clear},
+	}
+	return s
+}
+
+// run carries the session from its beginning to its end.
+func (s *session) run(ctx context.Context) {
+	defer s.close()
+	s.report(inspect.Event{Kind: inspect.EventSession})
+	greeting, err := s.connect(ctx)
+	if err != nil {
+		s.report(inspect.Event{Kind: inspect.EventEnd, Reason: s.failure(err), Err: err})
+		s.turnAway("421 The gateway cannot reach the server as its policy demands")
+		return
+	}
+	if s.implicit {
+		if err := s.secureClient(); err != nil {
+			s.report(inspect.Event{Kind: inspect.EventEnd, Reason: alg.ClientTLS, Err: err})
+			return
+		}
+		// MS-FTPS 1.3: as if AUTH TLS, PBSZ 0 and PROT P had been given.
+		s.dialogue.side[alg.Client] = protection{tls: true, pbsz: true, data: alg.TLS}
+		s.dialogue.protected()
+	}
+	s.mu.Lock()
+	for _, l := range greeting {
+		s.dialogue.serverLine(time.Now(), l)
+	}
+	s.mu.Unlock()
+	s.gateway.running.Go(s.readServer)
+	s.readClient()
+}
+
+// failure names what kept a session from beginning.
+func (s *session) failure(err error) alg.Reason {
+	if errors.Is(err, errUpstreamTLS) {
+		return alg.UpstreamTLS
+	}
+	return alg.ServerUnreachable
+}
+
+// errUpstreamTLS wraps what went wrong with TLS towards the server.
+var errUpstreamTLS = errors.New("TLS with the server")
+
+// connect makes the connection to the server, and protects it where the policy says so. Where AUTH comes first it gives
+// the server's greeting, which the client has yet to see.
+func (s *session) connect(ctx context.Context) (greeting []line, err error) {
+	if err := inlineUrgent(s.peers[alg.Client].tcp); err != nil {
+		return nil, err
+	}
+	channel, port := s.target.Dial(s.server.Port())
+	s.dialogue.channel = channel
+	at := netip.AddrPortFrom(s.server.Addr(), port)
+	c, err := dialFrom(ctx, s.gateway.Conntrack, s.gateway.OwnMark, s.client.Addr(), at)
+	if err != nil {
+		return nil, err
+	}
+	s.mu.Lock()
+	s.peers[alg.Server] = &peer{tcp: c, in: lineReader{limit: 2 * s.policy.Limits.Line}}
+	s.greeted = time.Now().Add(greetingTimeout)
+	s.mu.Unlock()
+	switch channel {
+	case policy.Implicit:
+		err = s.secureServer()
+	case policy.Explicit:
+		greeting, err = s.negotiate()
+	default:
+		return nil, nil
+	}
+	s.dialogue.side[alg.Server] = protection{tls: true, pbsz: true, data: alg.TLS}
+	return greeting, err
+}
+
+// readServer takes the server's lines.
+func (s *session) readServer() {
+	server := s.peers[alg.Server]
+	for {
+		l, err := server.next(s.serverDeadline())
+		s.mu.Lock()
+		switch {
+		case s.over:
+			s.mu.Unlock()
+			return
+		case timedOut(err) && s.patient():
+		case err != nil:
+			s.lost(alg.Server, err)
+		default:
+			s.dialogue.serverLine(time.Now(), l)
+			s.turn.Broadcast()
+		}
+		s.mu.Unlock()
+	}
+}
+
+// serverDeadline is until when the server has to say something.
+func (s *session) serverDeadline() time.Time {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	idle := time.Now().Add(s.policy.Limits.IdleTimeout)
+	if !s.greeted.IsZero() && s.dialogue.control.Outstanding() > 0 {
+		return s.greeted
+	}
+	s.greeted = time.Time{}
+	return idle
+}
+
+// patient says whether silence is in order: of a server that nobody asked anything, and of anyone during a transfer.
+func (s *session) patient() bool {
+	c := s.dialogue.control
+	return s.greeted.IsZero() && s.dialogue.own == none && (c.Outstanding() == 0 || c.Transferring())
+}
+
+// readClient takes the client's lines, each when it can be answered.
+func (s *session) readClient() {
+	client := s.peers[alg.Client]
+	for s.prepareClient() {
+		l, err := client.next(time.Now().Add(s.policy.Limits.IdleTimeout))
+		s.mu.Lock()
+		switch {
+		case timedOut(err) && s.dialogue.control.Transferring():
+		case timedOut(err) && !errors.Is(err, errSlowLine):
+			s.dialogue.reply("421 No command for %v", s.policy.Limits.IdleTimeout)
+			s.dialogue.end(alg.IdleTimeout)
+		case err != nil:
+			s.lost(alg.Client, err)
+		default:
+			for !s.over && !s.dialogue.ready(l) {
+				s.turn.Wait()
+			}
+			s.touch()
+			s.dialogue.clientLine(time.Now(), l)
+		}
+		s.mu.Unlock()
+	}
+}
+
+// prepareClient waits until the client may be read, and begins TLS with it if that is due. It says whether the session
+// goes on.
+func (s *session) prepareClient() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for !s.over && !s.dialogue.listen() {
+		s.turn.Wait()
+	}
+	if s.due && !s.over {
+		s.due = false
+		if err := s.secureClient(); err != nil {
+			s.end(inspect.Event{Kind: inspect.EventEnd, Reason: alg.ClientTLS, Err: err})
+		}
+	}
+	return !s.over
+}
+
+// lost ends the session because one of its connections is gone.
+func (s *session) lost(side alg.Side, err error) {
+	why := alg.ConnectionClosed
+	if errors.Is(err, errSlowLine) {
+		why = alg.IdleTimeout
+	} else if timedOut(err) {
+		why = alg.IdleTimeout
+		if side == alg.Server {
+			s.dialogue.reply("421 The server does not answer")
+		}
+	}
+	s.end(inspect.Event{Kind: inspect.EventEnd, Reason: why})
+}
+
+// end ends the session: both readers stop.
+func (s *session) end(e inspect.Event) {
+	if s.over {
+		return
+	}
+	if !s.dialogue.over {
+		s.report(e)
+	}
+	s.dialogue.over, s.over = true, true
+	s.turn.Broadcast()
+	for _, p := range s.peers {
+		if p != nil {
+			p.close()
+		}
+	}
+}
+
+// abandon is for a gateway that stops.
+func (s *session) abandon() {
+	s.gateway.running.Go(func() {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		s.end(inspect.Event{Kind: inspect.EventEnd, Reason: alg.GatewayStopped})
+	})
+}
+
+// close leaves nothing of the session behind.
+func (s *session) close() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.over = true
+	for _, e := range s.dialogue.control.Close(nil) {
+		if e.Kind == alg.ClosePinhole {
+			s.shut(e.Pinhole, e.Reason)
+		}
+	}
+	s.abandonPromise()
+	for _, p := range s.peers {
+		if p != nil {
+			p.close()
+		}
+	}
+	s.turn.Broadcast()
+}
+
+// turnAway ends a connection whose session cannot be, with a reply where the client can read one and else with an alert.
+func (s *session) turnAway(reply string) {
+	client := s.peers[alg.Client]
+	if !s.implicit {
+		_ = client.send([]byte(reply + "\r\n")) // it is told if it listens
+		client.close()
+		return
+	}
+	_ = s.gateway.handshake(s.policy.Limits.Handshakes, func() error {
+		return client.secure(time.Now().Add(s.policy.Limits.HandshakeTimeout), func(c net.Conn) *tls.Conn {
+			return tls.Server(c, &tls.Config{GetConfigForClient: func(*tls.ClientHelloInfo) (*tls.Config, error) {
+				return nil, errUpstreamTLS
+			}})
+		})
+	})
+	client.close()
+}
+
+// send, secure, unsecure, hangUp and report are what the dialogue acts with.
+
+func (s *session) send(to alg.Side, text []byte) {
+	if s.over || to == alg.Client && s.due {
+		return
+	}
+	if err := s.peers[to].send(text); err != nil {
+		s.lost(to, err)
+	}
+}
+
+func (s *session) secure(side alg.Side) error {
+	if side == alg.Client {
+		s.due = true
+		return nil
+	}
+	if err := s.secureServer(); err != nil {
+		s.report(inspect.Event{Kind: inspect.EventAudit, Reason: alg.UpstreamTLS, Err: err})
+		return err
+	}
+	return nil
+}
+
+func (s *session) unsecure(side alg.Side) error {
+	err := s.peers[side].unsecure()
+	if err != nil {
+		s.end(inspect.Event{Kind: inspect.EventEnd, Reason: alg.ConnectionClosed, Err: fmt.Errorf("CCC, %s: %w", side, err)})
+	}
+	return err
+}
+
+func (s *session) hangUp(why alg.Reason) {
+	s.end(inspect.Event{Kind: inspect.EventEnd, Reason: why})
+}
+
+func (s *session) report(e inspect.Event) {
+	e.Time, e.Session = time.Now(), s.number
+	if !e.To.IsValid() {
+		e.From, e.To = s.client, s.server
+	}
+	s.gateway.Report(e)
+	s.infoMu.Lock()
+	defer s.infoMu.Unlock()
+	switch e.Kind {
+	case inspect.EventProtection:
+		s.info.Protection = e.Protection
+	case inspect.EventLogin:
+		s.info.User = e.Text
+	}
+}
+
+// touch notes that the client spoke.
+func (s *session) touch() {
+	s.infoMu.Lock()
+	defer s.infoMu.Unlock()
+	s.info.LastSeen = time.Now()
+}
+
+// Info is what the operator sees of the session.
+func (s *session) Info() inspect.SessionInfo {
+	s.infoMu.Lock()
+	defer s.infoMu.Unlock()
+	return s.info
+}

@@ -1,0 +1,113 @@
+package terminate
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"net"
+	"net/netip"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"ftpalg/conntrack"
+)
+
+const (
+	// The source ports of connections that we make in a client's or server's name. They lie below those that hosts
+	// choose for themselves, and none is used that conntrack knows a connection of: ours and the host's own would be the
+	// same connection to it.
+	firstSourcePort = 10240
+	lastSourcePort  = 32767
+	// sourcePortTries bounds the search for one.
+	sourcePortTries = 64
+	// dialTimeout bounds the wait for a server. It is shorter than clients', so that they are told.
+	dialTimeout = 15 * time.Second
+	// keepAlive finds peers that are gone.
+	keepAlive = time.Minute
+)
+
+// errNoSourcePort says that a host has as many connections to one port as there can be.
+var errNoSourcePort = errors.New("no source port is free")
+
+// Listen opens the transparent listeners that TPROXY hands connections to, one for each address family that the machine
+// has. Connections and what is sent on them carry the mark.
+func Listen(port uint16, mark uint32) ([]net.Listener, error) {
+	var all []net.Listener
+	lc := net.ListenConfig{Control: transparent(mark), KeepAlive: keepAlive}
+	for _, host := range []netip.Addr{netip.AddrFrom4([4]byte{127, 0, 0, 1}), netip.IPv6Loopback()} {
+		l, err := lc.Listen(context.Background(), "tcp", netip.AddrPortFrom(host, port).String())
+		if errors.Is(err, unix.EADDRNOTAVAIL) || errors.Is(err, unix.EAFNOSUPPORT) {
+			continue // a machine without IPv6
+		}
+		if err != nil {
+			for _, open := range all {
+				open.Close()
+			}
+			return nil, fmt.Errorf("terminate: listen on port %d for TPROXY: %w", port, err)
+		}
+		all = append(all, l)
+	}
+	return all, nil
+}
+
+// transparent makes a socket that may have addresses that are not ours (IP_TRANSPARENT, linux/net/ipv4/ip_sockglue.c).
+func transparent(mark uint32) func(network, address string, c syscall.RawConn) error {
+	return func(network, _ string, c syscall.RawConn) error {
+		var err error
+		ctlErr := c.Control(func(fd uintptr) {
+			if network == "tcp6" {
+				err = unix.SetsockoptInt(int(fd), unix.SOL_IPV6, unix.IPV6_TRANSPARENT, 1)
+			} else {
+				err = unix.SetsockoptInt(int(fd), unix.SOL_IP, unix.IP_TRANSPARENT, 1)
+			}
+			err = errors.Join(err, unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_MARK, int(mark)))
+		})
+		return errors.Join(ctlErr, err)
+	}
+}
+
+// lookup finds a connection in conntrack.
+type lookup interface {
+	Lookup(conntrack.Tuple) (conntrack.Entry, error)
+}
+
+// dialFrom connects to a port in a host's name.
+func dialFrom(ctx context.Context, known lookup, mark uint32, from netip.Addr, to netip.AddrPort) (*net.TCPConn, error) {
+	ctx, cancel := context.WithTimeout(ctx, dialTimeout)
+	defer cancel()
+	for range sourcePortTries {
+		local := netip.AddrPortFrom(from, uint16(firstSourcePort+rand.IntN(lastSourcePort-firstSourcePort+1)))
+		if _, err := known.Lookup(conntrack.Tuple{Src: local, Dst: to}); !errors.Is(err, conntrack.ErrNotFound) {
+			continue
+		}
+		d := net.Dialer{LocalAddr: net.TCPAddrFromAddrPort(local), Control: transparent(mark), KeepAlive: keepAlive}
+		c, err := d.DialContext(ctx, "tcp", to.String())
+		if errors.Is(err, unix.EADDRINUSE) {
+			continue
+		}
+		if err != nil {
+			return nil, fmt.Errorf("connect to %s from %s: %w", to, local, err)
+		}
+		return c.(*net.TCPConn), nil
+	}
+	return nil, fmt.Errorf("connect to %s from %s: %w", to, from, errNoSourcePort)
+}
+
+// inlineUrgent keeps urgent data, such as that of ABOR (RFC 959 section 4.1.3), in the stream, where every other byte is.
+func inlineUrgent(c *net.TCPConn) error {
+	raw, err := c.SyscallConn()
+	if err != nil {
+		return err
+	}
+	ctlErr := raw.Control(func(fd uintptr) { err = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_OOBINLINE, 1) })
+	return errors.Join(ctlErr, err)
+}
+
+// reset closes a connection so that its peer sees an error and not an end: what was sent is not the whole.
+func reset(c *net.TCPConn) {
+	_ = c.SetLinger(0) // if it fails the connection is gone already
+	_ = c.Close()
+}
