@@ -19,7 +19,7 @@ func (in *Inspector) begin(sh *shard, now time.Time, k Key, id uint32, resumed b
 		return nil, why
 	}
 	s := &session{
-		key: k, id: id, number: in.next.Add(1), policy: p, rule: d.Rule,
+		key: k, id: id, number: in.number(), policy: p, rule: d.Rule,
 		began: now, lastSeen: now, implicit: d.Implicit, resumed: resumed,
 	}
 	if why == alg.NoReason {

@@ -47,9 +47,10 @@ const (
 type Options struct {
 	Policy    *policy.Policy
 	Conntrack Conntrack
-	Report    func(Event) // called in order for each session, with a lock held: it must not call back
-	Lossy     bool        // packets may be missing that the receiver had, as in a capture
-	Refused   uint32      // mark bit for packets that the rules answer with a reset; 0 without such a rule
+	Report    func(Event)   // called in order for each session, with a lock held: it must not call back
+	Lossy     bool          // packets may be missing that the receiver had, as in a capture
+	Number    func() uint64 // gives the next session's number; nil counts from 1
+	Refused   uint32        // mark bit for packets that the rules answer with a reset; 0 without such a rule
 }
 
 // Inspector follows all control connections. It is safe for concurrent use.
@@ -64,7 +65,7 @@ type Inspector struct {
 	shards  [shardCount]shard
 	counts  counters
 	clients clients
-	next    atomic.Uint64 // number of the session begun last
+	number  func() uint64 // gives the next session's number
 }
 
 type counters struct {
@@ -100,6 +101,10 @@ type door struct {
 func New(o Options) *Inspector {
 	in := &Inspector{conntrack: o.Conntrack, report: o.Report, refused: o.Refused, lossy: o.Lossy, seed: maphash.MakeSeed()}
 	in.policy.Store(o.Policy)
+	if in.number = o.Number; in.number == nil {
+		var last atomic.Uint64
+		in.number = func() uint64 { return last.Add(1) }
+	}
 	in.clients.n = map[netip.Addr]int{}
 	for i := range in.shards {
 		in.shards[i].sessions = map[Key]*session{}

@@ -1,7 +1,6 @@
 package terminate
 
 import (
-	"fmt"
 	"time"
 
 	"ftpalg/alg"
@@ -102,6 +101,9 @@ func (d *dialogue) listen() bool {
 	return d.over || d.own == none && (d.control.Outstanding() == 0 || d.control.Transferring())
 }
 
+// busy says whether the client has a reply to come.
+func (d *dialogue) busy() bool { return d.own != none || d.control.Outstanding() > 0 }
+
 // clientLine takes a line of the client's. It has to be ready.
 func (d *dialogue) clientLine(now time.Time, l line) {
 	if d.over {
@@ -181,7 +183,7 @@ func (d *dialogue) pass(reply ftp.Reply, l line, transferring, transferred bool)
 		held := d.held
 		d.held = nil
 		if text := d.out.finish(reply.Code); text != "" && !d.over {
-			d.reply("%s", text)
+			d.reply(text)
 			return
 		}
 		d.out.send(alg.Client, append(held, l.wire...))
@@ -296,6 +298,4 @@ func (d *dialogue) denied(why alg.Reason, text []byte) {
 }
 
 // reply sends the client a line of our own.
-func (d *dialogue) reply(format string, args ...any) {
-	d.out.send(alg.Client, []byte(fmt.Sprintf(format, args...)+"\r\n"))
-}
+func (d *dialogue) reply(text string) { d.out.send(alg.Client, []byte(text+"\r\n")) }

@@ -2,6 +2,8 @@ package terminate
 
 import (
 	"context"
+	"crypto/tls"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"net"
@@ -15,7 +17,6 @@ import (
 
 	"ftpalg/alg"
 	"ftpalg/alg/inspect"
-	"ftpalg/alg/terminate/cert"
 	"ftpalg/conntrack"
 	"ftpalg/policy"
 )
@@ -28,6 +29,13 @@ type Conntrack interface {
 	SetMark(t conntrack.Tuple, mark, mask uint32) error
 }
 
+// Certificates makes the TLS configurations of both sides. cert.Store is one.
+type Certificates interface {
+	Downstream(s *policy.Server, r *policy.Rule, addr netip.Addr, peer *x509.Certificate) (*tls.Config, error)
+	Upstream(s *policy.Server, addr netip.Addr) *tls.Config
+	HasCertificate(s *policy.Server) bool
+}
+
 const (
 	// maxInsisting bounds what is remembered of servers that insist on session reuse.
 	maxInsisting = 1024
@@ -38,7 +46,7 @@ const (
 // Options are what a Gateway works with.
 type Options struct {
 	Policy       *policy.Policy
-	Certificates *cert.Store
+	Certificates Certificates
 	Conntrack    Conntrack
 	Report       func(inspect.Event) // called from many goroutines
 	Number       func() uint64       // gives the next session's number
@@ -63,7 +71,7 @@ type Gateway struct {
 // inForce is what new sessions begin with.
 type inForce struct {
 	policy *policy.Policy
-	certs  *cert.Store
+	certs  Certificates
 }
 
 // door is where a data connection comes from and goes to.
@@ -83,7 +91,9 @@ func New(o Options) *Gateway {
 }
 
 // SetPolicy puts another policy and other certificates in force for the sessions that begin from now on.
-func (g *Gateway) SetPolicy(p *policy.Policy, certs *cert.Store) { g.inForce.Store(&inForce{p, certs}) }
+func (g *Gateway) SetPolicy(p *policy.Policy, certs Certificates) {
+	g.inForce.Store(&inForce{p, certs})
+}
 
 // Serve carries what a listener accepts until ctx ends; then it ends the sessions and returns.
 func (g *Gateway) Serve(ctx context.Context, listeners []net.Listener) error {

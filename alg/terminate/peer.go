@@ -4,7 +4,6 @@ import (
 	"context"
 	"crypto/tls"
 	"crypto/x509"
-	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -14,15 +13,17 @@ import (
 const (
 	// writeTimeout bounds the wait for a peer that does not read.
 	writeTimeout = 30 * time.Second
-	// closeTimeout bounds the wait for a peer's close_notify.
+	// closeTimeout bounds the wait for the rest of a peer's close_notify.
 	closeTimeout = 10 * time.Second
 )
 
 // peer is one end of a control connection as we talk to it.
 type peer struct {
-	tcp *net.TCPConn
-	tls *tls.Conn // nil in clear text
-	in  lineReader
+	tcp     *net.TCPConn
+	tls     *tls.Conn   // nil in clear text
+	record  *recordConn // below tls
+	leaving *tls.Conn   // what tls was before unsecure, until the peer speaks clear text as well
+	in      lineReader
 }
 
 func (p *peer) conn() net.Conn {
@@ -33,7 +34,14 @@ func (p *peer) conn() net.Conn {
 }
 
 // next gives the next line that the peer says.
-func (p *peer) next(idle time.Time) (line, error) { return p.in.next(p.conn(), idle) }
+func (p *peer) next(idle time.Time) (line, error) {
+	if p.leaving != nil {
+		if err := p.leave(idle); err != nil {
+			return line{}, err
+		}
+	}
+	return p.in.next(p.conn(), idle)
+}
 
 func (p *peer) send(text []byte) error {
 	if err := p.tcp.SetWriteDeadline(time.Now().Add(writeTimeout)); err != nil {
@@ -52,7 +60,8 @@ func (p *peer) secure(deadline time.Time, over func(net.Conn) *tls.Conn) error {
 	if err := p.tcp.SetDeadline(time.Time{}); err != nil {
 		return err
 	}
-	c := over(&recordConn{Conn: p.tcp})
+	p.record = &recordConn{Conn: p.tcp}
+	c := over(p.record)
 	if err := c.HandshakeContext(ctx); err != nil {
 		return err
 	}
@@ -60,22 +69,42 @@ func (p *peer) secure(deadline time.Time, over func(net.Conn) *tls.Conn) error {
 	return nil
 }
 
-// unsecure ends TLS on both sides, as CCC asks for (RFC 4217 section 12.3): clear text goes on behind close_notify.
+// unsecure ends TLS, as CCC asks for (RFC 4217 section 12.3): what we send behind our close_notify is clear text. So is what
+// the peer sends behind its own; some send none and go on in clear text at once, which next sees.
 func (p *peer) unsecure() error {
-	deadline := time.Now().Add(closeTimeout)
-	if err := errors.Join(p.tcp.SetDeadline(deadline), p.tls.CloseWrite()); err != nil {
+	if err := p.tcp.SetWriteDeadline(time.Now().Add(writeTimeout)); err != nil {
 		return err
 	}
-	// CloseWrite leaves an expired deadline for writing.
-	if err := p.tcp.SetDeadline(deadline); err != nil {
+	if err := p.tls.CloseWrite(); err != nil {
 		return err
-	}
-	if _, err := io.Copy(io.Discard, io.LimitReader(p.tls, int64(p.in.limit))); err != nil {
-		return fmt.Errorf("wait for close_notify: %w", err)
 	}
 	p.in.discard()
-	p.tls = nil
-	return p.tcp.SetDeadline(time.Time{})
+	p.tls, p.leaving = nil, p.tls
+	return nil
+}
+
+// leave reads TLS records up to the peer's close_notify, if it sends any.
+func (p *peer) leave(idle time.Time) error {
+	if err := p.tcp.SetReadDeadline(idle); err != nil {
+		return err
+	}
+	var first [1]byte
+	if _, err := io.ReadFull(p.tcp, first[:]); err != nil {
+		return err
+	}
+	if !beginsRecord(first[0]) {
+		p.in.buf, p.leaving = append(p.in.buf, first[0]), nil
+		return nil
+	}
+	p.record.unread(first[0])
+	if err := p.tcp.SetReadDeadline(time.Now().Add(closeTimeout)); err != nil {
+		return err
+	}
+	if _, err := io.Copy(io.Discard, io.LimitReader(p.leaving, int64(p.in.limit))); err != nil {
+		return fmt.Errorf("wait for close_notify: %w", err)
+	}
+	p.leaving = nil
+	return nil
 }
 
 // certificate is the peer's own, or nil.

@@ -2,6 +2,7 @@ package terminate
 
 import (
 	"bytes"
+	"fmt"
 	"strconv"
 	"strings"
 
@@ -28,7 +29,7 @@ func (d *dialogue) protectionCommand(cmd ftp.Command) bool {
 		d.ccc()
 	case "ADAT", "MIC", "CONF", "ENC":
 		// RFC 2228 section 3: they belong to mechanisms other than TLS, and would hide commands.
-		d.reply("503 No security mechanism is in use that needs %s", cmd.Verb)
+		d.reply(fmt.Sprintf("503 No security mechanism is in use that needs %s", cmd.Verb))
 	case "REIN":
 		if !d.side[alg.Client].tls {
 			return false
@@ -108,7 +109,7 @@ func (d *dialogue) prot(cmd ftp.Command) {
 		d.reply("504 The level is not known; C and P are")
 	case !d.side[alg.Server].tls:
 		client.data = levels[level]
-		d.reply("200 Data protection is %s", level)
+		d.reply(fmt.Sprintf("200 Data protection is %s", level))
 		d.protected()
 	case level == "C":
 		d.ask(protC, "PROT C")
@@ -189,7 +190,7 @@ func (d *dialogue) authAnswered(x exchange, reply ftp.Reply, l line) {
 		d.end(alg.NotFTP)
 	default:
 		d.out.report(inspect.Event{Kind: inspect.EventAudit, Reason: alg.AUTHRefused, Text: inspect.WireText(l.text)})
-		d.reply("%d %s", reply.Code, reply.Text)
+		d.reply(fmt.Sprintf("%d %s", reply.Code, reply.Text))
 	}
 }
 
@@ -197,7 +198,7 @@ func (d *dialogue) authAnswered(x exchange, reply ftp.Reply, l line) {
 func (d *dialogue) protectionAnswered(x exchange, reply ftp.Reply, l line) {
 	client, server := &d.side[alg.Client], &d.side[alg.Server]
 	ok := reply.Code >= 200 && reply.Code < 300
-	d.reply("%d %s", reply.Code, reply.Text)
+	d.reply(fmt.Sprintf("%d %s", reply.Code, reply.Text))
 	if !ok {
 		return
 	}

@@ -15,13 +15,18 @@ const recordHeader = 5
 type recordConn struct {
 	net.Conn
 	header [recordHeader]byte
-	have   int // bytes of the header that have been read
-	left   int // bytes of the record that have not
+	have   int  // bytes of the header that have been read
+	left   int  // bytes of the record that have not
+	again  bool // the header's first byte is to be read again
 }
 
 func (c *recordConn) Read(b []byte) (int, error) {
 	if len(b) == 0 {
 		return 0, nil
+	}
+	if c.again {
+		b[0], c.again = c.header[0], false
+		return 1, nil
 	}
 	if c.left > 0 {
 		n, err := c.Conn.Read(b[:min(len(b), c.left)])
@@ -35,6 +40,12 @@ func (c *recordConn) Read(b []byte) (int, error) {
 	}
 	return n, err
 }
+
+// unread puts back the first byte of a record, which was read past it.
+func (c *recordConn) unread(b byte) { c.header[0], c.have, c.again = b, 1, true }
+
+// beginsRecord says whether a byte is a record's type (RFC 8446 section 5.1) and not the first of a line of FTP.
+func beginsRecord(b byte) bool { return 20 <= b && b <= 24 }
 
 // finConn notes whether its peer closed the TCP connection. crypto/tls says io.EOF for that as well as for close_notify
 // (RFC 8446 section 6.1), and only the latter says that nothing is missing.

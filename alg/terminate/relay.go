@@ -307,7 +307,8 @@ func (n *promise) carry(ctx context.Context, c *net.TCPConn) error {
 		reset(c)
 		return err
 	}
-	r := &relay{promise: n, halves: [2]*half{near: newHalf(c), far: newHalf(d)}}
+	r := &relay{promise: n}
+	r.halves[near], r.halves[far] = newHalf(c), newHalf(d)
 	stop := context.AfterFunc(ctx, r.cut)
 	defer stop()
 	defer r.close()

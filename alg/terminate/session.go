@@ -5,6 +5,7 @@ import (
 	"crypto/tls"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"net/netip"
 	"sync"
@@ -12,7 +13,6 @@ import (
 
 	"ftpalg/alg"
 	"ftpalg/alg/inspect"
-	"ftpalg/alg/terminate/cert"
 	"ftpalg/policy"
 )
 
@@ -29,7 +29,7 @@ type session struct {
 	policy   *policy.Policy
 	rule     *policy.Rule
 	target   *policy.Server
-	certs    *cert.Store
+	certs    Certificates
 	implicit bool
 
 	mu       sync.Mutex
@@ -188,9 +188,12 @@ func (s *session) readClient() {
 		switch {
 		case timedOut(err) && s.dialogue.control.Transferring():
 		case timedOut(err) && !errors.Is(err, errSlowLine):
-			s.dialogue.reply("421 No command for %v", s.policy.Limits.IdleTimeout)
+			s.dialogue.reply(fmt.Sprintf("421 No command for %v", s.policy.Limits.IdleTimeout))
 			s.dialogue.end(alg.IdleTimeout)
 		case err != nil:
+			for errors.Is(err, io.EOF) && !s.over && s.dialogue.busy() {
+				s.turn.Wait() // it says no more, and may still read
+			}
 			s.lost(alg.Client, err)
 		default:
 			for !s.over && !s.dialogue.ready(l) {

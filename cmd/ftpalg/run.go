@@ -7,7 +7,9 @@ import (
 	"log/slog"
 	"os"
 	"os/signal"
+	"slices"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -16,6 +18,8 @@ import (
 
 	"ftpalg/alg"
 	"ftpalg/alg/inspect"
+	"ftpalg/alg/terminate"
+	"ftpalg/alg/terminate/cert"
 	"ftpalg/conntrack"
 	"ftpalg/nfq"
 	"ftpalg/nfq/rules"
@@ -44,7 +48,7 @@ func newRun() *cobra.Command {
 	var o runOptions
 	cmd := &cobra.Command{
 		Use:   "run --policy FILE",
-		Short: "Run the gateway: install the rules and inspect control connections until stopped",
+		Short: "Run the gateway: install the rules and carry control connections until stopped",
 		Long: "Installs ftpalg's own chains, takes packets from the queues and opens pinholes. SIGHUP reads the policy " +
 			"again; SIGTERM and SIGINT remove the rules and end.",
 		Args: cobra.NoArgs,
@@ -77,7 +81,15 @@ type daemon struct {
 	inspector *inspect.Inspector
 	report    func(inspect.Event)
 	policy    *policy.Policy // as last loaded; only the reload task changes it
+	certs     *cert.Store    // the same
+
+	terminating *terminate.Gateway
+	listening   bool          // for connections to terminate
+	sessions    atomic.Uint64 // the number of the newest
 }
+
+// number gives the next session's number.
+func (d *daemon) number() uint64 { return d.sessions.Add(1) }
 
 func run(ctx context.Context, o runOptions) error {
 	log, flush, err := newLogger(os.Stderr, o.logFormat, o.logLevel)
@@ -89,7 +101,10 @@ func run(ctx context.Context, o runOptions) error {
 	if d.policy, err = loadPolicy(o.policyFile); err != nil {
 		return err
 	}
-	for _, w := range d.policy.Warnings {
+	if d.certs, err = cert.Load(d.policy); err != nil {
+		return err
+	}
+	for _, w := range slices.Concat(d.policy.Warnings, d.certs.Warnings()) {
 		log.Warn("policy", "warning", w)
 	}
 	if d.helper, err = conntrack.DetectHelper(d.policy.Helper); err != nil {
@@ -101,8 +116,10 @@ func run(ctx context.Context, o runOptions) error {
 	defer d.conntrack.Close()
 	d.report = newReporter(log, func() int { return d.inspector.Policy().Limits.AuditRate })
 	d.inspector = inspect.New(inspect.Options{
-		Policy: d.policy, Conntrack: d.conntrack, Refused: o.mark, Report: d.report,
+		Policy: d.policy, Conntrack: d.conntrack, Refused: o.mark, Report: d.report, Number: d.number,
 	})
+	d.port, d.relayMark, d.ownMark = 2121, 0x08000000, 0x10000000 // STUB
+	d.terminating = d.newTerminating()
 	return d.serve(ctx)
 }
 
@@ -141,6 +158,9 @@ func (d *daemon) serve(ctx context.Context) error {
 			break
 		}
 	}
+	if err := d.listenTransparently(ctx, tasks); err != nil {
+		return err
+	}
 	if !d.noRules {
 		defer d.removeRules()
 		if err := d.installRules(ctx); err != nil {
@@ -148,7 +168,7 @@ func (d *daemon) serve(ctx context.Context) error {
 		}
 	}
 	tasks.Go(func() error { return d.tidy(ctx) })
-	tasks.Go(func() error { return d.reloads(ctx) })
+	tasks.Go(func() error { return d.reloads(ctx, tasks) })
 	tasks.Go(func() error { return d.answer(ctx, listener) })
 	d.log.Info("ready", "helper", d.helper.Name, "queues", d.queues.String(), "fail", failWord(d.policy))
 	if err := tasks.Wait(); err != nil && !errors.Is(err, context.Canceled) {
@@ -242,14 +262,18 @@ func (d *daemon) tidy(ctx context.Context) error {
 			return nil
 		case now := <-expire.C:
 			d.inspector.Expire(now)
+			d.terminating.Expire(now)
 		case now := <-sweep.C:
 			d.inspector.Sweep(now, now.Add(-idleBefore))
 		}
 	}
 }
 
-// reloads reads the policy again at SIGHUP. A bad file leaves the old policy in force.
-func (d *daemon) reloads(ctx context.Context) error {
+// reloads reads the policy again at SIGHUP, and certificates when they were renewed. A bad file leaves the old ones in
+// force.
+func (d *daemon) reloads(ctx context.Context, tasks *errgroup.Group) error {
+	renew := time.NewTicker(renewEvery)
+	defer renew.Stop()
 	hup := make(chan os.Signal, 1)
 	signal.Notify(hup, syscall.SIGHUP)
 	defer signal.Stop(hup)
@@ -258,15 +282,21 @@ func (d *daemon) reloads(ctx context.Context) error {
 		case <-ctx.Done():
 			return nil
 		case <-hup:
-			if err := d.reload(ctx); err != nil {
+			if err := d.reload(ctx, tasks); err != nil {
 				d.log.Error("policy not reloaded; the old one stays in force", "file", d.policyFile, "err", err)
 			}
+		case <-renew.C:
+			d.renew()
 		}
 	}
 }
 
-func (d *daemon) reload(ctx context.Context) error {
+func (d *daemon) reload(ctx context.Context, tasks *errgroup.Group) error {
 	p, err := loadPolicy(d.policyFile)
+	if err != nil {
+		return err
+	}
+	certs, err := cert.Load(p)
 	if err != nil {
 		return err
 	}
@@ -275,13 +305,17 @@ func (d *daemon) reload(ctx context.Context) error {
 	}
 	old := d.policy
 	d.policy = p
-	if !d.noRules {
-		if err := d.installRules(ctx); err != nil {
-			d.policy = old
-			return fmt.Errorf("install the new rules: %w", err)
-		}
+	err = d.listenTransparently(ctx, tasks)
+	if err == nil && !d.noRules {
+		err = d.installRules(ctx)
 	}
+	if err != nil {
+		d.policy = old
+		return fmt.Errorf("put the new rules in force: %w", err)
+	}
+	d.certs = certs
 	d.inspector.SetPolicy(p)
+	d.terminating.SetPolicy(p, certs)
 	d.log.Info("policy reloaded", "file", d.policyFile)
 	return nil
 }

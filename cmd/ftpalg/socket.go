@@ -91,11 +91,11 @@ func (d *daemon) answerOne(c net.Conn) {
 	enc := json.NewEncoder(out)
 	switch in.Text() {
 	case "sessions":
-		for _, s := range d.inspector.Sessions() {
+		for _, s := range d.allSessions() {
 			_ = enc.Encode(newSessionRecord(s))
 		}
 	case "pinholes":
-		for _, s := range d.inspector.Sessions() {
+		for _, s := range d.allSessions() {
 			if !s.Pinhole.IsZero() {
 				_ = enc.Encode(newPinholeRecord(s))
 			}

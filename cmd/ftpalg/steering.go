@@ -20,9 +20,11 @@ const (
 
 // steering is what 'run' and 'rules' both have to know.
 type steering struct {
-	queues   queueRange
-	mark     uint32
-	noAccept bool
+	queues             queueRange
+	mark               uint32
+	noAccept           bool
+	port               uint16
+	relayMark, ownMark uint32
 }
 
 func (s *steering) flags(f *pflag.FlagSet) {

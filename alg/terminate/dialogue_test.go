@@ -1,0 +1,348 @@
+package terminate
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"ftpalg/alg"
+	"ftpalg/alg/inspect"
+	"ftpalg/policy"
+)
+
+// stageHand is an outside that writes down what a dialogue does.
+type stageHand struct {
+	log      []string
+	noServer bool       // TLS with the server fails
+	refuse   alg.Reason // of pinholes
+	instead  string     // of a transfer's reply
+	over     bool
+}
+
+func (o *stageHand) note(format string, args ...any) {
+	o.log = append(o.log, fmt.Sprintf(format, args...))
+}
+
+func (o *stageHand) send(to alg.Side, text []byte) {
+	o.note("%s< %s", sideName(to), strings.TrimRight(string(text), "\r\n"))
+}
+
+func (o *stageHand) secure(side alg.Side) error {
+	if side == alg.Server && o.noServer {
+		return errors.New("no TLS")
+	}
+	o.note("%s TLS", sideName(side))
+	return nil
+}
+
+func (o *stageHand) unsecure(side alg.Side) error {
+	o.note("%s clear", sideName(side))
+	return nil
+}
+
+func (o *stageHand) open(p alg.Pinhole) alg.Reason {
+	if o.refuse == alg.NoReason {
+		o.note("open %s %s", p.Mode, p.To)
+	}
+	return o.refuse
+}
+
+func (o *stageHand) shut(p alg.Pinhole, why alg.Reason) { o.note("shut %s", why) }
+func (o *stageHand) begin(alg.Transfer)                 { o.note("begin") }
+func (o *stageHand) finish(int) string                  { return o.instead }
+
+func (o *stageHand) report(e inspect.Event) {
+	if e.Kind == inspect.EventDeny {
+		o.note("deny %s", e.Reason)
+	}
+}
+
+func (o *stageHand) hangUp(why alg.Reason) {
+	o.over = true
+	o.note("hang up")
+}
+
+func sideName(s alg.Side) string { return [...]string{"C", "S"}[s] }
+
+const scriptPolicy = `
+version: 1
+servers:
+  - name: server
+    addresses: [198.51.100.2]
+rules:
+  - name: all
+    action: inspect
+    commands:
+      deny: [SITE]
+`
+
+var (
+	scriptClient = netip.MustParseAddrPort("192.0.2.2:40000")
+	scriptServer = netip.MustParseAddrPort("198.51.100.2:21")
+)
+
+func newScript(o *stageHand, channel policy.Channel) *dialogue {
+	p, err := policy.Parse("test", []byte(scriptPolicy))
+	if err != nil {
+		panic(err) // it is constant
+	}
+	d := p.Decide(scriptClient.Addr(), scriptServer)
+	x := &dialogue{
+		out: o, control: alg.NewTerminated(p, d, scriptClient, scriptServer), rule: d.Rule,
+		channel: channel, limit: 2, shows: true,
+	}
+	for side := range x.side {
+		x.side[side].data = alg.Clear
+	}
+	if channel == policy.Explicit || channel == policy.Implicit {
+		x.side[alg.Server] = protection{tls: true, pbsz: true, data: alg.TLS}
+	}
+	return x
+}
+
+// Lines that begin with "C: " and "S: " are said by the client and by the server; what follows each, behind "=> " or on
+// lines of its own, is what the dialogue does.
+var scripts = []struct {
+	name    string
+	channel policy.Channel
+	change  func(*stageHand, *dialogue)
+	script  string
+}{
+	{name: "plain", script: `
+		S: 220 hello => C< 220 hello
+		C: USER lab => S< USER lab
+		S: 331 more => C< 331 more
+		C: PASV => S< PASV
+		S: 227 Entering (198,51,100,2,195,80) => open PASV 198.51.100.2:50000, C< 227 Entering (198,51,100,2,195,80)
+		C: RETR x => begin, S< RETR x
+		S: 150 here => C< 150 here
+		S: 226 done => shut transfer-done, C< 226 done
+		C: QUIT => S< QUIT
+		S: 221 bye => C< 221 bye, hang up`},
+	{name: "a denied command is answered here", script: `
+		S: 220 hello => C< 220 hello
+		C: SITE EXEC => deny command-denied, C< REPLY command-denied
+		C: NOOP => S< NOOP
+		S: 200 ok => C< 200 ok`},
+	{name: "a foreign address in PORT", script: `
+		S: 220 hello => C< 220 hello
+		C: PORT 203,0,113,1,195,80 => deny foreign-address, C< REPLY foreign-address
+		C: PORT 192,0,2,2,195,80 => open PORT 192.0.2.2:50000, S< PORT 192,0,2,2,195,80`},
+	{name: "a pinhole that cannot be", change: func(o *stageHand, _ *dialogue) { o.refuse = alg.ExpectationFailed }, script: `
+		S: 220 hello => C< 220 hello
+		C: EPRT |1|192.0.2.2|50000| => deny expectation-failed, C< REPLY expectation-failed
+		C: EPSV => S< EPSV
+		S: 229 Entering Extended Passive Mode (|||50000|) => deny expectation-failed, C< 425 Refused by the gateway: expectation-fail...`},
+	{name: "AUTH", script: `
+		S: 220 hello => C< 220 hello
+		C: PBSZ 0 => C< 503 PBSZ comes behind AUTH
+		C: PROT P => C< 503 PROT comes behind PBSZ
+		C: CCC => C< 533 The control connection is not protected
+		C: AUTH => C< 501 AUTH needs the name of a mechanism
+		C: AUTH GSSAPI => C< 504 The mechanism is not known; AUTH TLS is
+		C: auth ssl => S< AUTH TLS
+		S: 234 go => S TLS, C< 234 AUTH accepted, TLS begins, C TLS
+		C: AUTH TLS => C< 503 TLS is in use already
+		C: PROT P => C< 503 PROT comes behind PBSZ
+		C: PBSZ x => C< 501 PBSZ needs a number
+		C: PBSZ 0 => S< PBSZ 0
+		S: 200 PBSZ=0 => C< 200 PBSZ=0
+		C: PROT S => C< 536 The level is not supported by TLS
+		C: PROT X => C< 504 The level is not known; C and P are
+		C: PROT P => S< PROT P
+		S: 200 private => C< 200 private
+		C: PROT C => S< PROT C
+		S: 534 never => C< 534 never
+		C: REIN => C< 502 REIN is not available under TLS
+		C: ENC abc => C< 503 No security mechanism is in use that needs ENC
+		C: CCC => S< CCC
+		S: 200 clear => C< 200 clear, S clear, C clear
+		C: NOOP => S< NOOP`},
+	{name: "a server that knows AUTH SSL alone", script: `
+		S: 220 hello => C< 220 hello
+		C: AUTH TLS => S< AUTH TLS
+		S: 504 what? => S< AUTH SSL
+		S: 234 go => S TLS, C< 234 AUTH accepted, TLS begins, C TLS`},
+	{name: "a server that refuses AUTH", script: `
+		S: 220 hello => C< 220 hello
+		C: AUTH TLS => S< AUTH TLS
+		S: 534 no => C< 534 no
+		C: USER lab => S< USER lab`},
+	{name: "a server that knows no AUTH", script: `
+		S: 220 hello => C< 220 hello
+		C: AUTH TLS => S< AUTH TLS
+		S: 502 what? => S< AUTH SSL
+		S: 500 what? => C< 500 what?`},
+	{name: "a server that refuses AUTH, and the policy goes on", change: func(_ *stageHand, d *dialogue) { d.refused = policy.Plain }, script: `
+		S: 220 hello => C< 220 hello
+		C: AUTH TLS => S< AUTH TLS
+		S: 534 no => C< 234 AUTH accepted, TLS begins, C TLS
+		C: PBSZ 0 => C< 200 PBSZ=0
+		C: PROT P => C< 200 Data protection is P`},
+	{name: "TLS with the server fails", change: func(o *stageHand, _ *dialogue) { o.noServer = true }, script: `
+		S: 220 hello => C< 220 hello
+		C: AUTH TLS => S< AUTH TLS
+		S: 234 go => C< 421 The gateway cannot have TLS with the server, hang up`},
+	{name: "no certificate to show", change: func(_ *stageHand, d *dialogue) { d.shows = false }, script: `
+		S: 220 hello => C< 220 hello
+		C: AUTH TLS => deny no-certificate, C< REPLY no-certificate`},
+	{name: "a plain server behind TLS", channel: policy.Plain, script: `
+		S: 220 hello => C< 220 hello
+		C: AUTH TLS => C< 234 AUTH accepted, TLS begins, C TLS
+		C: PBSZ 0 => C< 200 PBSZ=0
+		C: PROT P => C< 200 Data protection is P
+		C: CCC => C< 200 The control connection is in clear text now, C clear`},
+	{name: "a server with TLS behind a plain client", channel: policy.Explicit, script: `
+		S: 220 hello => C< 220 hello
+		C: USER lab => S< USER lab
+		S: 331 more => C< 331 more
+		C: AUTH TLS => C< 234 AUTH accepted, TLS begins, C TLS
+		C: PBSZ 0 => C< 200 PBSZ=0
+		C: CCC => C< 200 The control connection is in clear text now, C clear`},
+	{name: "FEAT says what the gateway can do", channel: policy.Plain, script: `
+		S: 220 hello => C< 220 hello
+		C: FEAT => S< FEAT
+		S: 211-Features: => C< 211-Features:
+		S:  MDTM => C<  MDTM
+		S:  AUTH GSSAPI
+		S: 211 End => C<  AUTH TLS, C<  PBSZ, C<  PROT, C< 211 End
+		C: FEAT => S< FEAT
+		S: 500 what? => C< 500 what?`},
+	{name: "one command at a time, but for ABOR", script: `
+		S: 220 hello => C< 220 hello
+		C: RETR x => begin, S< RETR x
+		wait: NOOP2
+		S: 150 here => C< 150 here
+		wait: SIZE x
+		C: ABOR => S< ABOR
+		S: 426 cut => C< 426 cut
+		S: 226 aborted => C< 226 aborted
+		C: SIZE x => S< SIZE x`},
+	{name: "another reply for a transfer", change: func(o *stageHand, _ *dialogue) { o.instead = "552 too large" }, script: `
+		S: 220 hello => C< 220 hello
+		C: STOR x => begin, S< STOR x
+		S: 150 here => C< 150 here
+		S: 226-so far
+		S: 226 done => C< 552 too large`},
+	{name: "login failures", script: `
+		S: 220 hello => C< 220 hello
+		C: USER a => S< USER a
+		S: 331 more => C< 331 more
+		C: PASS b => S< PASS b
+		S: 530 no => C< 530 no
+		C: USER a => S< USER a
+		S: 331 more => C< 331 more
+		C: PASS b => S< PASS b
+		S: 530 no => C< 530 no, deny login-limit, C< REPLY login-limit, hang up`},
+	{name: "not FTP", script: `
+		S: SSH-2.0-OpenSSH => deny not-ftp, hang up`},
+	{name: "421", script: `
+		S: 421 too many => C< 421 too many, hang up`},
+}
+
+func TestDialogue(t *testing.T) {
+	for _, test := range scripts {
+		t.Run(test.name, func(t *testing.T) {
+			o := &stageHand{}
+			d := newScript(o, test.channel)
+			if test.change != nil {
+				test.change(o, d)
+			}
+			for _, step := range strings.Split(strings.TrimSpace(test.script), "\n") {
+				playStep(t, o, d, strings.TrimLeft(step, "\t"))
+			}
+		})
+	}
+}
+
+// playStep has one line said, and compares what is done.
+func playStep(t *testing.T, o *stageHand, d *dialogue, step string) {
+	t.Helper()
+	said, want, _ := strings.Cut(step, " => ")
+	who, text, _ := strings.Cut(said, ": ")
+	l := line{text: []byte(text), wire: []byte(text + "\r\n")}
+	o.log = nil
+	switch ready := d.ready(l); {
+	case who == "wait":
+		if ready {
+			t.Errorf("%q is taken during another command", text)
+		}
+		return
+	case who == "C" && !ready:
+		t.Fatalf("%q is not taken", text)
+	case who == "C":
+		d.clientLine(time.Time{}, l)
+	default:
+		d.serverLine(time.Time{}, l)
+	}
+	if got := strings.Join(o.log, ", "); !matches(got, want) {
+		t.Errorf("%s\n got %s\nwant %s", said, got, want)
+	}
+}
+
+// matches compares, with REPLY for a reply that a reason gives, and "..." for any rest.
+func matches(got, want string) bool {
+	if before, found := strings.CutSuffix(want, "..."); found {
+		return strings.HasPrefix(got, before)
+	}
+	if i := strings.Index(want, "REPLY "); i >= 0 {
+		name, rest, more := strings.Cut(want[i+len("REPLY "):], ",")
+		for r := range alg.Reasons() {
+			if r.String() == name {
+				want = want[:i] + r.Reply()
+			}
+		}
+		if more {
+			want += "," + rest
+		}
+	}
+	return got == want
+}
+
+// FuzzDialogue has both sides say anything. Nothing may be sent between AUTH and its reply, nothing but whole lines, and
+// nothing at all when the session is over.
+func FuzzDialogue(f *testing.F) {
+	for _, test := range scripts {
+		var said []string
+		for _, step := range strings.Split(strings.TrimSpace(test.script), "\n") {
+			before, _, _ := strings.Cut(strings.TrimSpace(step), " => ")
+			said = append(said, before)
+		}
+		f.Add(uint8(test.channel), strings.Join(said, "\n"))
+	}
+	f.Fuzz(func(t *testing.T, channel uint8, text string) {
+		o := &stageHand{}
+		d := newScript(o, policy.Channel(channel%4))
+		for _, said := range strings.Split(text, "\n") {
+			who, words, _ := strings.Cut(said, ": ")
+			r := lineReader{limit: 4096, buf: []byte(words + "\r\n")}
+			l, err := r.next(nil, time.Time{})
+			if err != nil {
+				t.Fatal(err)
+			}
+			over, asking := o.over, d.own
+			o.log = nil
+			if who == "C" && d.ready(l) {
+				d.clientLine(time.Time{}, l)
+			} else if who != "C" {
+				d.serverLine(time.Time{}, l)
+			}
+			checkActions(t, o.log, over, asking == authTLS && who == "C")
+		}
+	})
+}
+
+func checkActions(t *testing.T, log []string, over, silent bool) {
+	t.Helper()
+	sent := func(a string) bool { return len(a) > 2 && a[1] == '<' }
+	switch {
+	case over && len(log) > 0:
+		t.Errorf("after the end: %q", log)
+	case silent && slices.ContainsFunc(log, sent):
+		t.Errorf("between AUTH and its reply: %q", log)
+	}
+}

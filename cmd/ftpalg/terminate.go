@@ -1,0 +1,67 @@
+package main
+
+import (
+	"cmp"
+	"context"
+	"slices"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"ftpalg/alg/inspect"
+	"ftpalg/alg/terminate"
+	"ftpalg/alg/terminate/cert"
+	"ftpalg/policy"
+)
+
+// renewEvery is how often the certificates' files are looked at: whoever renews them need not tell us.
+const renewEvery = 30 * time.Second
+
+// newTerminating makes the front end of terminated connections.
+func (d *daemon) newTerminating() *terminate.Gateway {
+	return terminate.New(terminate.Options{
+		Policy: d.policy, Certificates: d.certs, Conntrack: d.conntrack, Report: d.report, Number: d.number,
+		RelayMark: d.relayMark, OwnMark: d.ownMark,
+	})
+}
+
+// terminates reports whether any rule of a policy terminates connections.
+func terminates(p *policy.Policy) bool {
+	return slices.ContainsFunc(p.Rules, func(r policy.Rule) bool { return r.Action == policy.Terminate })
+}
+
+// listenTransparently opens what TPROXY hands connections to, once a policy needs it. The rules that do so go in later.
+func (d *daemon) listenTransparently(ctx context.Context, tasks *errgroup.Group) error {
+	if d.listening || !terminates(d.policy) {
+		return nil
+	}
+	listeners, err := terminate.Listen(d.port, d.ownMark)
+	if err != nil {
+		return err
+	}
+	d.listening = true
+	tasks.Go(func() error { return d.terminating.Serve(ctx, listeners) })
+	return nil
+}
+
+// renew loads certificates again whose files have changed. While they are wrong the old ones stay in force.
+func (d *daemon) renew() {
+	if !d.certs.Stale() {
+		return
+	}
+	certs, err := cert.Load(d.policy)
+	if err != nil {
+		d.log.Error("certificates not reloaded; the old ones stay in force", "err", err)
+		return
+	}
+	d.certs = certs
+	d.terminating.SetPolicy(d.policy, certs)
+	d.log.Info("certificates reloaded")
+}
+
+// allSessions lists the sessions of both front ends, oldest first.
+func (d *daemon) allSessions() []inspect.SessionInfo {
+	all := append(d.inspector.Sessions(), d.terminating.Sessions()...)
+	slices.SortFunc(all, func(a, b inspect.SessionInfo) int { return cmp.Compare(a.Number, b.Number) })
+	return all
+}
