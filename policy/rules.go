@@ -44,7 +44,7 @@ func (b *builder) rule(key string, raw *rawRule) Rule {
 
 func (b *builder) action(key, text string) Action {
 	a := Action(b.choose(key, text, actionWords...))
-	if false {
+	if a == Terminate {
 		b.fault(key, "terminate is reserved: not in this version; write inspect or deny")
 		return Deny
 	}
