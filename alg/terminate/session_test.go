@@ -129,6 +129,7 @@ type world struct {
 	table   *table
 	gateway *Gateway
 	client  *end
+	front   net.Listener
 	back    net.Listener
 	events  chan inspect.Event
 }
@@ -163,7 +164,7 @@ func newWorld(t *testing.T, implicit bool, change func(*policy.Policy)) *world {
 	if change != nil {
 		change(p)
 	}
-	w := &world{t: t, certs: newCertificates(t), table: &table{}, back: back, events: make(chan inspect.Event, 1000)}
+	w := &world{t: t, certs: newCertificates(t), table: &table{}, front: front, back: back, events: make(chan inspect.Event, 1000)}
 	w.gateway = New(Options{
 		Policy: p, Certificates: w.certs, Conntrack: w.table, RelayMark: 1, OwnMark: 2,
 		Number: func() uint64 { return 1 },
