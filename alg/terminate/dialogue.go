@@ -1,6 +1,7 @@
 package terminate
 
 import (
+	"net/netip"
 	"time"
 
 	"ftpalg/alg"
@@ -123,7 +124,6 @@ func (d *dialogue) clientLine(now time.Time, l line) {
 		d.reply(alg.LineTooLong.Reply())
 		return
 	}
-	d.features = cmd.Verb == "FEAT"
 	wire := clean(l)
 	if why := d.feed(now, alg.Client, wire); why != alg.NoReason {
 		// The engine waits for a reply to the denied command: it is ours.
@@ -133,6 +133,7 @@ func (d *dialogue) clientLine(now time.Time, l line) {
 		return
 	}
 	if !d.over {
+		d.features = cmd.Verb == "FEAT"
 		d.out.send(alg.Server, wire)
 	}
 }
@@ -165,11 +166,24 @@ func (d *dialogue) serverLine(now time.Time, l line) {
 	reply, err := d.replies.Line(l.text)
 	transferring := d.control.Transferring()
 	d.feed(now, alg.Server, l.wire)
+	if p := d.control.Pinhole(); reply.Code == 227 && p.Mode == policy.PASV {
+		l.wire = d.ownAddress(l.wire, reply, p.To)
+	}
 	if err != nil || d.over {
 		d.end(alg.NotFTP) // the engine has said so already
 		return
 	}
 	d.pass(reply, l, transferring, transferring && reply.Last && !d.control.Transferring())
+}
+
+// ownAddress gives a 227 with the address where the pinhole leads, if the server announced another and the policy overlooks
+// that (bounce: peer): the client has to connect there.
+func (d *dialogue) ownAddress(wire []byte, reply ftp.Reply, to netip.AddrPort) []byte {
+	announced, err := ftp.ParsePASV(reply.Text)
+	if err != nil || announced == to || announced.Port() != to.Port() {
+		return wire
+	}
+	return []byte("227 " + ftp.FormatPASV(to) + "\r\n")
 }
 
 // maxHeld bounds what is kept of a reply of several lines to a transfer. Longer ones go on as they come.
@@ -207,7 +221,7 @@ func (d *dialogue) answered(code int) {
 	switch {
 	case code == 421:
 		d.out.hangUp(alg.ConnectionClosed)
-	case d.verb == "QUIT" && code < 300:
+	case d.verb == "QUIT" && code < 300 && d.control.Outstanding() == 0:
 		d.out.hangUp(alg.ConnectionClosed)
 	case (d.verb == "PASS" || d.verb == "ACCT") && code >= 500:
 		if d.failures++; d.failures >= d.limit {

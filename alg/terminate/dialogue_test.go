@@ -85,6 +85,15 @@ var (
 	scriptServer = netip.MustParseAddrPort("198.51.100.2:21")
 )
 
+// bounced is an engine whose policy overlooks foreign addresses in 227.
+func bounced() *alg.Control {
+	p, err := policy.Parse("test", []byte(scriptPolicy+"bounce: peer\n"))
+	if err != nil {
+		panic(err) // it is constant
+	}
+	return alg.NewTerminated(p, p.Decide(scriptClient.Addr(), scriptServer), scriptClient, scriptServer)
+}
+
 func newScript(o *stageHand, channel policy.Channel) *dialogue {
 	p, err := policy.Parse("test", []byte(scriptPolicy))
 	if err != nil {
@@ -132,6 +141,16 @@ var scripts = []struct {
 		S: 220 hello => C< 220 hello
 		C: PORT 203,0,113,1,195,80 => deny foreign-address, C< REPLY foreign-address
 		C: PORT 192,0,2,2,195,80 => open PORT 192.0.2.2:50000, S< PORT 192,0,2,2,195,80`},
+	{name: "a server's inside address in 227", change: func(_ *stageHand, d *dialogue) { d.control = bounced() }, script: `
+		S: 220 hello => C< 220 hello
+		C: PASV => S< PASV
+		S: 227 Entering (203,0,113,9,195,80) => open PASV 198.51.100.2:50000, C< 227 Entering Passive Mode (198,51,100,2,195,80).`},
+	{name: "QUIT during a transfer", script: `
+		S: 220 hello => C< 220 hello
+		C: RETR x => begin, S< RETR x
+		C: QUIT => S< QUIT
+		S: 226 done => C< 226 done
+		S: 221 bye => C< 221 bye, hang up`},
 	{name: "a pinhole that cannot be", change: func(o *stageHand, _ *dialogue) { o.refuse = alg.ExpectationFailed }, script: `
 		S: 220 hello => C< 220 hello
 		C: EPRT |1|192.0.2.2|50000| => deny expectation-failed, C< REPLY expectation-failed

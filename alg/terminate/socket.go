@@ -80,8 +80,10 @@ func dialFrom(ctx context.Context, known lookup, mark uint32, from netip.Addr, t
 	defer cancel()
 	for range sourcePortTries {
 		local := netip.AddrPortFrom(from, uint16(firstSourcePort+rand.IntN(lastSourcePort-firstSourcePort+1)))
-		if _, err := known.Lookup(conntrack.Tuple{Src: local, Dst: to}); !errors.Is(err, conntrack.ErrNotFound) {
+		if _, err := known.Lookup(conntrack.Tuple{Src: local, Dst: to}); err == nil {
 			continue
+		} else if !errors.Is(err, conntrack.ErrNotFound) {
+			return nil, err
 		}
 		d := net.Dialer{LocalAddr: net.TCPAddrFromAddrPort(local), Control: transparent(mark), KeepAlive: keepAlive}
 		c, err := d.DialContext(ctx, "tcp", to.String())
