@@ -56,10 +56,54 @@ func config(t testing.TB) Config {
 	return Config{Queues: [2]uint16{21, 24}, Helper: "sane", Policy: parse(t, policyText)}
 }
 
+const terminateText = `version: 1
+servers:
+  - name: files
+    addresses: [198.51.100.2, "2001:db8:2::2"]
+    passive: 50000-50100
+  - name: mirror
+    addresses: [203.0.113.0/28]
+clients:
+  - name: office
+    addresses: [192.0.2.0/24, "2001:db8:1::/64"]
+  - name: guest
+    addresses: [192.0.2.66, "2001:db8:1::66"]
+  - name: trusted
+    addresses: [192.0.2.77, "2001:db8:1::77"]
+rules:
+  - name: no guests
+    from: [guest]
+    action: deny
+  - name: trusted to files
+    from: [trusted]
+    to: [files]
+    action: inspect
+    opaque: deny
+  - name: office to files
+    from: [office]
+    to: [files]
+    action: inspect # the test makes it terminate
+  - name: office to mirror
+    from: [office]
+    to: [mirror]
+    action: inspect
+`
+
+// terminating is a configuration with a rule that terminates.
+func terminating(t testing.TB) Config {
+	p := parse(t, terminateText)
+	p.Rules[2].Action = policy.Terminate
+	return Config{Queues: [2]uint16{21, 21}, Helper: "sane", Policy: p}
+}
+
 func TestGolden(t *testing.T) {
-	open := config(t)
+	open, terminateOpen := config(t), terminating(t)
 	open.FailOpen, open.Queues, open.Variant, open.NoAccept = true, [2]uint16{5, 5}, Legacy, true
-	for name, cfg := range map[string]Config{"default": config(t), "open-noaccept-legacy": open} {
+	terminateOpen.NoAccept = true
+	terminateOpen.Terminate = Terminate{Port: 2190, Table: 90}.WithMarks(0x100)
+	for name, cfg := range map[string]Config{
+		"default": config(t), "open-noaccept-legacy": open, "terminate": terminating(t), "terminate-noaccept": terminateOpen,
+	} {
 		file := "testdata/" + name + ".sh"
 		got := IPTables(cfg).String()
 		if *update {

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"slices"
 	"strings"
 )
 
@@ -30,12 +31,12 @@ func (v Variant) command(tool, verb string) string {
 	return tool
 }
 
-// tables are the tables that we have chains in, with the built-in chains that lead there.
-var tables = []Table{{Name: "raw", Hook: "PREROUTING"}, {Name: "mangle", Hook: "PREROUTING"}, {Name: "filter", Hook: "FORWARD"}}
+// tables are the tables that we have chains in.
+var tables = []Table{{Name: "raw"}, {Name: "mangle"}, {Name: "filter"}}
 
 // Install puts the rules in force, and takes away what an earlier run left. Each table changes at once; the order is
-// raw, mangle, filter, so that what is accepted last has been steered first. Queues must be bound before, or packets
-// are lost.
+// routing, raw, mangle, filter, so that what is accepted last has been steered first, and leftover routing goes when no
+// rule needs it any more. Queues must be bound before, or packets are lost.
 func Install(ctx context.Context, r Ruleset) error {
 	for _, f := range families(r) {
 		if err := f.apply(ctx, r.Variant); err != nil {
@@ -54,14 +55,21 @@ func (v Variant) Remove(ctx context.Context) error { return Install(ctx, Ruleset
 // Present lists what is missing of a ruleset, for people to read. Nothing missing means that it is in force.
 func Present(ctx context.Context, r Ruleset) (missing []string, err error) {
 	for _, f := range r.Families {
+		routing, err := f.routingMissing(ctx)
+		if err != nil {
+			return nil, err
+		}
+		missing = append(missing, routing...)
 		for _, t := range f.Tables {
 			found, err := read(ctx, r.Variant, f, t)
 			if err != nil {
 				return nil, err
 			}
 			where := f.tool() + ", table " + t.Name + ": "
-			if len(found.jumps) == 0 {
-				missing = append(missing, where+"no jump from "+t.Hook+" to "+t.Chains[0].Name)
+			for _, c := range t.hooked() {
+				if !slices.Contains(found.jumps, c.Hook+" "+c.jump()) {
+					missing = append(missing, where+"no jump from "+c.Hook+" to "+c.Name)
+				}
 			}
 			for _, c := range t.Chains {
 				if n, ok := found.chains[c.Name]; !ok || n != len(c.Rules) {
@@ -90,6 +98,13 @@ func (f Family) apply(ctx context.Context, v Variant) error {
 	if f.V6 && len(f.Tables[0].Chains) == 0 && !hasIPv6() {
 		return nil // nothing to install, and nowhere that anything could be left
 	}
+	routes, err := f.readRouting(ctx)
+	if err != nil {
+		return err
+	}
+	if err := f.addRouting(ctx, routes); err != nil {
+		return err
+	}
 	for _, t := range f.Tables {
 		found, err := read(ctx, v, f, t)
 		if err != nil {
@@ -101,7 +116,7 @@ func (f Family) apply(ctx context.Context, v Variant) error {
 			}
 		}
 	}
-	return nil
+	return f.removeStale(ctx, routes)
 }
 
 func hasIPv6() bool {
@@ -168,8 +183,8 @@ func (l leftover) replaceBy(t Table) string {
 			extra = append(extra, "-X "+name)
 		}
 	}
-	if len(t.Chains) > 0 {
-		extra = append(extra, "-I "+t.Hook+" 1 "+t.jump())
+	for _, c := range t.hooked() {
+		extra = append(extra, "-I "+c.Hook+" 1 "+c.jump())
 	}
 	var b strings.Builder
 	all.restore(&b, false, extra...)
@@ -199,7 +214,7 @@ func command(ctx context.Context, input, name string, args ...string) (string, e
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = strings.NewReader(input), &stdout, &stderr
 	err := cmd.Run()
 	if errors.Is(err, exec.ErrNotFound) {
-		return "", fmt.Errorf("%w: install it (on Debian: apt-get install iptables), or manage the rules yourself with --no-rules", err)
+		return "", fmt.Errorf("%w: install it (on Debian: apt-get install iptables iproute2), or manage the rules yourself with --no-rules", err)
 	}
 	if err != nil {
 		return "", fmt.Errorf("%s %s: %w: %s", name, strings.Join(args, " "), err, strings.TrimSpace(stderr.String()))

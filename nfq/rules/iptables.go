@@ -24,11 +24,16 @@ func IPTables(cfg Config) Ruleset {
 	if cfg.Mark == 0 {
 		cfg.Mark = DefaultMark
 	}
+	if cfg.Terminate == (Terminate{}) {
+		cfg.Terminate = DefaultTerminate
+	}
 	set := Ruleset{Variant: cfg.Variant}
 	for _, v6 := range []bool{false, true} {
 		b := newBuilder(cfg, v6)
 		if len(b.servers) > 0 {
-			set.Families = append(set.Families, Family{V6: v6, Tables: []Table{b.raw(), b.mangle(), b.filter()}})
+			set.Families = append(set.Families, Family{
+				V6: v6, Routing: b.routing(), Tables: []Table{b.raw(), b.mangle(), b.filter()},
+			})
 		}
 	}
 	return set
@@ -109,7 +114,7 @@ func named(list []string, name string) bool {
 
 // raw: what must happen before conntrack sees a packet.
 func (b *builder) raw() Table {
-	c := Chain{Name: prefix + "RAW"}
+	c := Chain{Name: prefix + "RAW", Hook: "PREROUTING"}
 	for _, s := range b.servers {
 		for _, a := range s.addresses {
 			for _, ports := range s.ports {
@@ -128,7 +133,7 @@ func (b *builder) raw() Table {
 			}
 		}
 	}
-	return Table{Name: "raw", Hook: "PREROUTING", Chains: []Chain{c}}
+	return Table{Name: "raw", Chains: []Chain{c}}
 }
 
 // justInTime queues the SYNs that may get a pinhole just in time: this is the last moment before conntrack looks for
@@ -165,10 +170,12 @@ func match(option string, p netip.Prefix) string {
 	return " " + option + " " + p.String()
 }
 
-// mangle queues the control connections' payload, after conntrack and before DNAT. Ports decide and not conntrack's
-// state: what conntrack calls INVALID would slip past otherwise.
+// mangle hands terminated connections to ftpalg's sockets, and queues the payload of the other control connections, after
+// conntrack and before DNAT. Ports decide what is queued and not conntrack's state: what conntrack calls INVALID would slip
+// past otherwise.
 func (b *builder) mangle() Table {
-	c := Chain{Name: prefix + "MANGLE"}
+	c := Chain{Name: prefix + "MANGLE", Hook: "PREROUTING"}
+	more := b.terminate(&c)
 	for _, s := range b.servers {
 		for _, a := range s.addresses {
 			for _, ports := range s.ports {
@@ -179,12 +186,12 @@ func (b *builder) mangle() Table {
 			}
 		}
 	}
-	return Table{Name: "mangle", Hook: "PREROUTING", Chains: []Chain{c}}
+	return Table{Name: "mangle", Chains: append([]Chain{c}, more...)}
 }
 
-// filter decides what is forwarded.
+// filter decides what is forwarded, and lets ftpalg's own sockets through.
 func (b *builder) filter() Table {
-	main, data := Chain{Name: prefix + "FORWARD"}, Chain{Name: prefix + "DATA"}
+	main, data := Chain{Name: prefix + "FORWARD", Hook: "FORWARD"}, Chain{Name: prefix + "DATA"}
 	main.add("A session that ftpalg ends: the packet left the queue with this mark.",
 		"-p tcp -m mark --mark %#x/%#x %s", b.cfg.Mark, b.cfg.Mark, reset)
 	if !b.cfg.NoAccept {
@@ -203,9 +210,9 @@ func (b *builder) filter() Table {
 		chains = append(chains, decide)
 	}
 	if !b.cfg.NoAccept {
-		chains = append(chains, data)
+		chains = append(append(chains, data), b.local()...)
 	}
-	return Table{Name: "filter", Hook: "FORWARD", Chains: chains}
+	return Table{Name: "filter", Chains: chains}
 }
 
 // control handles the control connections to one address of a server.
@@ -222,7 +229,8 @@ func (b *builder) control(c *Chain, s server, a netip.Prefix, decide string) {
 	}
 }
 
-// decide is the chain with the policy's rules for one server: first match wins, and nothing that matches is refused.
+// decide is the chain with the policy's rules for one server: first match wins, and nothing that matches is refused. Of
+// connections that are to be terminated none gets here; that is refused as well.
 func (b *builder) decide(s server, name string) Chain {
 	c := Chain{Name: name}
 	for i := range b.cfg.Policy.Rules {

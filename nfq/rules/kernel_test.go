@@ -27,7 +27,8 @@ const patience = 5 * time.Second
 
 var noise = regexp.MustCompile(`(?m)^#.*\n|\[\d+:\d+\]`)
 
-// saved is everything that both tools of a variant have, without counters and dates.
+// saved is everything that both tools of a variant have, without counters and dates, and all rules and routes of policy
+// routing.
 func saved(t testing.TB, v Variant) string {
 	t.Helper()
 	var all string
@@ -40,75 +41,97 @@ func saved(t testing.TB, v Variant) string {
 			all += noise.ReplaceAllString(string(out), "")
 		}
 	}
+	for _, ip := range []string{"ip -4 rule show", "ip -4 route show table all", "ip -6 rule show", "ip -6 route show table all"} {
+		words := strings.Fields(ip)
+		out, err := exec.Command(words[0], words[1:]...).CombinedOutput()
+		if err != nil {
+			t.Fatalf("%s: %v\n%s", ip, err, out)
+		}
+		all += string(out)
+	}
 	return all
 }
 
 func TestInstallAndRemove(t *testing.T) {
 	lab.NeedRoot(t)
 	for _, v := range []Variant{Legacy, NFT} {
-		t.Run(string(v), func(t *testing.T) {
-			ctx := t.Context()
-			for _, rule := range []string{
-				"-t raw -A PREROUTING -p udp --dport 53 -j NOTRACK", "-t mangle -A PREROUTING -j MARK --set-mark 7",
-				"-t filter -N theirs", "-t filter -A FORWARD -j theirs", "-t filter -A theirs -p tcp --dport 22 -j ACCEPT",
-			} {
-				lab.Run(t, v.command("iptables", "")+" -w "+rule)
-				lab.Run(t, v.command("ip6tables", "")+" -w "+rule)
-			}
-			before := saved(t, v)
-			cfg := config(t)
-			cfg.Variant = v
-			set := IPTables(cfg)
-			if missing, err := Present(ctx, set); err != nil || len(missing) == 0 {
-				t.Errorf("before Install: %v, %v", missing, err)
-			}
-			install := func() string {
-				t.Helper()
-				if err := Install(ctx, set); err != nil {
-					t.Fatal(err)
-				}
-				if missing, err := Present(ctx, set); err != nil || len(missing) > 0 {
-					t.Errorf("after Install: %v, %v", missing, err)
-				}
-				return saved(t, v)
-			}
-			first := install()
-			if again := install(); again != first {
-				t.Errorf("a second Install changes the rules:\n%s\nto\n%s", first, again)
-			}
-			// What a daemon with another policy left when it was killed.
-			lab.Run(t, v.command("iptables", "")+" -w -N FTPALG-SERVER7")
-			lab.Run(t, v.command("iptables", "")+" -w -A FTPALG-SERVER7 -j DROP")
-			lab.Run(t, v.command("iptables", "")+" -w -A FTPALG-DATA -g FTPALG-SERVER7")
-			lab.Run(t, v.command("iptables", "")+" -w -A FORWARD -j FTPALG-SERVER7")
-			if missing, err := Present(ctx, set); err != nil || len(missing) != 1 {
-				t.Errorf("with a foreign rule in our chain: %v, %v", missing, err)
-			}
-			if again := install(); again != first {
-				t.Errorf("Install does not replace what was left:\n%s\nis now\n%s", first, again)
-			}
-			for range 2 { // the second time nothing is there
-				if err := v.Remove(ctx); err != nil {
-					t.Fatal(err)
-				}
-				if after := saved(t, v); after != before {
-					t.Errorf("before Install:\n%s\nafter Remove:\n%s", before, after)
-				}
-			}
-			for _, tool := range []string{"iptables", "ip6tables"} {
-				for _, table := range tables {
-					lab.Run(t, v.command(tool, "")+" -w -t "+table.Name+" -F")
-					lab.Run(t, v.command(tool, "")+" -w -t "+table.Name+" -X")
-				}
-			}
-		})
+		t.Run(string(v), func(t *testing.T) { installAndRemove(t, v, config(t)) })
+		t.Run(string(v)+" terminating", func(t *testing.T) { installAndRemove(t, v, terminating(t)) })
+	}
+}
+
+func installAndRemove(t *testing.T, v Variant, cfg Config) {
+	ctx := t.Context()
+	for _, rule := range []string{
+		"-t raw -A PREROUTING -p udp --dport 53 -j NOTRACK", "-t mangle -A PREROUTING -j MARK --set-mark 7",
+		"-t filter -N theirs", "-t filter -A FORWARD -j theirs", "-t filter -A theirs -p tcp --dport 22 -j ACCEPT",
+	} {
+		lab.Run(t, v.command("iptables", "")+" -w "+rule)
+		lab.Run(t, v.command("ip6tables", "")+" -w "+rule)
+	}
+	for _, ip := range []string{"ip -4", "ip -6"} {
+		lab.Run(t, ip+" rule add pref 50 fwmark 0x1/0x1 lookup 100")
+		lab.Run(t, ip+" route add local default dev lo table 100")
+		t.Cleanup(func() { lab.Run(t, ip+" rule del pref 50"); lab.Run(t, ip+" route flush table 100") })
+	}
+	before := saved(t, v)
+	cfg.Variant = v
+	set := IPTables(cfg)
+	if missing, err := Present(ctx, set); err != nil || len(missing) == 0 {
+		t.Errorf("before Install: %v, %v", missing, err)
+	}
+	install := func() string {
+		t.Helper()
+		if err := Install(ctx, set); err != nil {
+			t.Fatal(err)
+		}
+		if missing, err := Present(ctx, set); err != nil || len(missing) > 0 {
+			t.Errorf("after Install: %v, %v", missing, err)
+		}
+		return saved(t, v)
+	}
+	first := install()
+	if again := install(); again != first {
+		t.Errorf("a second Install changes the rules:\n%s\nto\n%s", first, again)
+	}
+	// What a daemon with another policy left when it was killed.
+	lab.Run(t, v.command("iptables", "")+" -w -N FTPALG-SERVER7")
+	lab.Run(t, v.command("iptables", "")+" -w -A FTPALG-SERVER7 -j DROP")
+	lab.Run(t, v.command("iptables", "")+" -w -A FTPALG-DATA -g FTPALG-SERVER7")
+	lab.Run(t, v.command("iptables", "")+" -w -A FORWARD -j FTPALG-SERVER7")
+	lab.Run(t, "ip -6 rule add pref 21 fwmark 0x400/0x400 lookup 2100 protocol 21")
+	lab.Run(t, "ip -6 route add local default dev lo table 2100 proto 21")
+	if missing, err := Present(ctx, set); err != nil || len(missing) != 1 {
+		t.Errorf("with a foreign rule in our chain: %v, %v", missing, err)
+	}
+	if again := install(); again != first {
+		t.Errorf("Install does not replace what was left:\n%s\nis now\n%s", first, again)
+	}
+	for range 2 { // the second time nothing is there
+		if err := v.Remove(ctx); err != nil {
+			t.Fatal(err)
+		}
+		if after := saved(t, v); after != before {
+			t.Errorf("before Install:\n%s\nafter Remove:\n%s", before, after)
+		}
+	}
+	for _, tool := range []string{"iptables", "ip6tables"} {
+		for _, table := range tables {
+			lab.Run(t, v.command(tool, "")+" -w -t "+table.Name+" -F")
+			lab.Run(t, v.command(tool, "")+" -w -t "+table.Name+" -X")
+		}
 	}
 }
 
 // TestScript runs what is printed, twice, and expects what Install makes.
 func TestScript(t *testing.T) {
 	lab.NeedRoot(t)
-	set := IPTables(config(t))
+	t.Run("inspecting", func(t *testing.T) { runScript(t, config(t)) })
+	t.Run("terminating", func(t *testing.T) { runScript(t, terminating(t)) })
+}
+
+func runScript(t *testing.T, cfg Config) {
+	set := IPTables(cfg)
 	if err := Install(t.Context(), set); err != nil {
 		t.Fatal(err)
 	}

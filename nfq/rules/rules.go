@@ -5,6 +5,7 @@ package rules
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 
 	"ftpalg/policy"
@@ -15,13 +16,14 @@ const DefaultMark = 0x20000000
 
 // Config says what the rules are for.
 type Config struct {
-	Queues   [2]uint16 // first and last queue number
-	Helper   string    // name of the conntrack helper that carries our expectations
-	FailOpen bool      // let packets pass when no daemon reads the queue
-	Mark     uint32    // the refused bit; 0 means DefaultMark
-	NoAccept bool      // leave the accepting rules out, for operators who keep their own
-	Variant  Variant   // which iptables to install with
-	Policy   *policy.Policy
+	Queues    [2]uint16 // first and last queue number
+	Helper    string    // name of the conntrack helper that carries our expectations
+	FailOpen  bool      // let packets pass when no daemon reads the queue
+	Mark      uint32    // the refused bit; 0 means DefaultMark
+	NoAccept  bool      // leave the accepting rules out, for operators who keep their own
+	Variant   Variant   // which iptables to install with
+	Terminate Terminate // the zero value means DefaultTerminate
+	Policy    *policy.Policy
 }
 
 // Ruleset is the rules of one configuration, for every family and table.
@@ -32,20 +34,21 @@ type Ruleset struct {
 
 // Family is the rules for IPv4 or for IPv6.
 type Family struct {
-	V6     bool
-	Tables []Table
+	V6      bool
+	Routing Routing // the zero value when nothing is terminated
+	Tables  []Table
 }
 
-// Table is one of iptables' tables. Its first chain is entered by a jump from the Hook chain.
+// Table is one of iptables' tables, with the chains that we have there.
 type Table struct {
 	Name   string
-	Hook   string // the built-in chain
 	Chains []Chain
 }
 
 // Chain is a chain of our own.
 type Chain struct {
 	Name  string
+	Hook  string // the built-in chain with the jump that leads here; empty where a chain of ours leads here
 	Rules []Rule
 }
 
@@ -68,7 +71,12 @@ func (f Family) tool() string {
 }
 
 // jump is the rule that leads from the built-in chain to ours. It says TCP, so that other traffic is spared the visit.
-func (t Table) jump() string { return "-p tcp -j " + t.Chains[0].Name }
+func (c Chain) jump() string { return "-p tcp -j " + c.Name }
+
+// hooked gives the table's chains that a built-in chain leads to.
+func (t Table) hooked() []Chain {
+	return slices.DeleteFunc(slices.Clone(t.Chains), func(c Chain) bool { return c.Hook == "" })
+}
 
 // restore writes the table's chains for iptables-restore --noflush. Naming a chain empties it if it is there, and the
 // whole table changes at once. extra lines go before the end.
@@ -100,14 +108,17 @@ func (r Ruleset) String() string {
 	b.WriteString("#!/bin/sh\n# ftpalg's rules. 'ftpalg run' installs them by itself; with --no-rules, run this.\nset -e\n")
 	for _, f := range r.Families {
 		tool := r.Variant.command(f.tool(), "")
+		f.Routing.script(&b, f)
 		fmt.Fprintf(&b, "\n%s -w 5 --noflush <<'EOF'\n", r.Variant.command(f.tool(), "restore"))
 		for _, t := range f.Tables {
 			t.restore(&b, true)
 		}
 		b.WriteString("EOF\n# The jumps come last, when what they lead to is whole.\n")
 		for _, t := range f.Tables {
-			fmt.Fprintf(&b, "%s -w 5 -t %s -C %s %s 2>/dev/null ||\n\t%s -w 5 -t %s -I %s 1 %s\n",
-				tool, t.Name, t.Hook, t.jump(), tool, t.Name, t.Hook, t.jump())
+			for _, c := range t.hooked() {
+				fmt.Fprintf(&b, "%s -w 5 -t %s -C %s %s 2>/dev/null ||\n\t%s -w 5 -t %s -I %s 1 %s\n",
+					tool, t.Name, c.Hook, c.jump(), tool, t.Name, c.Hook, c.jump())
+			}
 		}
 	}
 	return b.String()
