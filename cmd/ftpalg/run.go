@@ -118,7 +118,6 @@ func run(ctx context.Context, o runOptions) error {
 	d.inspector = inspect.New(inspect.Options{
 		Policy: d.policy, Conntrack: d.conntrack, Refused: o.mark, Report: d.report, Number: d.number,
 	})
-	d.port, d.relayMark, d.ownMark = 2121, 0x08000000, 0x10000000 // STUB
 	d.terminating = d.newTerminating()
 	return d.serve(ctx)
 }

@@ -20,11 +20,9 @@ const (
 
 // steering is what 'run' and 'rules' both have to know.
 type steering struct {
-	queues             queueRange
-	mark               uint32
-	noAccept           bool
-	port               uint16
-	relayMark, ownMark uint32
+	queues   queueRange
+	mark     uint32
+	noAccept bool
 }
 
 func (s *steering) flags(f *pflag.FlagSet) {
@@ -34,10 +32,13 @@ func (s *steering) flags(f *pflag.FlagSet) {
 	f.BoolVar(&s.noAccept, "no-accept", false, "leave the accepting rules out: your own accept control and RELATED data")
 }
 
+// terminate is how connections that are terminated get here.
+func (s *steering) terminate() rules.Terminate { return rules.DefaultTerminate }
+
 func (s *steering) config(p *policy.Policy, helper string) rules.Config {
 	return rules.Config{
 		Queues: [2]uint16{s.queues.first, s.queues.last}, Helper: helper, FailOpen: p.FailOpen, Mark: s.mark,
-		NoAccept: s.noAccept, Policy: p,
+		NoAccept: s.noAccept, Policy: p, Terminate: s.terminate(),
 	}
 }
 

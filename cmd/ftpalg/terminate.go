@@ -19,9 +19,10 @@ const renewEvery = 30 * time.Second
 
 // newTerminating makes the front end of terminated connections.
 func (d *daemon) newTerminating() *terminate.Gateway {
+	t := d.steering.terminate()
 	return terminate.New(terminate.Options{
 		Policy: d.policy, Certificates: d.certs, Conntrack: d.conntrack, Report: d.report, Number: d.number,
-		RelayMark: d.relayMark, OwnMark: d.ownMark,
+		RelayMark: t.Relay, OwnMark: t.Own,
 	})
 }
 
@@ -35,7 +36,8 @@ func (d *daemon) listenTransparently(ctx context.Context, tasks *errgroup.Group)
 	if d.listening || !terminates(d.policy) {
 		return nil
 	}
-	listeners, err := terminate.Listen(d.port, d.ownMark)
+	t := d.steering.terminate()
+	listeners, err := terminate.Listen(t.Port, t.Own)
 	if err != nil {
 		return err
 	}

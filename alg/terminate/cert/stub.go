@@ -4,7 +4,6 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"net/netip"
-	"os"
 
 	"ftpalg/policy"
 )
@@ -13,18 +12,15 @@ type Store struct{ base *tls.Config }
 
 func Load(p *policy.Policy) (*Store, error) {
 	s := &Store{}
-	for i := range p.Rules {
-		if os.Getenv("RELAY") != "" {
-			p.Rules[i].Data = policy.DataRelay
+	for _, srv := range p.Servers {
+		for _, k := range srv.Certificates {
+			c, err := tls.LoadX509KeyPair(k.Certificate, k.Key)
+			if err != nil {
+				return nil, err
+			}
+			s.base = &tls.Config{GetCertificate: func(*tls.ClientHelloInfo) (*tls.Certificate, error) { return &c, nil }}
+			s.base.SetSessionTicketKeys([][32]byte{{1}})
 		}
-	}
-	if os.Getenv("C") != "" {
-		c, err := tls.LoadX509KeyPair(os.Getenv("C"), os.Getenv("K"))
-		if err != nil {
-			return nil, err
-		}
-		s.base = &tls.Config{GetCertificate: func(*tls.ClientHelloInfo) (*tls.Certificate, error) { return &c, nil }}
-		s.base.SetSessionTicketKeys([][32]byte{{1}})
 	}
 	return s, nil
 }
