@@ -41,7 +41,7 @@ func (c certificates) Upstream(*policy.Server, netip.Addr) *tls.Config {
 
 func (c certificates) HasCertificate(*policy.Server) bool { return true }
 
-func newCertificates(t *testing.T) certificates {
+func newCertificates(t testing.TB) certificates {
 	t.Helper()
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
