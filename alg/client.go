@@ -88,9 +88,6 @@ func (c *Control) command(line ftp.Line, fx []Effect) (kind, Reason, []Effect) {
 		c.cwd.request(c.rule.TracksPaths(), []byte(".."))
 		return cwd, NoReason, fx
 	}
-	if simpleKinds[cmd.Verb] == transfer {
-		fx = append(fx, Effect{Kind: BeginTransfer})
-	}
 	return simpleKinds[cmd.Verb], NoReason, fx
 }
 
@@ -119,12 +116,16 @@ func (c *Control) user(cmd ftp.Command, fx []Effect) (kind, Reason, []Effect) {
 	return user, NoReason, append(fx, Effect{Kind: Login, Text: cmd.Arg})
 }
 
+// auth: AUTH TLS, TLS-C, TLS-P and SSL are one command (RFC 4217 section 4, MS-FTPS 1.3), in any case.
 func (c *Control) auth(cmd ftp.Command, fx []Effect) (kind, Reason, []Effect) {
 	if !c.rule.OpaquePinhole {
 		return other, OpaqueDenied, fx
 	}
-	if ftp.NamesTLS(cmd.Arg) {
-		return auth, NoReason, fx
+	mechanism := bytes.TrimSpace(cmd.Arg)
+	for _, name := range []string{"TLS", "TLS-C", "TLS-P", "SSL"} {
+		if bytes.EqualFold(mechanism, []byte(name)) {
+			return auth, NoReason, fx
+		}
 	}
 	return authOther, NoReason, fx
 }

@@ -64,7 +64,6 @@ type Effect struct {
 	Len        int
 	Text       []byte
 	New        []byte
-	Transfer   Transfer
 }
 
 // Protection is how the two channels of a session are protected (RFC 2228 section 3, RFC 4217).
