@@ -38,6 +38,7 @@ func build(d *document, raw *rawPolicy) *Policy {
 	b.allServers(raw.Servers)
 	b.allClients(raw.Clients)
 	b.allRules(raw.Rules)
+	b.certificatesToShow()
 	b.allTests(raw.Tests)
 	if len(b.faults) == 0 {
 		b.warn()
@@ -52,18 +53,26 @@ func (b *builder) settings(raw *rawPolicy) {
 	b.p.Helper = helpers[b.choose("helper", raw.Helper, helpers...)]
 	b.p.PinholeTimeout = raw.PinholeTimeout
 	b.p.CreditLifetime = raw.CreditLifetime
-	b.duration("pinhole-timeout", raw.PinholeTimeout, 5*time.Minute)
+	b.p.Authority = b.keyPair("authority", raw.Authority)
+	b.duration("pinhole-timeout", raw.PinholeTimeout, 5*time.Minute) // beyond that it is a standing hole
 	if raw.PinholeTimeout%time.Second != 0 {
 		b.fault("pinhole-timeout", "%v is not whole seconds, which is what conntrack counts in; round it", raw.PinholeTimeout)
 	}
 	b.duration("credit-lifetime", raw.CreditLifetime, time.Minute)
 }
 
-// duration holds a time to at least a second and at most most, beyond which it is a standing hole and no pinhole.
+// duration holds a time to at least a second and at most most.
 func (b *builder) duration(key string, t, most time.Duration) {
 	if t < time.Second || t > most {
 		b.fault(key, "%v is out of bounds; write 1s to %v", t, most)
 	}
+}
+
+// given is the first of keys that the file has: where to point for values that do not go together, when some of them may
+// be defaults.
+func (b *builder) given(keys ...string) string {
+	i := slices.IndexFunc(keys, func(key string) bool { _, there := b.places[key]; return there })
+	return keys[max(i, 0)]
 }
 
 // choose gives the position of value among words, or 0 after a fault.
@@ -89,11 +98,15 @@ func (b *builder) limits(raw *rawLimits) {
 		{"gap", raw.Gap, 1460, 16 << 20}, // one full segment at least, or no loss could be mended
 		{"outstanding", raw.Outstanding, 1, 4096},
 		{"audit-rate", raw.AuditRate, 1, 100_000},
+		{"handshakes", raw.Handshakes, 1, 10_000}, // each costs a processor about a millisecond
+		{"login-failures", raw.LoginFailures, 1, 1000},
 	} {
 		if l.value < l.least || l.value > l.top {
 			b.fault("limits."+l.key, "%d is out of bounds; write %d to %d", l.value, l.least, l.top)
 		}
 	}
+	b.duration("limits.handshake-timeout", raw.HandshakeTimeout, time.Minute)
+	b.duration("limits.idle-timeout", raw.IdleTimeout, 24*time.Hour)
 }
 
 // name checks that the name of an entry can be used and is new, and notes it in names. It gives the entry's key.
@@ -144,6 +157,9 @@ func (b *builder) allServers(raw []rawServer) {
 			Explicit:  b.ports(key+".explicit", r.Explicit),
 			Implicit:  b.ports(key+".implicit", r.Implicit),
 			Passive:   b.passive(key+".passive", r.Passive),
+
+			Certificates: b.certificates(key+".certificates", r.Certificates),
+			Upstream:     b.upstream(key+".upstream", &r.Upstream),
 		})
 		b.controlPorts(key, &b.p.Servers[i])
 	}

@@ -32,10 +32,11 @@ func (p *Policy) raw() rawPolicy {
 		Helper:          p.Helper,
 		PinholeTimeout:  p.PinholeTimeout,
 		CreditLifetime:  p.CreditLifetime,
+		Authority:       rawKeyPair(p.Authority),
 		Limits:          rawLimits(p.Limits),
 	}
-	for _, s := range p.Servers {
-		raw.Servers = append(raw.Servers, rawServer{s.Name, texts(s.Addresses), ints(s.Explicit), ints(s.Implicit), s.Passive.String()})
+	for i := range p.Servers {
+		raw.Servers = append(raw.Servers, p.Servers[i].raw())
 	}
 	for _, c := range p.Clients {
 		raw.Clients = append(raw.Clients, rawClient{c.Name, texts(c.Addresses)})
@@ -49,13 +50,51 @@ func (p *Policy) raw() rawPolicy {
 	return raw
 }
 
+func (s *Server) raw() rawServer {
+	raw := rawServer{
+		Name: s.Name, Addresses: texts(s.Addresses), Explicit: ints(s.Explicit), Implicit: ints(s.Implicit),
+		Passive: s.Passive.String(), Upstream: s.Upstream.raw(),
+	}
+	for _, pair := range s.Certificates {
+		raw.Certificates = append(raw.Certificates, rawKeyPair(pair))
+	}
+	return raw
+}
+
+func (u *Upstream) raw() rawUpstream {
+	return rawUpstream{
+		Control:      u.Control.String(),
+		Port:         int(u.Port),
+		AuthRefused:  choice(u.AuthRefused == Plain, "plain", "deny"),
+		Verify:       u.Verify.String(),
+		Name:         u.Name,
+		Certificate:  u.Client.Certificate,
+		Key:          u.Client.Key,
+		MinVersion:   versionWord(u.TLS.Min),
+		MaxVersion:   versionWord(u.TLS.Max),
+		Legacy:       choice(u.TLS.Legacy, "allow", "deny"),
+		SessionReuse: choice(u.SessionReuse, "required", "auto"),
+	}
+}
+
 func (r *Rule) raw() rawRule {
 	raw := rawRule{
 		Name: r.Name, From: r.From, To: r.To, Action: r.Action.String(),
 		Require:      choice(r.RequireTLS, "tls", "none"),
 		Opaque:       choice(r.OpaquePinhole, "pinhole", "deny"),
 		OpaqueActive: choice(r.OpaqueActive, "pinhole", "deny"),
-		Commands:     rawCommands{r.Allow, r.Deny},
+		Data:         r.Data.String(),
+		TLS:          r.TLS.raw(),
+		Commands:     rawNames{r.Allow, r.Deny},
+		Users:        rawNames(r.Users),
+		Files:        rawNames(r.Files),
+		MaxSize:      r.MaxSize,
+	}
+	if !r.NoUpload {
+		raw.Transfers = append(raw.Transfers, transferWords[0])
+	}
+	if !r.NoDownload {
+		raw.Transfers = append(raw.Transfers, transferWords[1])
 	}
 	for m := range JIT { // all that can be listed come before JIT
 		if r.Modes.Has(m) {
@@ -63,6 +102,16 @@ func (r *Rule) raw() rawRule {
 		}
 	}
 	return raw
+}
+
+func (t *ClientTLS) raw() rawClientTLS {
+	return rawClientTLS{
+		MinVersion:   versionWord(t.Min),
+		MaxVersion:   versionWord(t.Max),
+		Legacy:       choice(t.Legacy, "allow", "deny"),
+		ClientCA:     t.CA,
+		SessionReuse: choice(t.RequireReuse, "require", "allow"),
+	}
 }
 
 func (t *Test) raw() rawTest {

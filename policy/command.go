@@ -14,22 +14,36 @@ const (
 	DeniedCommand     Ruling = iota // the verb, or the verb with its first word
 	DeniedPath                      // the path it names
 	DeniedPathUnknown               // the path cannot be told, and the rule has a path for this verb
+	DeniedUser                      // the user's name
+	DeniedDirection                 // an upload or a download
+	DeniedFile                      // the file's name
 	Allowed
 )
 
 var rulingWords = []string{
-	DeniedCommand: "denied command", DeniedPath: "denied path", DeniedPathUnknown: "denied: path unknown", Allowed: "allowed",
+	DeniedCommand: "denied command", DeniedPath: "denied path", DeniedPathUnknown: "denied: path unknown",
+	DeniedUser: "denied user", DeniedDirection: "denied direction", DeniedFile: "denied file", Allowed: "allowed",
 }
 
 // String says the ruling in words.
 func (r Ruling) String() string { return word(rulingWords, r) }
 
-// restriction is what the deny list has for one verb.
+// restriction is what a rule has against one verb.
 type restriction struct {
-	whole bool     // every use of it
-	words [][]byte // these first words
-	paths []string // these paths and all under them
+	whole     bool     // every use of it
+	words     [][]byte // these first words
+	paths     []string // these paths and all under them
+	direction bool     // every use of it, because of where the data goes
+	users     bool     // the users that Rule.User refuses
+	files     bool     // the files that Rule.File refuses
 }
+
+// The commands whose data goes one way (RFC 959 section 4.1.3), and those that name a file.
+var (
+	uploads   = []string{"APPE", "STOR", "STOU"}
+	downloads = []string{"RETR"}
+	fileVerbs = []string{"APPE", "RETR", "RNFR", "RNTO", "STOR", "STOU"}
+)
 
 // argument says how a verb's argument holds a path.
 type argument uint8
@@ -61,7 +75,7 @@ func plainForm(verb string) string {
 
 var standardNames = map[string]string{"XCUP": "CDUP", "XCWD": "CWD", "XMKD": "MKD", "XPWD": "PWD", "XRMD": "RMD"}
 
-// compile readies the lists for Command.
+// compile readies the rule for Command.
 func (r *Rule) compile() {
 	r.allow, r.denied = map[string]bool{}, map[string]*restriction{}
 	for _, verb := range r.Allow {
@@ -84,6 +98,29 @@ func (r *Rule) compile() {
 		up := r.restriction("CDUP")
 		up.paths = slices.Concat(up.paths, cwd.paths)
 	}
+	r.compileNames()
+}
+
+func (r *Rule) compileNames() {
+	r.users, r.files = newPatterns(r.Users, userPattern), newPatterns(r.Files, fold)
+	if !r.users.isZero() {
+		r.restriction("USER").users = true
+	}
+	if !r.files.isZero() {
+		for _, verb := range fileVerbs {
+			r.restriction(verb).files = true
+		}
+	}
+	if r.NoUpload {
+		for _, verb := range uploads {
+			r.restriction(verb).direction = true
+		}
+	}
+	if r.NoDownload {
+		for _, verb := range downloads {
+			r.restriction(verb).direction = true
+		}
+	}
 }
 
 func (r *Rule) restriction(verb string) *restriction {
@@ -94,7 +131,7 @@ func (r *Rule) restriction(verb string) *restriction {
 }
 
 // Command rules on one command: its verb, its argument as it came, and the session's working directory, or "" where
-// that is unknown. It does not allocate for a verb in upper case without path entries.
+// that is unknown. It does not allocate for a verb in upper case that neither paths nor names restrict.
 func (r *Rule) Command(verb string, arg []byte, cwd string) Ruling {
 	if r == nil {
 		return DeniedCommand
@@ -107,14 +144,24 @@ func (r *Rule) Command(verb string, arg []byte, cwd string) Ruling {
 	if d == nil {
 		return Allowed
 	}
-	if d.whole || d.hasWord(arg) {
+	switch {
+	case d.whole || d.hasWord(arg):
 		return DeniedCommand
-	}
-	if len(d.paths) == 0 {
+	case d.direction:
+		return DeniedDirection
+	case d.users && !r.User(string(arg)):
+		return DeniedUser
+	case d.files && namesFile(verb, arg) && !r.File(string(arg)):
+		return DeniedFile
+	case len(d.paths) == 0:
 		return Allowed
 	}
 	return d.path(verb, string(arg), cwd)
 }
+
+// namesFile reports whether a command's argument is a file's name: without one, the server makes one up for STOU (RFC 959
+// section 4.1.3).
+func namesFile(verb string, arg []byte) bool { return verb != "STOU" || len(bytes.TrimSpace(arg)) > 0 }
 
 // hasWord reports whether the first word of arg is one of the denied ones. White space in front, which some servers
 // skip, does not hide it.

@@ -180,6 +180,18 @@ func TestRestricts(t *testing.T) {
 			t.Errorf("CWD /x leaves %s free", prefix)
 		}
 	}
+	names := ruleOf(t, "    users: {deny: root}\n    transfers: download\n    files: {allow: '*.txt'}")
+	for prefix, want := range map[string]bool{
+		"US": true, "USER": true, "USERS": false, "RET": true, "RNF": true, "RNTO": true, "STO": true, "APPE": true,
+		"LIST": false, "DELE": false, "X": false,
+	} {
+		if got := names.Restricts(prefix); got != want {
+			t.Errorf("%q: %v", prefix, got)
+		}
+	}
+	if names.TracksPaths() {
+		t.Error("names of files need no working directory")
+	}
 	if free := ruleWith(t, nil, nil); free.Restricts("") || free.TracksPaths() {
 		t.Error("a rule without lists restricts something")
 	}
@@ -187,7 +199,8 @@ func TestRestricts(t *testing.T) {
 
 // What Restricts leaves free, Command allows, whatever the argument: the engine lets such lines go on early.
 func TestRestrictsAgreesWithCommand(t *testing.T) {
-	r := ruleWith(t, nil, []string{"SITE CHMOD", "MKD", "STOR /x", "CWD /", "MFF /y", "LIST /z"})
+	lists := ruleWith(t, nil, []string{"SITE CHMOD", "MKD", "STOR /x", "CWD /", "MFF /y", "LIST /z"})
+	names := ruleOf(t, "    users: {allow: alice}\n    transfers: upload\n    files: {deny: x}")
 	verbs := []string{"SITE", "USER", "PWD", "QUIT"}
 	for verb := range pathVerbs {
 		verbs = append(verbs, verb)
@@ -198,8 +211,10 @@ func TestRestrictsAgreesWithCommand(t *testing.T) {
 	for _, verb := range verbs {
 		for _, arg := range []string{"", "CHMOD", "/x", "/y", "a=b; /y", "/z", "-R /", "x"} {
 			for i := range len(verb) + 1 {
-				if ruling := r.Command(verb, []byte(arg), ""); ruling != Allowed && !r.Restricts(verb[:i]) {
-					t.Errorf("%s %s is %v, but %q is not restricted", verb, arg, ruling, verb[:i])
+				for _, r := range []*Rule{lists, names} {
+					if ruling := r.Command(verb, []byte(arg), ""); ruling != Allowed && !r.Restricts(verb[:i]) {
+						t.Errorf("%s %s is %v, but %q is not restricted", verb, arg, ruling, verb[:i])
+					}
 				}
 			}
 		}

@@ -38,7 +38,7 @@ func (e *Error) Error() string {
 }
 
 // Bounds of a document's shape. The parser behind recurses, and a Go stack that overflows cannot be recovered from;
-// the deepest policy has a nesting of four. It also takes quadratic time over the keys of one mapping: minutes for
+// the deepest policy has a nesting of five. It also takes quadratic time over the keys of one mapping: minutes for
 // what fits in MaxSize, a fraction of a second for what fits in maxTokens.
 const (
 	maxTokens = 40_000 // words and signs; 15,000 addresses still fit
@@ -275,14 +275,14 @@ func (d *document) scalar(n ast.Node, key string, v reflect.Value) {
 			}
 		}
 		d.fault(key, "%s where a duration is wanted; write it with its unit, such as 30s or 2m", kindOf(n))
-	case int:
+	case int, int64:
 		// Only plain decimal: what 021, 0x15 or 1_000 mean differs between readers of YAML.
-		i, err := strconv.Atoi(n.GetToken().Value)
-		if n.Type() != ast.IntegerType || err != nil || strconv.Itoa(i) != n.GetToken().Value {
+		i, err := strconv.ParseInt(n.GetToken().Value, 10, v.Type().Bits())
+		if n.Type() != ast.IntegerType || err != nil || strconv.FormatInt(i, 10) != n.GetToken().Value {
 			d.fault(key, "%s where a whole decimal number is wanted; write digits without quotes", kindOf(n))
 			return
 		}
-		v.SetInt(int64(i))
+		v.SetInt(i)
 	case string:
 		d.text(n, key, v)
 	}

@@ -16,7 +16,7 @@ func TestErrors(t *testing.T) {
 	}{
 		{"empty", "", []string{"1:1: empty; a policy begins with version: 1"}},
 		{"only comments", "# nothing\n", []string{"1:1: empty; a policy begins with version: 1"}},
-		{"a word", "deny\n", []string{`1:1: the text "deny" where keys and values are wanted; write one of: version, servers, clients, rules, bounce, privileged-ports, fail, helper, pinhole-timeout, credit-lifetime, limits, tests`}},
+		{"a word", "deny\n", []string{`1:1: the text "deny" where keys and values are wanted; write one of: version, servers, clients, rules, authority, bounce, privileged-ports, fail, helper, pinhole-timeout, credit-lifetime, limits, tests`}},
 		{"nothing required", "fail: open\n", []string{
 			"1:1: version: missing; add it", "1:1: servers: missing; add it", "1:1: rules: missing; add it",
 		}},
@@ -28,8 +28,8 @@ func TestErrors(t *testing.T) {
 		{"tag", "version: !!int 1\n", []string{`1:10: "!!int": tags, directives, merge keys and ? keys are not supported; write plain keys and values`}},
 		{"brackets", "tests: " + strings.Repeat("[", 17) + strings.Repeat("]", 17), []string{"1:24: more than 16 brackets deep; nest less"}},
 		{"dashes", strings.Repeat("- ", 201) + "x", []string{`1:401: "-" beyond column 400; nest less`}},
-		{"unknown key", small("    form: any", ""), []string{"6:5: rules[0].form: unknown key; the keys here are name, from, to, action, modes, require, opaque, opaque-active, commands"}},
-		{"key of the wrong level", small("", "line: 5"), []string{"7:1: line: unknown key; the keys here are version, servers, clients, rules, bounce, privileged-ports, fail, helper, pinhole-timeout, credit-lifetime, limits, tests"}},
+		{"unknown key", small("    form: any", ""), []string{"6:5: rules[0].form: unknown key; the keys here are name, from, to, action, modes, require, opaque, opaque-active, data, tls, commands, users, transfers, files, max-size"}},
+		{"key of the wrong level", small("", "line: 5"), []string{"7:1: line: unknown key; the keys here are version, servers, clients, rules, authority, bounce, privileged-ports, fail, helper, pinhole-timeout, credit-lifetime, limits, tests"}},
 		{"duplicate key", small("    action: deny", ""), []string{"6:5: rules[0].action: given twice; remove one"}},
 		{"number for text", small("    from: 7", ""), []string{"6:11: rules[0].from[0]: the number 7 where text is wanted; put quotes around it"}},
 		{"text for number", small("", `limits: {line: "512"}`), []string{`7:16: limits.line: the text "512" where a whole decimal number is wanted; write digits without quotes`}},
@@ -60,7 +60,12 @@ func TestErrors(t *testing.T) {
 			"9:8: limits.gap: -1 is out of bounds; write 1460 to 16777216",
 			"10:13: limits.pinholes: 1000001 is out of bounds; write 1 to 1000000",
 		}},
-		{"terminate", strings.Replace(small("", ""), "inspect", "terminate", 1), []string{"5:13: rules[0].action: terminate is reserved: not in this version; write inspect or deny"}},
+		{"limits of terminated connections", small("", "limits:\n  handshakes: 0\n  handshake-timeout: 61s\n  idle-timeout: 0s\n  login-failures: 1001"), []string{
+			"8:15: limits.handshakes: 0 is out of bounds; write 1 to 10000",
+			"9:22: limits.handshake-timeout: 1m1s is out of bounds; write 1s to 1m0s",
+			"10:17: limits.idle-timeout: 0s is out of bounds; write 1s to 24h0m0s",
+			"11:19: limits.login-failures: 1001 is out of bounds; write 1 to 1000",
+		}},
 		{"opaque-active alone", small("    opaque: deny\n    opaque-active: pinhole", ""), []string{"7:20: rules[0].opaque-active: pinhole, but opaque is deny; set opaque: pinhole, or opaque-active: deny"}},
 		{"empty lists", "version: 1\nservers: []\nrules: []\n", []string{
 			"2:10: servers: empty; list at least one server",

@@ -20,7 +20,7 @@ type Action uint8
 const (
 	Deny      Action = iota // the connection is refused
 	Inspect                 // packets pass through the queue and are read there
-	Terminate               // reserved: no policy that parses has it in this version
+	Terminate               // its bytes pass through ftpalg's own sockets, which open TLS
 )
 
 var actionWords = []string{Deny: "deny", Inspect: "inspect", Terminate: "terminate"}
@@ -140,7 +140,7 @@ type Rule struct {
 	Allow         []string // if not empty, the only verbs allowed
 	Deny          []string // denied: "VERB", "VERB WORD" or "VERB /path"
 	Users         Names    // user names, '*' and '?' as wild cards
-	Files         Names    // patterns of file names, of the last element of a path
+	Files         Names    // patterns of file names, as of path.Match, of the last element of a path
 	NoUpload      bool
 	NoDownload    bool
 	Data          DataPath  // where Action is Terminate
@@ -151,6 +151,8 @@ type Rule struct {
 	servers []bool // by position in Policy.Servers
 	allow   map[string]bool
 	denied  map[string]*restriction
+	users   patterns
+	files   patterns
 }
 
 // Limits bound what one policy can make the gateway hold or write.

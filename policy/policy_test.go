@@ -2,6 +2,8 @@ package policy
 
 import (
 	"bytes"
+	"crypto/sha256"
+	"crypto/tls"
 	"errors"
 	"flag"
 	"io/fs"
@@ -145,7 +147,7 @@ func TestFullPolicy(t *testing.T) {
 		p.PinholeTimeout != time.Minute || p.CreditLifetime != 2*time.Second {
 		t.Errorf("settings: %+v", p)
 	}
-	if want := (Limits{1024, 10, 5, 20, 32768, 8, 1}); p.Limits != want {
+	if want := (Limits{1024, 10, 5, 20, 32768, 8, 1, 16, 5 * time.Second, 90 * time.Minute, 3}); p.Limits != want {
 		t.Errorf("limits are %+v, want %+v", p.Limits, want)
 	}
 	if s := p.Servers[0]; s.Passive != (PortRange{50000, 50100}) || !slices.Equal(s.Explicit, []uint16{21, 2121}) || len(s.Implicit) != 0 {
@@ -159,9 +161,38 @@ func TestFullPolicy(t *testing.T) {
 		t.Errorf("deny is %q, want %q", r.Deny, want)
 	}
 	test := p.Tests[0]
-	want := []Line{{false, "220 ready ", 62}, {true, `SITE "x" # no comment`, 64}, {true, "USER a", 65}}
-	if !slices.Equal(test.Dialogue, want) || test.Expect != "deny" || test.Line != 58 {
+	want := []Line{{false, "220 ready ", 111}, {true, `SITE "x" # no comment`, 113}, {true, "USER a", 114}}
+	if !slices.Equal(test.Dialogue, want) || test.Expect != "deny" || test.Line != 107 {
 		t.Errorf("test: %+v", test)
+	}
+}
+
+func TestFullPolicyTerminates(t *testing.T) {
+	p := parse(t, string(read(t, "full.yaml")))
+	s, r := p.Servers[2], p.Rules[2]
+	want := Upstream{
+		Control: Explicit, Port: 21, AuthRefused: Plain, Name: "vault.example.com",
+		Verify:       Verify{Kind: VerifyPin, Pin: sha256.Sum256([]byte("a key"))},
+		Client:       KeyPair{"/etc/ftpalg/client.pem", "/etc/ftpalg/client.key"},
+		TLS:          Versions{tls.VersionTLS10, tls.VersionTLS12, true},
+		SessionReuse: true,
+	}
+	if s.Upstream != want {
+		t.Errorf("upstream is %+v, want %+v", s.Upstream, want)
+	}
+	pairs := []KeyPair{{"/etc/ftpalg/vault.pem", "/etc/ftpalg/vault.key"}, {"/etc/ftpalg/old vault.pem", "/etc/ftpalg/old vault.key"}}
+	if !slices.Equal(s.Certificates, pairs) || p.Authority != (KeyPair{"/etc/ftpalg/authority.pem", "/etc/ftpalg/authority.key"}) {
+		t.Errorf("certificates: %+v, authority %+v", s.Certificates, p.Authority)
+	}
+	clients := ClientTLS{Versions{tls.VersionTLS11, tls.VersionTLS11, true}, "/etc/ftpalg/clients.pem", true}
+	if r.Action != Terminate || r.Data != DataRelay || r.TLS != clients || r.MaxSize != 5e9 || r.NoUpload || !r.NoDownload {
+		t.Errorf("rule: %+v", r)
+	}
+	if s := p.Servers[0]; s.Upstream != (Upstream{TLS: defaultVersions}) || s.Certificates != nil {
+		t.Errorf("a server without these keys: %+v", s)
+	}
+	if r := p.Rules[0]; r.Data != DataAuto || r.TLS != (ClientTLS{Versions: defaultVersions}) || r.MaxSize != 0 || r.NoUpload || r.NoDownload {
+		t.Errorf("a rule without these keys: %+v", r)
 	}
 }
 

@@ -14,6 +14,7 @@ type rawPolicy struct {
 	Servers         []rawServer   `yaml:"servers,required"`
 	Clients         []rawClient   `yaml:"clients"`
 	Rules           []rawRule     `yaml:"rules,required"`
+	Authority       rawKeyPair    `yaml:"authority"`
 	Bounce          string        `yaml:"bounce"`
 	PrivilegedPorts string        `yaml:"privileged-ports"`
 	Fail            string        `yaml:"fail"`
@@ -30,6 +31,28 @@ type rawServer struct {
 	Explicit  []int    `yaml:"explicit"`
 	Implicit  []int    `yaml:"implicit"`
 	Passive   string   `yaml:"passive"`
+
+	Certificates []rawKeyPair `yaml:"certificates"`
+	Upstream     rawUpstream  `yaml:"upstream"`
+}
+
+type rawKeyPair struct {
+	Certificate string `yaml:"certificate"`
+	Key         string `yaml:"key"`
+}
+
+type rawUpstream struct {
+	Control      string `yaml:"control"`
+	Port         int    `yaml:"port"`
+	AuthRefused  string `yaml:"auth-refused"`
+	Verify       string `yaml:"verify"`
+	Name         string `yaml:"name"`
+	Certificate  string `yaml:"certificate"`
+	Key          string `yaml:"key"`
+	MinVersion   string `yaml:"min-version"`
+	MaxVersion   string `yaml:"max-version"`
+	Legacy       string `yaml:"legacy"`
+	SessionReuse string `yaml:"session-reuse"`
 }
 
 type rawClient struct {
@@ -38,18 +61,32 @@ type rawClient struct {
 }
 
 type rawRule struct {
-	Name         string      `yaml:"name,required"`
-	From         []string    `yaml:"from"`
-	To           []string    `yaml:"to"`
-	Action       string      `yaml:"action,required"`
-	Modes        []string    `yaml:"modes"`
-	Require      string      `yaml:"require"`
-	Opaque       string      `yaml:"opaque"`
-	OpaqueActive string      `yaml:"opaque-active"`
-	Commands     rawCommands `yaml:"commands"`
+	Name         string       `yaml:"name,required"`
+	From         []string     `yaml:"from"`
+	To           []string     `yaml:"to"`
+	Action       string       `yaml:"action,required"`
+	Modes        []string     `yaml:"modes"`
+	Require      string       `yaml:"require"`
+	Opaque       string       `yaml:"opaque"`
+	OpaqueActive string       `yaml:"opaque-active"`
+	Data         string       `yaml:"data"`
+	TLS          rawClientTLS `yaml:"tls"`
+	Commands     rawNames     `yaml:"commands"`
+	Users        rawNames     `yaml:"users"`
+	Transfers    []string     `yaml:"transfers"`
+	Files        rawNames     `yaml:"files"`
+	MaxSize      int64        `yaml:"max-size"`
 }
 
-type rawCommands struct {
+type rawClientTLS struct {
+	MinVersion   string `yaml:"min-version"`
+	MaxVersion   string `yaml:"max-version"`
+	Legacy       string `yaml:"legacy"`
+	ClientCA     string `yaml:"client-ca"`
+	SessionReuse string `yaml:"session-reuse"`
+}
+
+type rawNames struct {
 	Allow []string `yaml:"allow"`
 	Deny  []string `yaml:"deny"`
 }
@@ -107,7 +144,18 @@ func defaults() rawPolicy {
 }
 
 func defaultServer() rawServer {
-	return rawServer{Explicit: []int{21}, Implicit: []int{990}, Passive: "none"}
+	return rawServer{
+		Explicit: []int{21}, Implicit: []int{990}, Passive: "none",
+		Upstream: rawUpstream{
+			Control:      Same.String(),
+			AuthRefused:  "deny",
+			Verify:       "system",
+			MinVersion:   "1.2",
+			MaxVersion:   "1.3",
+			Legacy:       "deny",
+			SessionReuse: "auto",
+		},
+	}
 }
 
 func defaultRule() rawRule {
@@ -118,6 +166,9 @@ func defaultRule() rawRule {
 		Require:      "none",
 		Opaque:       "pinhole",
 		OpaqueActive: "deny",
+		Data:         DataAuto.String(),
+		TLS:          rawClientTLS{MinVersion: "1.2", MaxVersion: "1.3", Legacy: "deny", SessionReuse: "allow"},
+		Transfers:    slices.Clone(transferWords),
 	}
 }
 

@@ -24,11 +24,16 @@ func (b *builder) allRules(raw []rawRule) {
 func (b *builder) rule(key string, raw *rawRule) Rule {
 	r := Rule{
 		Name:          raw.Name,
-		Action:        b.action(key+".action", raw.Action),
+		Action:        Action(b.choose(key+".action", raw.Action, actionWords...)),
 		Modes:         b.modes(key+".modes", raw.Modes),
 		RequireTLS:    b.choose(key+".require", raw.Require, "none", "tls") == 1,
 		OpaquePinhole: b.choose(key+".opaque", raw.Opaque, "deny", "pinhole") == 1,
 		OpaqueActive:  b.choose(key+".opaque-active", raw.OpaqueActive, "deny", "pinhole") == 1,
+		Data:          DataPath(b.choose(key+".data", raw.Data, dataPathWords...)),
+		TLS:           b.clientTLS(key+".tls", &raw.TLS),
+		MaxSize:       raw.MaxSize,
+		Users:         b.names(key+".users", &raw.Users, userProblem),
+		Files:         b.names(key+".files", &raw.Files, fileProblem),
 	}
 	if r.OpaquePinhole {
 		r.Modes |= 1 << JIT
@@ -38,17 +43,25 @@ func (b *builder) rule(key string, raw *rawRule) Rule {
 	r.From = b.references(key+".from", raw.From, b.clients)
 	r.To = b.references(key+".to", raw.To, b.servers)
 	b.match(&r)
+	b.transfers(key+".transfers", raw.Transfers, &r)
 	b.commands(key+".commands", &raw.Commands, &r)
+	b.terminated(key, &r)
+	r.compile()
 	return r
 }
 
-func (b *builder) action(key, text string) Action {
-	a := Action(b.choose(key, text, actionWords...))
-	if a == Terminate {
-		b.fault(key, "terminate is reserved: not in this version; write inspect or deny")
-		return Deny
+var transferWords = []string{"upload", "download"}
+
+// transfers reads the directions allowed. None is a choice too: listings only.
+func (b *builder) transfers(key string, raw []string, r *Rule) {
+	r.NoUpload, r.NoDownload = true, true
+	for i, text := range raw {
+		if b.choose(index(key, i), text, transferWords...) == 0 {
+			r.NoUpload = false
+		} else {
+			r.NoDownload = false
+		}
 	}
-	return a
 }
 
 func (b *builder) modes(key string, raw []string) (set Modes) {
@@ -100,8 +113,8 @@ func (b *builder) match(r *Rule) {
 	r.clients = newPrefixes(from)
 }
 
-// commands compiles the lists of allowed and denied commands.
-func (b *builder) commands(key string, raw *rawCommands, r *Rule) {
+// commands reads the lists of allowed and denied commands.
+func (b *builder) commands(key string, raw *rawNames, r *Rule) {
 	r.Allow, r.Deny = []string{}, []string{}
 	for i, text := range raw.Allow {
 		if !isVerb(text) {
@@ -124,7 +137,6 @@ func (b *builder) commands(key string, raw *rawCommands, r *Rule) {
 	slices.Sort(r.Allow)
 	slices.Sort(r.Deny)
 	r.Allow, r.Deny = slices.Compact(r.Allow), slices.Compact(r.Deny)
-	r.compile()
 }
 
 // parseDeny gives an entry of the deny list in its one form: VERB, VERB WORD or VERB /path.

@@ -1,6 +1,9 @@
 package policy
 
-import "crypto/tls"
+import (
+	"crypto/tls"
+	"encoding/base64"
+)
 
 // KeyPair names a certificate chain and its private key, two PEM files. The zero value names none.
 type KeyPair struct{ Certificate, Key string }
@@ -32,7 +35,7 @@ type Versions struct {
 // Upstream says how a terminated control connection goes on to its server.
 type Upstream struct {
 	Control      Channel
-	Port         uint16  // 0: see Server.Upstreams
+	Port         uint16  // of the server; 0: the one that Server.Dial finds
 	AuthRefused  Channel // Plain goes on in clear text when the server refuses AUTH; Same refuses the client's
 	Verify       Verify
 	Name         string  // to verify, and to send as SNI; empty: the server's address
@@ -87,3 +90,25 @@ type Names struct {
 
 // defaultVersions are those without known weaknesses.
 var defaultVersions = Versions{Min: tls.VersionTLS12, Max: tls.VersionTLS13}
+
+// versionWords are the versions that crypto/tls can speak, the oldest first; it numbers them one by one.
+var versionWords = []string{"1.0", "1.1", "1.2", "1.3"}
+
+// versionWord gives the word of the policy file.
+func versionWord(version uint16) string { return versionWords[version-tls.VersionTLS10] }
+
+// pinPrefix begins a pin, as in HTTP's key pinning (RFC 7469 section 2.4).
+const pinPrefix = "sha256/"
+
+// String gives the form of the policy file.
+func (v Verify) String() string {
+	switch v.Kind {
+	case VerifyNone:
+		return "none"
+	case VerifyCA:
+		return v.CA
+	case VerifyPin:
+		return pinPrefix + base64.StdEncoding.EncodeToString(v.Pin[:])
+	}
+	return "system"
+}

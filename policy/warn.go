@@ -12,6 +12,9 @@ func (b *builder) warn() {
 		if !b.ruled(i) {
 			b.warning(key, "no rule names server %q, so every connection to it is denied", s.Name)
 		}
+		if r := b.terminatedBy(i); r != nil {
+			b.warnTerminated(key, &b.p.Servers[i], r)
+		}
 	}
 	if b.p.FailOpen {
 		b.warning("fail", "open: when the queue is full or ftpalg is gone, control connections pass unread")
@@ -26,14 +29,38 @@ func (b *builder) warnRule(i int) {
 			break
 		}
 	}
-	if r.Action != Inspect {
+	if r.Action == Deny {
 		return
 	}
-	if r.RequireTLS && !r.OpaquePinhole {
-		b.warning(key, "rule %q demands TLS and gives encrypted sessions no pinhole, so nothing can be transferred", r.Name)
-	}
 	if len(r.Allow) > 0 && !r.allow["USER"] {
-		b.warning(key+".commands.allow", "rule %q does not allow USER, so nobody can log in in clear text", r.Name)
+		b.warning(key+".commands.allow", "rule %q does not allow USER, so nobody can log in%s", r.Name, choice(r.Action == Inspect, " in clear text", ""))
+	}
+	switch {
+	case r.Action == Inspect && r.RequireTLS && !r.OpaquePinhole:
+		b.warning(key, "rule %q demands TLS and gives encrypted sessions no pinhole, so nothing can be transferred", r.Name)
+	case r.Action == Terminate && (!r.OpaquePinhole || r.OpaqueActive):
+		b.warning(b.given(key+".opaque", key+".opaque-active"), "rule %q terminates, so nothing stays encrypted, and opaque and opaque-active mean nothing", r.Name)
+	}
+	if r.TLS.CA != "" && !r.RequireTLS {
+		b.warning(key+".tls.client-ca", "rule %q asks for certificates in TLS, and lets clients do without TLS; set require: tls", r.Name)
+	}
+}
+
+// warnTerminated is for a server whose connections a rule terminates.
+func (b *builder) warnTerminated(key string, s *Server, r *Rule) {
+	switch {
+	case b.p.CanShow(s):
+	case r.RequireTLS:
+		b.warning(key, "rule %q demands TLS, and there is no certificate to show, so nobody can log in; list certificates or set authority", r.Name)
+	default:
+		b.warning(key, "rule %q terminates, and there is no certificate to show, so AUTH is refused; list certificates or set authority", r.Name)
+	}
+	if s.Upstream.Control == Same && s.Upstream.Port != 0 && len(s.Explicit) > 0 && len(s.Implicit) > 0 {
+		b.warning(key+".upstream.port", "%d is for clients of explicit and of implicit ports alike, and the server's can be one of them only; "+
+			"set control: explicit or implicit, or port: 0", s.Upstream.Port)
+	}
+	if s.Upstream.Verify.Kind == VerifyNone {
+		b.warning(key+".upstream.verify", "none: whoever stands between ftpalg and server %q can read and change all", s.Name)
 	}
 }
 
