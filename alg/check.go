@@ -30,7 +30,7 @@ func runTest(p *policy.Policy, t *policy.Test) (got string, why Reason) {
 	if why := Admit(d); why != NoReason {
 		return "deny", why
 	}
-	c := New(p, d, client, server)
+	c := begin(p, d, client, server)
 	dialogue := t.Dialogue
 	if t.Command != "" {
 		c.login, c.secured, c.kinds, c.phase, c.tls = loggedIn, true, queue{}, clear, nil
@@ -45,6 +45,19 @@ func runTest(p *policy.Policy, t *policy.Test) (got string, why Reason) {
 		got, why = outcome(c.Feed(time.Time{}, from, []byte(line.Text+"\r\n"), nil))
 	}
 	return got, why
+}
+
+// begin gives the engine that a front end would use for a decision.
+func begin(p *policy.Policy, d policy.Decision, client, server netip.AddrPort) *Control {
+	if d.Action != policy.Terminate {
+		return New(p, d, client, server)
+	}
+	c := NewTerminated(p, d, client, server)
+	if d.Implicit {
+		// MS-FTPS 1.3: as if AUTH TLS, PBSZ 0 and PROT P had been given.
+		c.SetProtection(Protection{Control: TLS, Data: TLS})
+	}
+	return c
 }
 
 func outcome(fx []Effect) (string, Reason) {

@@ -88,13 +88,17 @@ func (c *Control) command(line ftp.Line, fx []Effect) (kind, Reason, []Effect) {
 		c.cwd.request(c.rule.TracksPaths(), []byte(".."))
 		return cwd, NoReason, fx
 	}
-	return simpleKinds[cmd.Verb], NoReason, fx
+	k := simpleKinds[cmd.Verb]
+	if d := k.direction(); d != NoTransfer {
+		fx = append(fx, Effect{Kind: BeginTransfer, Direction: d, Text: line.Text})
+	}
+	return k, NoReason, fx
 }
 
 // simpleKinds are the commands that need nothing when they are sent, only when they are answered.
 var simpleKinds = map[string]kind{
-	"RETR": transfer, "STOR": transfer, "STOU": transfer, "APPE": transfer,
-	"LIST": transfer, "NLST": transfer, "MLSD": transfer,
+	"STOR": upload, "STOU": upload, "APPE": upload, "RETR": download,
+	"LIST": listing, "NLST": listing, "MLSD": listing,
 	"PASS": pass, "ACCT": pass, "QUIT": quit, "STAT": stat,
 	"PWD": pwd, "XPWD": pwd,
 }
@@ -118,16 +122,27 @@ func (c *Control) user(cmd ftp.Command, fx []Effect) (kind, Reason, []Effect) {
 
 // auth: AUTH TLS, TLS-C, TLS-P and SSL are one command (RFC 4217 section 4, MS-FTPS 1.3), in any case.
 func (c *Control) auth(cmd ftp.Command, fx []Effect) (kind, Reason, []Effect) {
-	if !c.rule.OpaquePinhole {
+	tls := isTLS(bytes.TrimSpace(cmd.Arg))
+	switch {
+	case c.opened && tls && !c.canShow:
+		return other, NoCertificate, fx
+	case c.opened && tls:
+		return authOpened, NoReason, fx
+	case c.opened, !c.rule.OpaquePinhole: // another mechanism would leave the session closed to us
 		return other, OpaqueDenied, fx
-	}
-	mechanism := bytes.TrimSpace(cmd.Arg)
-	for _, name := range []string{"TLS", "TLS-C", "TLS-P", "SSL"} {
-		if bytes.EqualFold(mechanism, []byte(name)) {
-			return auth, NoReason, fx
-		}
+	case tls:
+		return auth, NoReason, fx
 	}
 	return authOther, NoReason, fx
+}
+
+func isTLS(mechanism []byte) bool {
+	for _, name := range []string{"TLS", "TLS-C", "TLS-P", "SSL"} {
+		if bytes.EqualFold(mechanism, []byte(name)) {
+			return true
+		}
+	}
+	return false
 }
 
 func (c *Control) passive(cmd ftp.Command, fx []Effect) (kind, Reason, []Effect) {
@@ -206,6 +221,12 @@ func rulingReason(r policy.Ruling) Reason {
 		return PathDenied
 	case policy.DeniedPathUnknown:
 		return PathUnknown
+	case policy.DeniedUser:
+		return UserDenied
+	case policy.DeniedDirection:
+		return DirectionDenied
+	case policy.DeniedFile:
+		return FileDenied
 	}
 	return CommandDenied
 }

@@ -30,7 +30,7 @@ const (
 	loggedIn
 )
 
-// Control is one control connection. Make one with New; it is not safe for concurrent use.
+// Control is one control connection. Make one with New, NewTerminated or Resume; it is not safe for concurrent use.
 type Control struct {
 	policy         *policy.Policy
 	rule           *policy.Rule
@@ -40,9 +40,12 @@ type Control struct {
 	phase     phase
 	login     login
 	epsvAll   bool // the server accepted EPSV ALL
-	secured   bool // went through TLS
+	secured   bool // inside TLS since it began or since AUTH
 	resumed   bool // picked up in the middle, and nothing has been read since that tells what came before
 	inDenied  bool // the rest of the client's line is being overwritten
+	opened    bool // the front end speaks TLS itself: all that is fed is clear text
+	canShow   bool // and has a certificate for it
+	wrapped   bool // and speaks it with the client now
 	dataLevel Level
 	kinds     queue
 	lines     [2]ftp.Lines
@@ -58,9 +61,9 @@ type Control struct {
 // Admit says why a decision lets no control connection begin, or NoReason.
 func Admit(d policy.Decision) Reason {
 	switch {
-	case d.Action != policy.Inspect:
+	case d.Action == policy.Deny:
 		return PolicyDenied
-	case d.Implicit && !d.Rule.OpaquePinhole:
+	case d.Action == policy.Inspect && d.Implicit && !d.Rule.OpaquePinhole:
 		return OpaqueDenied
 	}
 	return NoReason
@@ -82,6 +85,16 @@ func New(p *policy.Policy, d policy.Decision, client, server netip.AddrPort) *Co
 	return c
 }
 
+// NewTerminated is New for a front end that speaks TLS itself, with the client and with the server. It feeds clear text
+// alone, on implicit ports too, and says with SetProtection what is around it. Where it answers a client's line in the
+// server's place, it feeds its answer as the server's.
+func NewTerminated(p *policy.Policy, d policy.Decision, client, server netip.AddrPort) *Control {
+	d.Implicit = false
+	c := New(p, d, client, server)
+	c.opened, c.canShow = true, p.CanShow(d.Server)
+	return c
+}
+
 // Resume gives the state machine of a control connection that was there before we were. It is taken to be logged in,
 // and whether it is inside TLS shows in its first bytes.
 func Resume(p *policy.Policy, d policy.Decision, client, server netip.AddrPort) *Control {
@@ -97,11 +110,20 @@ func Resume(p *policy.Policy, d policy.Decision, client, server netip.AddrPort) 
 // Protection is the protection of both channels now.
 func (c *Control) Protection() Protection {
 	p := Protection{Control: Clear, Data: c.dataLevel}
-	if c.phase == records {
+	if c.phase == records || c.wrapped {
 		p.Control = TLS
 	}
 	return p
 }
+
+// SetProtection tells the protection between the client and a front end that speaks TLS itself. It has no effects.
+func (c *Control) SetProtection(p Protection) {
+	c.wrapped = p.Control == TLS
+	c.secured, c.dataLevel = c.wrapped, p.Data
+}
+
+// Transferring is the direction of the oldest transfer command without a final reply, or NoTransfer.
+func (c *Control) Transferring() Direction { return c.kinds.transfer() }
 
 // Pinhole is the one outstanding pinhole, or the zero value.
 func (c *Control) Pinhole() Pinhole { return c.pinhole }
@@ -154,7 +176,7 @@ func (c *Control) feedTLS(now time.Time, from Side, b []byte, fx []Effect) (int,
 		return n, c.end(NotTLS, fx)
 	case ev&backToClear != 0:
 		if c.tls.cleared == [2]bool{true, true} {
-			c.phase, c.tls, c.jit = clear, nil, jit{}
+			c.phase, c.tls, c.jit, c.secured = clear, nil, jit{}, false
 			fx = append(fx, Effect{Kind: Protect, Protection: c.Protection()})
 		}
 	}

@@ -98,7 +98,7 @@ func (c *Control) denyReply(why Reason, line ftp.Line, fx []Effect) []Effect {
 // be; a reply of several lines has to end with the code that it began with.
 func (c *Control) refuseReply(why Reason, start uint64, n int, fx []Effect) []Effect {
 	text := make([]byte, 0, 64+n)
-	text = append(text, "425 Refused by the gateway: "...)
+	text = append(text, "425"+refused...)
 	text = append(text, why.String()...)
 	for len(text) < n {
 		text = append(text, ' ')

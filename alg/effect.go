@@ -50,6 +50,8 @@ const (
 	End
 	// Audit: nothing changes, but Reason is worth a line; Text is the line concerned.
 	Audit
+	// BeginTransfer: the line Text asks for a transfer in Direction, and is not denied. The server may still refuse it.
+	BeginTransfer
 )
 
 // Effect is one thing that should happen, in the order given. Text and New are good until the next call of any method
@@ -60,11 +62,24 @@ type Effect struct {
 	Side       Side // whose bytes Start counts
 	Pinhole    Pinhole
 	Protection Protection
+	Direction  Direction
 	Start      uint64 // stream offset
 	Len        int
 	Text       []byte
 	New        []byte
 }
+
+// Direction is where the data of a transfer goes.
+type Direction uint8
+
+const (
+	NoTransfer Direction = iota
+	Upload               // to the server: STOR, STOU, APPE
+	Download             // to the client: RETR
+	Listing              // to the client: LIST, NLST, MLSD
+)
+
+func (d Direction) String() string { return [...]string{"none", "upload", "download", "listing"}[d] }
 
 // Protection is how the two channels of a session are protected (RFC 2228 section 3, RFC 4217).
 type Protection struct {

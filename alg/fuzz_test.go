@@ -16,15 +16,18 @@ func FuzzControl(f *testing.F) {
 			script = append(script, byte(side(step.FromClient)), byte(len(step.Data)))
 			script = append(script, step.Data[:min(len(step.Data), 255)]...)
 		}
-		f.Add(script, false)
+		f.Add(script, false, tr.Policy != "")
 	}
-	f.Add([]byte{0, 6, 22, 3, 1, 0, 1, 1, 1, 6, 22, 3, 3, 0, 1, 2}, true)
-	f.Fuzz(func(t *testing.T, script []byte, implicit bool) {
+	f.Add([]byte{0, 6, 22, 3, 1, 0, 1, 1, 1, 6, 22, 3, 3, 0, 1, 2}, true, false)
+	f.Fuzz(func(t *testing.T, script []byte, implicit, terminated bool) {
 		p := policy.AllowAll()
 		client, server := tlsClientAddr, tlsServerAddr
 		d := p.Decide(client.Addr(), server)
 		d.Implicit = implicit
-		c := New(p, d, client, server)
+		if terminated {
+			d.Action, p.Authority = policy.Terminate, policy.KeyPair{Certificate: "/ca.pem", Key: "/ca.key"}
+		}
+		c := begin(p, d, client, server)
 		var offset [2]uint64
 		var stands Pinhole
 		ended := false
@@ -57,6 +60,9 @@ func FuzzControl(f *testing.F) {
 			if hold := c.Hold(from); uint64(hold) > offset[from] {
 				t.Fatalf("holds %d bytes of %d", hold, offset[from])
 			}
+			if terminated && (c.Opaque(Client) || c.Opaque(Server)) {
+				t.Fatal("what a front end opened is taken for closed")
+			}
 		}
 	})
 }
@@ -77,6 +83,13 @@ func checkEffect(t *testing.T, e Effect, offset [2]uint64) {
 	case Deny, End, Audit, ClosePinhole:
 		if e.Reason == NoReason {
 			t.Fatalf("%v without a reason", e.Kind)
+		}
+		if e.Reason.Reply() == "" && (e.Kind == Deny || e.Kind == End) {
+			t.Fatalf("no reply for %v", e.Reason)
+		}
+	case BeginTransfer:
+		if e.Direction == NoTransfer {
+			t.Fatal("a transfer without a direction")
 		}
 	}
 }

@@ -11,8 +11,9 @@ type kind uint8
 const (
 	other kind = iota
 	greeting
-	auth      // AUTH with one of TLS's names
-	authOther // AUTH with another mechanism
+	auth       // AUTH with one of TLS's names
+	authOther  // AUTH with another mechanism
+	authOpened // AUTH of TLS that the front end speaks itself
 	user
 	pass
 	rein
@@ -22,13 +23,28 @@ const (
 	epsv
 	epsvAll
 	active // PORT, EPRT
-	transfer
+	upload
+	download
+	listing
 	protC
 	protP
 	cwd
 	pwd
 	denied
 )
+
+// direction is that of a transfer command.
+func (k kind) direction() Direction {
+	switch k {
+	case upload:
+		return Upload
+	case download:
+		return Download
+	case listing:
+		return Listing
+	}
+	return NoTransfer
+}
 
 // maxRuns bounds the runs of equal kinds among the outstanding commands. A client that pipelines asks the same of many
 // files, and what needs nothing counts as one kind.
@@ -106,6 +122,16 @@ func (q *queue) skipTo(k kind) bool {
 		copy(q.runs[:], q.runs[1:q.used+1])
 	}
 	return i == 0
+}
+
+// transfer gives the direction of the oldest transfer.
+func (q *queue) transfer() Direction {
+	for _, r := range q.runs[:q.used] {
+		if d := r.kind.direction(); d != NoTransfer {
+			return d
+		}
+	}
+	return NoTransfer
 }
 
 func (q *queue) find(k kind) int {

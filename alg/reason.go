@@ -18,8 +18,12 @@ const (
 	CommandDenied     // the policy's command lists
 	PathDenied        // the policy's path rules
 	PathUnknown       // a relative path under a path rule while the working directory is not known
-	TLSRequired       // USER before AUTH where the policy requires TLS
+	UserDenied        // the policy's user names
+	DirectionDenied   // an upload or download that the policy does not allow
+	FileDenied        // the policy's file names
+	TLSRequired       // USER outside TLS where the policy requires TLS
 	OpaqueDenied      // AUTH where the policy has no room for FTPS that stays encrypted
+	NoCertificate     // AUTH where the connection is terminated and there is no certificate to show
 	BadCommand        // not a command by RFC 959 section 5.3
 	BadCharacters     // NUL, a stray CR, or a Telnet sequence that servers read differently
 	LineTooLong       // over the limit for one line
@@ -68,7 +72,6 @@ const (
 	Undecodable       // a packet that is not whole TCP over IP, dropped
 	ReplyUnreadable   // a reply with bad characters, let pass because it announces nothing
 	SessionResumed    // picked up in the middle, after a restart
-	UnverifiedResent  // an old retransmission of the server's that nothing is kept of, let pass
 	UnverifiedDropped // an old retransmission of the client's that nothing is kept of, dropped
 	Duplicate         // a copy of a segment that is held already, dropped
 	DataInSYN         // a SYN with payload (TCP Fast Open), dropped: its sender repeats it without
@@ -86,8 +89,12 @@ var reasonNames = [reasonCount]string{
 	CommandDenied:      "command-denied",
 	PathDenied:         "path-denied",
 	PathUnknown:        "path-unknown",
+	UserDenied:         "user-denied",
+	DirectionDenied:    "direction-denied",
+	FileDenied:         "file-denied",
 	TLSRequired:        "tls-required",
 	OpaqueDenied:       "opaque-denied",
+	NoCertificate:      "no-certificate",
 	BadCommand:         "bad-command",
 	BadCharacters:      "bad-characters",
 	LineTooLong:        "line-too-long",

@@ -48,7 +48,7 @@ func (c *Control) reply(r ftp.Reply, line ftp.Line, fx []Effect) []Effect {
 	if r.Preliminary() {
 		return fx
 	}
-	if k == transfer && r.Code >= 211 && r.Code <= 213 && c.kinds.popStat() {
+	if k.direction() != NoTransfer && r.Code >= 211 && r.Code <= 213 && c.kinds.popStat() {
 		return fx
 	}
 	k = c.resync(r, k)
@@ -82,6 +82,9 @@ func (c *Control) resync(r ftp.Reply, oldest kind) kind {
 		only = epsv
 	case 234:
 		only = auth
+		if c.opened {
+			only = authOpened
+		}
 	}
 	if only != other && only != oldest && c.kinds.skipTo(only) {
 		return only
@@ -95,20 +98,26 @@ func (c *Control) answered(k kind, r ftp.Reply, fx []Effect) []Effect {
 	switch k {
 	case auth, authOther:
 		return c.authAnswered(k, r, fx)
+	case authOpened:
+		if !ok {
+			return append(fx, Effect{Kind: Audit, Reason: AUTHRefused})
+		}
+		c.SetProtection(Protection{Control: TLS, Data: Clear}) // PROT begins at C (RFC 2228 section 3)
+		return append(fx, Effect{Kind: Protect, Protection: c.Protection()})
 	case user, pass:
 		return c.loginAnswered(r, fx)
 	case active:
 		if !ok {
 			return c.closePinhole(RefusedByServer, fx)
 		}
-	case transfer:
+	case upload, download, listing:
 		return c.closePinhole(TransferDone, fx)
 	case epsvAll:
 		c.epsvAll = c.epsvAll || ok
 	case rein:
 		if ok {
 			// RFC 959 section 4.1.1: all parameters are reset, as after connecting.
-			c.login, c.cwd, c.secured = loggedOut, workingDirectory{}, c.phase == records
+			c.login, c.cwd, c.secured = loggedOut, workingDirectory{}, c.phase == records || c.wrapped
 			return append(fx, Effect{Kind: Login})
 		}
 	case protC, protP:

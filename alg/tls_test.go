@@ -10,6 +10,7 @@ import (
 	"math/big"
 	"net"
 	"net/netip"
+	"slices"
 	"sync"
 	"testing"
 	"time"
@@ -228,6 +229,11 @@ func TestCCC(t *testing.T) {
 		exchange(t, server, client, "227 (198,51,100,2,195,80)\r\n")
 		if p := x.control.Pinhole(); p.Mode != policy.PASV || p.To.Port() != 50000 {
 			t.Errorf("TLS %#x: after CCC: pinhole %+v, effects %q", version, p, describeAll(x.effects))
+		}
+		x.control.rule.RequireTLS = true
+		exchange(t, client, server, "USER a\r\n")
+		if got := describeAll(x.effects); !slices.Contains(got, "deny tls-required") {
+			t.Errorf("TLS %#x: a login after CCC where TLS is required: %q", version, got)
 		}
 	}
 }

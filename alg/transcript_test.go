@@ -36,6 +36,8 @@ func describe(e Effect) string {
 		return "end " + e.Reason.String()
 	case Audit:
 		return "audit " + e.Reason.String()
+	case BeginTransfer:
+		return "transfer " + e.Direction.String()
 	}
 	return ""
 }
@@ -50,12 +52,13 @@ func describeAll(fx []Effect) (all []string) {
 }
 
 func transcripts(t testing.TB) []*transcript.Transcript {
-	files, _ := filepath.Glob("../testdata/transcripts/*.txt")
-	if len(files) == 0 {
+	inspected, _ := filepath.Glob("../testdata/transcripts/*.txt")
+	terminated, _ := filepath.Glob("../testdata/transcripts/terminated/*.txt")
+	if len(inspected) == 0 || len(terminated) == 0 {
 		t.Fatal("no transcripts")
 	}
 	var all []*transcript.Transcript
-	for _, f := range files {
+	for _, f := range append(inspected, terminated...) {
 		tr, err := transcript.Load(f)
 		if err != nil {
 			t.Fatal(err)
@@ -75,10 +78,10 @@ func control(t testing.TB, tr *transcript.Transcript) *Control {
 		}
 	}
 	d := p.Decide(tr.Client.Addr(), tr.Server)
-	if d.Action != policy.Inspect {
-		t.Fatalf("%s: the policy says %v", tr.Name, d.Action)
+	if why := Admit(d); why != NoReason {
+		t.Fatalf("%s: %v", tr.Name, why)
 	}
-	return New(p, d, tr.Client, tr.Server)
+	return begin(p, d, tr.Client, tr.Server)
 }
 
 func side(fromClient bool) Side {

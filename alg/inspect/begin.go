@@ -14,10 +14,11 @@ import (
 func (in *Inspector) begin(sh *shard, now time.Time, k Key, id uint32, resumed bool) (*session, alg.Reason) {
 	p := in.policy.Load()
 	d := p.Decide(k.Client.Addr(), k.Server)
-	why := alg.Admit(d)
-	if why == alg.PolicyDenied {
-		return nil, why
+	if d.Action != policy.Inspect {
+		// Nor what is terminated: its packets are none of the queue's.
+		return nil, alg.PolicyDenied
 	}
+	why := alg.Admit(d)
 	s := &session{
 		key: k, id: id, number: in.number(), policy: p, rule: d.Rule,
 		began: now, lastSeen: now, implicit: d.Implicit, resumed: resumed,

@@ -436,16 +436,19 @@ func TestScan(t *testing.T) {
 	}
 }
 
-// TestPolicyDenied: a segment between hosts that the policy does not know is answered with a reset.
+// TestPolicyDenied: a segment between hosts that the policy does not know, or whose connections it terminates, is
+// answered with a reset.
 func TestPolicyDenied(t *testing.T) {
-	p, err := policy.Load("../../testdata/policies/first.yaml")
+	p, err := policy.Load("../../testdata/policies/restricted.yaml")
 	if err != nil {
 		t.Fatal(err)
 	}
-	w := newWire(t, p, clientAddr, netip.MustParseAddrPort("203.0.113.1:21"))
-	id := w.send(alg.Server, 0, []byte("220 ready\r\n"), nil)
-	if v := w.verdicts[id]; !v.Accept || !v.SetMark {
-		t.Errorf("verdict %+v, want one that is answered with a reset", v)
+	for _, server := range []string{"203.0.113.1:21", "198.51.100.3:21", "198.51.100.3:990"} {
+		w := newWire(t, p, clientAddr, netip.MustParseAddrPort(server))
+		id := w.send(alg.Server, 0, []byte("220 ready\r\n"), nil)
+		if v := w.verdicts[id]; !v.Accept || !v.SetMark {
+			t.Errorf("%s: verdict %+v, want one that is answered with a reset", server, v)
+		}
 	}
 }
 

@@ -1,0 +1,61 @@
+package alg
+
+import "strconv"
+
+// replyCodes are what a front end that answers clients itself says for each reason to deny a client's line or to end its
+// session. RFC 2228 section 3 wants a code that is documented for the command, or one that begins with the same digit.
+var replyCodes = [reasonCount]int{
+	// RFC 959 section 4.2.2: 500 is a command that is not recognised, too long lines included, and 501 a bad parameter.
+	BadCommand:    500,
+	LineTooLong:   500,
+	PartialLine:   500,
+	BadCharacters: 501,
+	BadHostPort:   501,
+	// The same: 502 is a command that is not implemented, and so refused whatever comes with it.
+	CommandDenied: 502,
+	ModeDenied:    502,
+	// The same: 503 is a bad sequence of commands. RFC 2428 section 4 has data commands behind EPSV ALL rejected.
+	AfterEPSVAll: 503,
+	// RFC 2577 section 3 suggests 504 for PORT with a port that must not be.
+	ForeignAddress: 504,
+	PrivilegedPort: 504,
+	// RFC 959 section 5.4: USER is refused with 530, and what has a path with 550.
+	UserDenied:      530,
+	PathDenied:      550,
+	PathUnknown:     550,
+	DirectionDenied: 550,
+	FileDenied:      550,
+	// RFC 2228 section 3: 533 (under CONF) where commands must be protected; 534 to AUTH with a mechanism that policy
+	// does not want, 431 where what it needs is not there.
+	TLSRequired:   533,
+	OpaqueDenied:  534,
+	NoCertificate: 431,
+	// RFC 959 section 4.2.2: 425 is a data connection that cannot be opened.
+	ExpectationFailed: 425,
+	PinholeLimit:      425,
+	OutsideRange:      425,
+	UnsolicitedReply:  425,
+	// The same: 421 closes the control connection, and may answer any command.
+	NotFTP:             421,
+	NotTLS:             421,
+	TextAroundAUTH:     421,
+	TooManyOutstanding: 421,
+	NoConnection:       421,
+	PolicyDenied:       421,
+	SessionLimit:       421,
+	InternalError:      421,
+	SplitLine:          421,
+}
+
+// refused stands between a reply's code and the reason.
+const refused = " Refused by the gateway: "
+
+// Reply gives the reply line, without its terminator, that refuses a client's line or ends its session for a reason, such
+// as "550 Refused by the gateway: path-denied"; empty for reasons that refuse nothing. What is refused in a reply of the
+// server's becomes 425, as its Rewrite has it.
+func (r Reason) Reply() string {
+	if r >= reasonCount || replyCodes[r] == 0 {
+		return ""
+	}
+	return strconv.Itoa(replyCodes[r]) + refused + r.String()
+}

@@ -1,0 +1,171 @@
+package alg
+
+import (
+	"net/netip"
+	"slices"
+	"testing"
+
+	"ftpalg/policy"
+)
+
+// terminated gives the engine of a connection that testdata/policies/restricted.yaml terminates.
+func terminated(t testing.TB, server string) *Control {
+	t.Helper()
+	p, err := policy.Load("../testdata/policies/restricted.yaml")
+	if err != nil {
+		t.Fatal(err)
+	}
+	to := netip.MustParseAddrPort(server)
+	d := p.Decide(tlsClientAddr.Addr(), to)
+	if d.Action != policy.Terminate || Admit(d) != NoReason {
+		t.Fatalf("%s: %v, %v", server, d.Action, Admit(d))
+	}
+	return NewTerminated(p, d, tlsClientAddr, to)
+}
+
+// say feeds whole lines, "C:" or "S:" before each, and gives what came of the last.
+func say(c *Control, lines ...string) (fx []Effect) {
+	for _, line := range lines {
+		fx = c.Feed(now, side(line[0] == 'C'), []byte(line[2:]+"\r\n"), nil)
+	}
+	return fx
+}
+
+// TestSetProtection: what the front end says of TLS around the dialogue counts for USER.
+func TestSetProtection(t *testing.T) {
+	for _, server := range []string{"198.51.100.3:21", "198.51.100.3:990"} {
+		c := terminated(t, server)
+		if got := c.Protection(); got != (Protection{Clear, Clear}) {
+			t.Errorf("%s: begins as %v", server, got)
+		}
+		denied := []string{"deny tls-required", "rewrite X"}
+		if got := describeAll(say(c, "S:220 ready", "C:USER auditor")); !slices.Equal(got, denied) {
+			t.Errorf("%s: USER in clear text: %q", server, got)
+		}
+		c.SetProtection(Protection{Control: TLS, Data: TLS})
+		if got := c.Protection(); got != (Protection{TLS, TLS}) || c.Opaque(Client) || c.Opaque(Server) {
+			t.Errorf("%s: inside TLS: %v", server, got)
+		}
+		if got := describeAll(say(c, "S:533 no", "C:USER auditor", "S:230 in", "C:REIN", "S:220 again", "C:USER auditor")); len(got) != 0 {
+			t.Errorf("%s: USER inside TLS, and again after REIN: %q", server, got)
+		}
+		c.SetProtection(Protection{Control: Clear, Data: TLS}) // CCC
+		if got := c.Protection(); got != (Protection{Clear, TLS}) {
+			t.Errorf("%s: after CCC: %v", server, got)
+		}
+		if got := describeAll(say(c, "S:230 in", "C:USER auditor")); !slices.Equal(got, denied) {
+			t.Errorf("%s: USER after CCC: %q", server, got)
+		}
+	}
+}
+
+// TestTransferring: from the command that is let through to its final reply, the oldest of several.
+func TestTransferring(t *testing.T) {
+	c := terminated(t, "198.51.100.4:21")
+	for _, step := range []struct {
+		line string
+		want Direction
+	}{
+		{"S:220 ready", NoTransfer},
+		{"C:RETR a.exe", NoTransfer}, // denied
+		{"S:550 no", NoTransfer},
+		{"C:RETR a.txt", Download},
+		{"S:150 here", Download},
+		{"C:STAT", Download},
+		{"S:211 half way", Download},
+		{"C:NOOP", Download},
+		{"C:STOR b.txt", Download},
+		{"S:226 done", Upload},
+		{"S:200 ok", Upload},
+		{"S:450 no room", NoTransfer},
+		{"C:MLSD", Listing},
+		{"S:226 done", NoTransfer},
+	} {
+		say(c, step.line)
+		if got := c.Transferring(); got != step.want {
+			t.Errorf("after %q: %v, want %v", step.line, got, step.want)
+		}
+	}
+}
+
+// TestBeginTransfer: the effect has the line and its direction, so that a front end can tell what it is about to pass on.
+func TestBeginTransfer(t *testing.T) {
+	c := terminated(t, "198.51.100.4:21")
+	say(c, "S:220 ready")
+	for line, want := range map[string]Direction{
+		"STOR a": Upload, "STOU": Upload, "appe a": Upload, "RETR a": Download, "LIST": Listing, "NLST": Listing, "mlsd": Listing,
+		"SIZE a": NoTransfer, "MLST a": NoTransfer, "STOR a.exe": NoTransfer,
+	} {
+		got := NoTransfer
+		for _, e := range say(c, "C:"+line) {
+			if e.Kind == BeginTransfer {
+				got = e.Direction
+				if string(e.Text) != line {
+					t.Errorf("%q: the effect has the line %q", line, e.Text)
+				}
+			}
+		}
+		if got != want {
+			t.Errorf("%q: %v, want %v", line, got, want)
+		}
+	}
+}
+
+// TestAdmit: what is terminated needs no room for FTPS that stays encrypted.
+func TestAdmit(t *testing.T) {
+	opaque, closed := &policy.Rule{OpaquePinhole: true}, &policy.Rule{}
+	for _, test := range []struct {
+		d    policy.Decision
+		want Reason
+	}{
+		{policy.Decision{}, PolicyDenied},
+		{policy.Decision{Action: policy.Deny, Rule: opaque}, PolicyDenied},
+		{policy.Decision{Action: policy.Inspect, Rule: closed}, NoReason},
+		{policy.Decision{Action: policy.Inspect, Rule: closed, Implicit: true}, OpaqueDenied},
+		{policy.Decision{Action: policy.Inspect, Rule: opaque, Implicit: true}, NoReason},
+		{policy.Decision{Action: policy.Terminate, Rule: closed, Implicit: true}, NoReason},
+	} {
+		if got := Admit(test.d); got != test.want {
+			t.Errorf("%+v: %v, want %v", test.d, got, test.want)
+		}
+	}
+}
+
+// TestNamesAreHeld: an incomplete line that a rule may deny for a name or a direction does not go on.
+func TestNamesAreHeld(t *testing.T) {
+	p, err := policy.Load("../testdata/policies/restricted.yaml")
+	if err != nil {
+		t.Fatal(err)
+	}
+	server := netip.MustParseAddrPort("198.51.100.2:21")
+	for line, held := range map[string]bool{
+		"USER a": true, "RE": true, "RETR": true, "RETR a": true, "STO": true, "STOR a": true, "RNTO a.c": true, "stou ": true,
+		"LIST a": false, "DELE a": false, "SIZE": false,
+	} {
+		c := New(p, p.Decide(tlsClientAddr.Addr(), server), tlsClientAddr, server)
+		say(c, "S:220 ready")
+		c.Feed(now, Client, []byte(line), nil)
+		if got := c.Hold(Client); got != len(line) {
+			t.Errorf("%q: holds %d bytes", line, got)
+		}
+		if c.Release(Client) == held {
+			t.Errorf("%q: released: %v", line, !held)
+		}
+	}
+}
+
+// TestFeedDoesNotAllocate: nor where a rule restricts other commands than these.
+func TestFeedDoesNotAllocate(t *testing.T) {
+	c := terminated(t, "198.51.100.4:21")
+	fx := make([]Effect, 0, 8)
+	for _, line := range [][2]string{{"NOOP\r\n", "200 ok\r\n"}, {"LIST\r\n", "226 done\r\n"}, {"PASV\r\n", "227 (198,51,100,4,195,80)\r\n"}} {
+		client, server := []byte(line[0]), []byte(line[1])
+		c.Feed(now, Server, []byte("220 ready\r\n"), nil)
+		if n := testing.AllocsPerRun(100, func() {
+			c.Feed(now, Client, client, fx)
+			c.Feed(now, Server, server, fx)
+		}); n != 0 {
+			t.Errorf("%q: %v allocations", line[0], n)
+		}
+	}
+}
