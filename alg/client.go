@@ -122,7 +122,7 @@ func (c *Control) user(cmd ftp.Command, fx []Effect) (kind, Reason, []Effect) {
 
 // auth: AUTH TLS, TLS-C, TLS-P and SSL are one command (RFC 4217 section 4, MS-FTPS 1.3), in any case.
 func (c *Control) auth(cmd ftp.Command, fx []Effect) (kind, Reason, []Effect) {
-	tls := isTLS(bytes.TrimSpace(cmd.Arg))
+	tls := ftp.NamesTLS(cmd.Arg)
 	switch {
 	case c.opened && tls && !c.canShow:
 		return other, NoCertificate, fx
@@ -134,15 +134,6 @@ func (c *Control) auth(cmd ftp.Command, fx []Effect) (kind, Reason, []Effect) {
 		return auth, NoReason, fx
 	}
 	return authOther, NoReason, fx
-}
-
-func isTLS(mechanism []byte) bool {
-	for _, name := range []string{"TLS", "TLS-C", "TLS-P", "SSL"} {
-		if bytes.EqualFold(mechanism, []byte(name)) {
-			return true
-		}
-	}
-	return false
 }
 
 func (c *Control) passive(cmd ftp.Command, fx []Effect) (kind, Reason, []Effect) {

@@ -122,6 +122,9 @@ func (c *Control) SetProtection(p Protection) {
 	c.secured, c.dataLevel = c.wrapped, p.Data
 }
 
+// Outstanding is how many commands have no final reply yet; before the greeting it is one.
+func (c *Control) Outstanding() int { return int(c.kinds.n) }
+
 // Transferring is the direction of the oldest transfer command without a final reply, or NoTransfer.
 func (c *Control) Transferring() Direction { return c.kinds.transfer() }
 

@@ -42,6 +42,18 @@ const (
 	SessionLimit       // the limit on sessions, or on one client's sessions
 	InternalError      // a mistake of ours: the packet is dropped and its session ended
 	SplitLine          // a line must be denied of which a part has gone on already
+	LoginLimit         // too many failed logins
+	IdleTimeout        // nothing was said for too long, or a line was not completed
+	ServerUnreachable  // the server of a terminated session does not answer
+	UpstreamTLS        // TLS with it failed, or its certificate could not be verified
+	ClientTLS          // TLS with the client failed
+	GatewayStopped     // ftpalg ends, and the terminated sessions with it
+
+	// What becomes of a relayed transfer.
+	ProtectionDiffers // data would have to be relayed, and the policy says direct
+	ReuseRequired     // the data connection does not resume the control connection's TLS session
+	TooLarge          // over the policy's max-size
+	DataFailed        // the data connection could not be made, or its TLS failed
 
 	// Why a pinhole goes away.
 	Used            // the data connection came
@@ -111,6 +123,16 @@ var reasonNames = [reasonCount]string{
 	SessionLimit:       "session-limit",
 	InternalError:      "internal-error",
 	SplitLine:          "split-line",
+	LoginLimit:         "login-limit",
+	IdleTimeout:        "idle-timeout",
+	ServerUnreachable:  "server-unreachable",
+	UpstreamTLS:        "upstream-tls",
+	ClientTLS:          "client-tls",
+	GatewayStopped:     "gateway-stopped",
+	ProtectionDiffers:  "protection-differs",
+	ReuseRequired:      "reuse-required",
+	TooLarge:           "too-large",
+	DataFailed:         "data-failed",
 	Used:               "used",
 	TransferDone:       "transfer-done",
 	NextDataCommand:    "next-data-command",

@@ -45,6 +45,17 @@ var replyCodes = [reasonCount]int{
 	SessionLimit:       421,
 	InternalError:      421,
 	SplitLine:          421,
+	LoginLimit:         421,
+	IdleTimeout:        421,
+	ServerUnreachable:  421,
+	UpstreamTLS:        421,
+	ClientTLS:          421,
+	GatewayStopped:     421,
+	// The same: 552 is a transfer that exceeds what is allotted. RFC 4217 section 10.2: 522 is TLS on the data connection
+	// that is not as the other end wants it.
+	TooLarge:          552,
+	ReuseRequired:     522,
+	ProtectionDiffers: 425,
 }
 
 // refused stands between a reply's code and the reason.

@@ -25,11 +25,11 @@ func TestReplies(t *testing.T) {
 	reply := regexp.MustCompile(`^[45][0-5][0-9] Refused by the gateway: [a-z-]+$`)
 	for r := range reasonCount {
 		got := r.Reply()
-		refuses := ForeignAddress <= r && r <= SplitLine || r == OutsideRange
+		refuses := ForeignAddress <= r && r <= GatewayStopped || r == OutsideRange || ProtectionDiffers <= r && r <= TooLarge
 		if refuses != (got != "") || refuses && !reply.MatchString(got) {
 			t.Errorf("%v: %q", r, got)
 		}
-		if ends := NotFTP <= r && r <= SplitLine; ends != strings.HasPrefix(got, "421 ") {
+		if ends := NotFTP <= r && r <= GatewayStopped; ends != strings.HasPrefix(got, "421 ") {
 			t.Errorf("%v: %q; 421 is for reasons to end a session", r, got)
 		}
 	}

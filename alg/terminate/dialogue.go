@@ -23,7 +23,7 @@ type outside interface {
 	shut(alg.Pinhole, alg.Reason)
 	// begin says that a transfer begins, and finish that its final reply is here; finish gives the reply that has to
 	// stand in its place, or "".
-	begin(alg.Transfer)
+	begin(alg.Direction)
 	finish(code int) string
 	report(inspect.Event)
 	// hangUp ends the session when what was sent is out.
@@ -90,7 +90,7 @@ func (d *dialogue) ready(l line) bool {
 		return false
 	case d.control.Outstanding() == 0:
 		return true
-	case !d.control.Transferring():
+	case d.control.Transferring() == alg.NoTransfer:
 		return false
 	}
 	cmd, err := ftp.ParseCommand(l.text)
@@ -99,7 +99,7 @@ func (d *dialogue) ready(l line) bool {
 
 // listen says whether the client is to be read at all: what cannot be answered yet is better left in its socket.
 func (d *dialogue) listen() bool {
-	return d.over || d.own == none && (d.control.Outstanding() == 0 || d.control.Transferring())
+	return d.over || d.own == none && (d.control.Outstanding() == 0 || d.control.Transferring() != alg.NoTransfer)
 }
 
 // busy says whether the client has a reply to come.
@@ -164,7 +164,7 @@ func (d *dialogue) serverLine(now time.Time, l line) {
 		return
 	}
 	reply, err := d.replies.Line(l.text)
-	transferring := d.control.Transferring()
+	transferring := d.control.Transferring() != alg.NoTransfer
 	d.feed(now, alg.Server, l.wire)
 	if p := d.control.Pinhole(); reply.Code == 227 && p.Mode == policy.PASV {
 		l.wire = d.ownAddress(l.wire, reply, p.To)
@@ -173,7 +173,7 @@ func (d *dialogue) serverLine(now time.Time, l line) {
 		d.end(alg.NotFTP) // the engine has said so already
 		return
 	}
-	d.pass(reply, l, transferring, transferring && reply.Last && !d.control.Transferring())
+	d.pass(reply, l, transferring, transferring && reply.Last && d.control.Transferring() == alg.NoTransfer)
 }
 
 // ownAddress gives a 227 with the address where the pinhole leads, if the server announced another and the policy overlooks
@@ -279,7 +279,7 @@ func (d *dialogue) feed(now time.Time, from alg.Side, wire []byte) (why alg.Reas
 		case alg.End:
 			d.end(e.Reason)
 		case alg.BeginTransfer:
-			d.out.begin(e.Transfer)
+			d.out.begin(e.Direction)
 		case alg.Login:
 			d.login(e)
 		case alg.Audit:

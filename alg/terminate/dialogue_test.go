@@ -52,7 +52,7 @@ func (o *stageHand) open(p alg.Pinhole) alg.Reason {
 }
 
 func (o *stageHand) shut(p alg.Pinhole, why alg.Reason) { o.note("shut %s", why) }
-func (o *stageHand) begin(alg.Transfer)                 { o.note("begin") }
+func (o *stageHand) begin(alg.Direction)                { o.note("begin") }
 func (o *stageHand) finish(int) string                  { return o.instead }
 
 func (o *stageHand) report(e inspect.Event) {
@@ -310,9 +310,10 @@ func matches(got, want string) bool {
 	}
 	if i := strings.Index(want, "REPLY "); i >= 0 {
 		name, rest, more := strings.Cut(want[i+len("REPLY "):], ",")
-		for r := range alg.Reasons() {
+		for r := alg.NoReason; r < 255; r++ {
 			if r.String() == name {
 				want = want[:i] + r.Reply()
+				break
 			}
 		}
 		if more {

@@ -84,6 +84,9 @@ func (r *relay) close() {
 // pump moves bytes both ways until both ends have said that they are done, or one is gone.
 func (r *relay) pump() error {
 	limit := r.promise.session.rule.MaxSize
+	if r.promise.transfer == alg.Listing {
+		limit = 0
+	}
 	var up, down error
 	var both sync.WaitGroup
 	both.Go(func() { up = r.move(alg.Client, limit) })

@@ -31,7 +31,7 @@ type promise struct {
 	settle func() // closes settled
 
 	mu       sync.Mutex
-	transfer alg.Transfer
+	transfer alg.Direction
 	levels   [2]alg.Level
 	started  bool
 	instead  string // the reply that the transfer has to end with
@@ -148,13 +148,13 @@ func (s *session) setPinhole(p alg.Pinhole, until time.Time) {
 }
 
 // begin tells the data connection at hand that its transfer has begun, and how it is protected.
-func (s *session) begin(t alg.Transfer) {
+func (s *session) begin(t alg.Direction) {
 	if n := s.promise; n != nil {
 		n.begin(t, [2]alg.Level{s.dialogue.side[alg.Client].data, s.dialogue.side[alg.Server].data})
 	}
 }
 
-func (n *promise) begin(t alg.Transfer, levels [2]alg.Level) {
+func (n *promise) begin(t alg.Direction, levels [2]alg.Level) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	if !n.started {

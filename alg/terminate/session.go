@@ -176,7 +176,7 @@ func (s *session) serverDeadline() time.Time {
 // patient says whether silence is in order: of a server that nobody asked anything, and of anyone during a transfer.
 func (s *session) patient() bool {
 	c := s.dialogue.control
-	return s.greeted.IsZero() && s.dialogue.own == none && (c.Outstanding() == 0 || c.Transferring())
+	return s.greeted.IsZero() && s.dialogue.own == none && (c.Outstanding() == 0 || c.Transferring() != alg.NoTransfer)
 }
 
 // readClient takes the client's lines, each when it can be answered.
@@ -186,7 +186,7 @@ func (s *session) readClient() {
 		l, err := client.next(time.Now().Add(s.policy.Limits.IdleTimeout))
 		s.mu.Lock()
 		switch {
-		case timedOut(err) && s.dialogue.control.Transferring():
+		case timedOut(err) && s.dialogue.control.Transferring() != alg.NoTransfer:
 		case timedOut(err) && !errors.Is(err, errSlowLine):
 			s.dialogue.reply(fmt.Sprintf("421 No command for %v", s.policy.Limits.IdleTimeout))
 			s.dialogue.end(alg.IdleTimeout)
