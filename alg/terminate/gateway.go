@@ -64,7 +64,7 @@ type Gateway struct {
 	sessions  map[*session]struct{}
 	perClient map[netip.Addr]int
 	doors     map[door]*promise
-	insisting map[netip.AddrPort]bool // servers seen to insist on session reuse
+	insisting map[netip.Addr]bool // servers seen to insist on session reuse
 	running   sync.WaitGroup
 }
 
@@ -84,7 +84,7 @@ type door struct {
 func New(o Options) *Gateway {
 	g := &Gateway{
 		Options: o, sessions: map[*session]struct{}{}, perClient: map[netip.Addr]int{},
-		doors: map[door]*promise{}, insisting: map[netip.AddrPort]bool{},
+		doors: map[door]*promise{}, insisting: map[netip.Addr]bool{},
 	}
 	g.SetPolicy(o.Policy, o.Certificates)
 	return g
@@ -211,7 +211,7 @@ func (g *Gateway) handshake(limit int, run func() error) error {
 }
 
 // insist notes that a server insists on data connections that resume the control connection's TLS session.
-func (g *Gateway) insist(server netip.AddrPort) {
+func (g *Gateway) insist(server netip.Addr) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	if len(g.insisting) < maxInsisting {
@@ -219,7 +219,7 @@ func (g *Gateway) insist(server netip.AddrPort) {
 	}
 }
 
-func (g *Gateway) insists(server netip.AddrPort) bool {
+func (g *Gateway) insists(server netip.Addr) bool {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	return g.insisting[server]

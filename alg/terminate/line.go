@@ -35,8 +35,8 @@ type lineReader struct {
 	buf   []byte // read and not taken yet
 }
 
-// next gives the next line. It waits until idle for the first byte, and for the rest no longer than lineTimeout. What it
-// gives is good until the next call.
+// next gives the next line. It waits until idle, and from the first byte on no longer than lineTimeout. What it gives is good
+// until the next call.
 func (r *lineReader) next(conn net.Conn, idle time.Time) (line, error) {
 	r.wire = r.wire[:0]
 	for deadline := idle; ; {
@@ -56,8 +56,8 @@ func (r *lineReader) next(conn net.Conn, idle time.Time) (line, error) {
 		if whole {
 			return line{text: l.Text, wire: r.wire, flaws: l.Flaws}, nil
 		}
-		if deadline.Equal(idle) {
-			deadline = time.Now().Add(lineTimeout)
+		if line := time.Now().Add(lineTimeout); deadline.Equal(idle) && line.Before(idle) {
+			deadline = line
 		}
 	}
 }

@@ -47,7 +47,7 @@ func (s *session) relays() bool {
 	}
 	client, server := s.dialogue.side[alg.Client].data, s.dialogue.side[alg.Server].data
 	return client != server || s.rule.MaxSize > 0 || s.rule.TLS.RequireReuse ||
-		client == alg.TLS && (s.target.Upstream.SessionReuse || !s.tickets.sameCertificate || s.gateway.insists(s.server))
+		client == alg.TLS && (s.target.Upstream.SessionReuse || !s.tickets.sameCertificate || s.gateway.insists(s.server.Addr()))
 }
 
 // open promises a data connection. It stands when this returns NoReason (design rule 2).
@@ -176,7 +176,7 @@ func (s *session) finish(code int) string {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	if !n.relayed && n.started && n.levels[alg.Server] == alg.TLS && (code == 522 || code == 425) && s.rule.Data == policy.DataAuto {
-		s.gateway.insist(s.server)
+		s.gateway.insist(s.server.Addr())
 	}
 	return n.instead
 }

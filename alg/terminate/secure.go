@@ -53,24 +53,20 @@ func (s *session) handshakeControl(side alg.Side, over func(net.Conn) *tls.Conn)
 }
 
 // clientConfig makes the configurations of the TLS server that the client meets, on the control connection and on data
-// connections. They differ in the tickets that they accept.
+// connections. What the client is shown is noted.
 func (s *session) clientConfig(shown **tls.Certificate) (*tls.Config, error) {
 	base, err := s.certs.Downstream(s.target, s.rule, s.server.Addr(), s.peers[alg.Server].certificate())
 	if err != nil {
 		return nil, err
 	}
+	control, data := s.tickets.configs(base)
+	s.tickets.data = data
 	choose := base.GetCertificate
-	control := base.Clone()
 	control.GetCertificate = func(hello *tls.ClientHelloInfo) (*tls.Certificate, error) {
 		c, err := choose(hello)
 		*shown = c
 		return c, err
 	}
-	control.WrapSession = s.tickets.wrap(base)
-	control.UnwrapSession = s.tickets.unwrapControl(base)
-	s.tickets.data = base.Clone()
-	s.tickets.data.WrapSession = control.WrapSession
-	s.tickets.data.UnwrapSession = s.tickets.unwrapData(base)
 	return control, nil
 }
 
@@ -88,6 +84,14 @@ type tickets struct {
 }
 
 func newTickets() tickets { return tickets{id: rand.Text()} }
+
+// configs gives the configurations of control connection and data connections. They differ in the tickets that they accept.
+func (t *tickets) configs(base *tls.Config) (control, data *tls.Config) {
+	control, data = base.Clone(), base.Clone()
+	control.WrapSession, data.WrapSession = t.wrap(base), t.wrap(base)
+	control.UnwrapSession, data.UnwrapSession = t.unwrapControl(base), t.unwrapData(base)
+	return control, data
+}
 
 func (t *tickets) wrap(base *tls.Config) func(tls.ConnectionState, *tls.SessionState) ([]byte, error) {
 	return func(cs tls.ConnectionState, ss *tls.SessionState) ([]byte, error) {
@@ -112,14 +116,14 @@ func (t *tickets) unwrapControl(base *tls.Config) func([]byte, tls.ConnectionSta
 
 // unwrapData accepts the tickets of this control connection alone, and the one that it resumed itself.
 func (t *tickets) unwrapData(base *tls.Config) func([]byte, tls.ConnectionState) (*tls.SessionState, error) {
-	own, resumed := []byte(ticketMark+t.id), t.resumed
+	own := ticketMark + t.id
 	return func(identity []byte, cs tls.ConnectionState) (*tls.SessionState, error) {
 		ss, err := base.DecryptTicket(identity, cs)
 		if err != nil || ss == nil {
 			return nil, nil
 		}
 		for _, x := range ss.Extra {
-			if string(x) == string(own) || isMark(x) && string(x) == string(resumed) {
+			if string(x) == own || isMark(x) && string(x) == string(t.resumed) {
 				return ss, nil
 			}
 		}
@@ -140,7 +144,7 @@ var errRefused = errors.New("the server refuses")
 // negotiate speaks to a server that the policy wants explicit TLS with: greeting, AUTH, handshake, and protection of the
 // data connections. It gives the greeting.
 func (s *session) negotiate() ([]line, error) {
-	deadline := time.Now().Add(greetingTimeout)
+	deadline := time.Now().Add(s.greetingTimeout())
 	greeting, code, err := s.answer(deadline)
 	if err != nil || code != 220 {
 		return greeting, err // a refusal is the client's to read

@@ -16,7 +16,7 @@ import (
 	"ftpalg/policy"
 )
 
-// greetingTimeout bounds the wait for the whole of a server's greeting: some look names up before they speak.
+// greetingTimeout is long, because some servers look names up before they speak.
 const greetingTimeout = time.Minute
 
 // session is one control connection: a peer on each side and the dialogue between them. Two goroutines read, one a peer;
@@ -126,7 +126,7 @@ func (s *session) connect(ctx context.Context) (greeting []line, err error) {
 	}
 	s.mu.Lock()
 	s.peers[alg.Server] = &peer{tcp: c, in: lineReader{limit: 2 * s.policy.Limits.Line}}
-	s.greeted = time.Now().Add(greetingTimeout)
+	s.greeted = time.Now().Add(s.greetingTimeout())
 	s.mu.Unlock()
 	switch channel {
 	case policy.Implicit:
@@ -138,6 +138,11 @@ func (s *session) connect(ctx context.Context) (greeting []line, err error) {
 	}
 	s.dialogue.side[alg.Server] = protection{tls: true, pbsz: true, data: alg.TLS}
 	return greeting, err
+}
+
+// greetingTimeout bounds the wait for the whole of the server's greeting, and of what has to be agreed on before it goes on.
+func (s *session) greetingTimeout() time.Duration {
+	return min(greetingTimeout, s.policy.Limits.IdleTimeout)
 }
 
 // readServer takes the server's lines.

@@ -330,7 +330,66 @@ func TestHalfClosedClient(t *testing.T) {
 	s.hearEnd()
 }
 
-// A client that never completes a line, and one that does not begin its handshake, are not waited for.
+// drip sends a byte at a time until the other end has had enough, and says how long that took.
+func (e *end) drip(b string) time.Duration {
+	start := time.Now()
+	tick := time.NewTicker(5 * time.Millisecond)
+	defer tick.Stop()
+	for i := 0; time.Since(start) < testTimeout; i++ {
+		if _, err := io.WriteString(e.c, b[i%len(b):i%len(b)+1]); err != nil {
+			return time.Since(start)
+		}
+		<-tick.C
+	}
+	e.t.Fatal("a drip was listened to for ever")
+	return 0
+}
+
+// Whoever drips is cut off, however often a byte comes: a server within its greeting, a client within its handshake or a
+// command.
+func TestDrips(t *testing.T) {
+	brief := func(p *policy.Policy) {
+		p.Limits.IdleTimeout, p.Limits.HandshakeTimeout = 200*time.Millisecond, 200*time.Millisecond
+	}
+	t.Run("greeting", func(t *testing.T) {
+		w := newWorld(t, false, brief)
+		w.accept().drip("220-slow\r\n")
+		w.client.hear("220-") // what came is passed on
+	})
+	t.Run("command", func(t *testing.T) {
+		w := newWorld(t, false, brief)
+		w.accept().say("220 ready")
+		w.client.drip("N")
+	})
+	t.Run("handshake", func(t *testing.T) {
+		w := newWorld(t, false, brief)
+		s := w.accept()
+		s.say("220 ready")
+		w.client.hear("220 ready")
+		w.client.say("AUTH TLS")
+		s.hear("AUTH TLS")
+		s.say("234 go on")
+		s.secure(w.tlsServer)
+		w.client.hear("234 ")
+		w.client.drip("\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03\x00")
+	})
+	t.Run("server's handshake", func(t *testing.T) {
+		w := newWorld(t, true, brief)
+		w.accept().drip("\x16\x03\x03\x02\x00\x02\x00\x01\xfc\x03\x03\x00")
+		w.client.hearEnd()
+	})
+}
+
+// As many handshakes as the policy allows are under way at a time; the next is refused.
+func TestHandshakesInFlight(t *testing.T) {
+	w := newWorld(t, true, func(p *policy.Policy) { p.Limits.Handshakes = 1 })
+	w.accept() // and says nothing: the handshake with the server is under way
+	second := newEnd(t, dial(t, w.front))
+	w.accept()
+	second.hearEnd()
+}
+
+// A client that does not begin its handshake is not waited for.
 func TestImplicitHandshakeTimeout(t *testing.T) {
 	w := newWorld(t, true, func(p *policy.Policy) { p.Limits.HandshakeTimeout = 100 * time.Millisecond })
 	w.acceptTLS()

@@ -1,0 +1,71 @@
+package terminate
+
+import (
+	"crypto/tls"
+	"io"
+	"testing"
+	"time"
+)
+
+// visit makes one TLS connection to a server with a configuration and says whether the client's session was resumed.
+func visit(t *testing.T, client, server *tls.Config) bool {
+	t.Helper()
+	a, b := pipe(t)
+	a.SetDeadline(time.Now().Add(testTimeout))
+	b.SetDeadline(time.Now().Add(testTimeout))
+	c, s := tls.Client(a, client), tls.Server(b, server)
+	done := make(chan error, 1)
+	go func() {
+		err := s.Handshake()
+		if err == nil {
+			_, err = s.Write([]byte("x")) // behind the tickets, which are read with it
+		}
+		done <- err
+	}()
+	if _, err := io.ReadFull(c, make([]byte, 1)); err != nil {
+		t.Fatal(err)
+	}
+	if err := <-done; err != nil {
+		t.Fatal(err)
+	}
+	return s.ConnectionState().DidResume
+}
+
+// A ticket is good for the data connections of its own control connection: another's is not resumed, in either version.
+func TestTicketsAreBound(t *testing.T) {
+	for _, version := range []uint16{tls.VersionTLS12, tls.VersionTLS13} {
+		base := newCertificates(t).base
+		type side struct {
+			client        *tls.Config
+			control, data *tls.Config
+			tickets       tickets
+		}
+		newSide := func(cache tls.ClientSessionCache) *side {
+			x := &side{tickets: newTickets()}
+			x.client = &tls.Config{InsecureSkipVerify: true, ServerName: "server", MaxVersion: version, ClientSessionCache: cache}
+			x.control, x.data = x.tickets.configs(base)
+			return x
+		}
+		one, other := newSide(tls.NewLRUClientSessionCache(4)), newSide(tls.NewLRUClientSessionCache(4))
+		if visit(t, one.client, one.control) || visit(t, other.client, other.control) {
+			t.Fatal("a first connection resumed something")
+		}
+		for i := range 3 {
+			if !visit(t, one.client, one.data) {
+				t.Errorf("TLS %#x: data connection %d did not resume its control connection's session", version, i)
+			}
+		}
+		if visit(t, one.client, other.data) {
+			t.Errorf("TLS %#x: another control connection's ticket was taken", version)
+		}
+		// A client that comes back may resume, and its data connections with the ticket that it came with.
+		again := newSide(nil)
+		again.client = other.client
+		if !visit(t, again.client, again.control) {
+			t.Errorf("TLS %#x: a client that came back did not resume", version)
+		}
+		if !visit(t, again.client, again.data) {
+			t.Errorf("TLS %#x: and its data connection did not either", version)
+		}
+	}
+}
