@@ -2,6 +2,7 @@ package terminate
 
 import (
 	"context"
+	"crypto/rand"
 	"crypto/tls"
 	"crypto/x509"
 	"errors"
@@ -37,6 +38,8 @@ type Certificates interface {
 }
 
 const (
+	// ticketLife is how long a key for tickets is used: TLS 1.2 has no secrecy beyond it (RFC 5077 section 5.5).
+	ticketLife = 24 * time.Hour
 	// maxInsisting bounds what is remembered of servers that insist on session reuse.
 	maxInsisting = 1024
 	// acceptPause is the wait after a failed accept, most likely for want of descriptors.
@@ -70,8 +73,10 @@ type Gateway struct {
 
 // inForce is what new sessions begin with.
 type inForce struct {
-	policy *policy.Policy
-	certs  Certificates
+	policy  *policy.Policy
+	certs   Certificates
+	tickets [32]byte // key of the tickets that clients are given
+	since   time.Time
 }
 
 // door is where a data connection comes from and goes to.
@@ -92,7 +97,9 @@ func New(o Options) *Gateway {
 
 // SetPolicy puts another policy and other certificates in force for the sessions that begin from now on.
 func (g *Gateway) SetPolicy(p *policy.Policy, certs Certificates) {
-	g.inForce.Store(&inForce{p, certs})
+	now := &inForce{policy: p, certs: certs, since: time.Now()}
+	_, _ = rand.Read(now.tickets[:]) // documented never to fail
+	g.inForce.Store(now)
 }
 
 // Serve carries what a listener accepts until ctx ends; then it ends the sessions and returns.

@@ -240,8 +240,11 @@ func (g *Gateway) take(d door) *promise {
 	return n
 }
 
-// Expire forgets the pinholes that the kernel let lapse. Call it every second.
+// Expire forgets the pinholes that the kernel let lapse, and renews the key for tickets. Call it every second.
 func (g *Gateway) Expire(now time.Time) {
+	if f := g.inForce.Load(); now.Sub(f.since) > ticketLife {
+		g.SetPolicy(f.policy, f.certs)
+	}
 	var lapsed []*promise
 	g.mu.Lock()
 	for _, n := range g.doors {

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"net"
 	"slices"
+	"strings"
 	"time"
 
 	"ftpalg/alg"
@@ -38,7 +39,7 @@ func (s *session) secureClient() error {
 		return err
 	}
 	if !s.peers[alg.Client].tls.ConnectionState().DidResume {
-		s.tickets.resumed = nil
+		s.tickets.resumed = ""
 	}
 	peer := s.peers[alg.Server].certificate()
 	s.tickets.sameCertificate = shown != nil && peer != nil && slices.Equal(shown.Certificate[0], peer.Raw)
@@ -59,6 +60,7 @@ func (s *session) clientConfig(shown **tls.Certificate) (*tls.Config, error) {
 	if err != nil {
 		return nil, err
 	}
+	base.SetSessionTicketKeys([][32]byte{s.key})
 	control, data := s.tickets.configs(base)
 	s.tickets.data = data
 	choose := base.GetCertificate
@@ -70,20 +72,24 @@ func (s *session) clientConfig(shown **tls.Certificate) (*tls.Config, error) {
 	return control, nil
 }
 
-// ticketMark begins what we write into a ticket; the id of its control connection follows.
+// ticketMark begins what we write into a ticket. What it is good for follows, and the id of its control connection.
 const ticketMark = "ftpalg:"
 
 // tickets binds TLS sessions to their control connection: what a client is given on it, or on its data connections, can be
 // resumed on its data connections and on no others.
 type tickets struct {
-	id              string // of this control connection
-	resumed         []byte // what the ticket held that the control connection itself resumed
+	scope           string // begins the marks of all control connections under the same rule to the same server
+	own             string // the mark of this control connection
+	resumed         string // the mark in the ticket that the control connection itself resumed
 	upstream        *tls.Config
 	data            *tls.Config // towards the client
 	sameCertificate bool        // the client was shown the server's own
 }
 
-func newTickets() tickets { return tickets{id: rand.Text()} }
+func newTickets(scope string) tickets {
+	scope = ticketMark + scope + "\x00"
+	return tickets{scope: scope, own: scope + rand.Text()}
+}
 
 // configs gives the configurations of control connection and data connections. They differ in the tickets that they accept.
 func (t *tickets) configs(base *tls.Config) (control, data *tls.Config) {
@@ -95,45 +101,50 @@ func (t *tickets) configs(base *tls.Config) (control, data *tls.Config) {
 
 func (t *tickets) wrap(base *tls.Config) func(tls.ConnectionState, *tls.SessionState) ([]byte, error) {
 	return func(cs tls.ConnectionState, ss *tls.SessionState) ([]byte, error) {
-		ss.Extra = append(slices.DeleteFunc(ss.Extra, isMark), []byte(ticketMark+t.id))
+		ss.Extra = append(slices.DeleteFunc(ss.Extra, isMark), []byte(t.own))
 		return base.EncryptTicket(cs, ss)
 	}
 }
 
-// unwrapControl accepts the tickets of any control connection of the same rule: a client may come back.
+// unwrapControl accepts the tickets of any control connection under the same rule to the same server: a client may come
+// back.
 func (t *tickets) unwrapControl(base *tls.Config) func([]byte, tls.ConnectionState) (*tls.SessionState, error) {
 	return func(identity []byte, cs tls.ConnectionState) (*tls.SessionState, error) {
-		ss, err := base.DecryptTicket(identity, cs)
-		if err != nil || ss == nil {
+		ss, mark := open(base, identity, cs)
+		if !strings.HasPrefix(mark, t.scope) {
 			return nil, nil // a full handshake follows
 		}
-		if i := slices.IndexFunc(ss.Extra, isMark); i >= 0 {
-			t.resumed = ss.Extra[i]
-		}
+		t.resumed = mark
 		return ss, nil
 	}
 }
 
 // unwrapData accepts the tickets of this control connection alone, and the one that it resumed itself.
 func (t *tickets) unwrapData(base *tls.Config) func([]byte, tls.ConnectionState) (*tls.SessionState, error) {
-	own := ticketMark + t.id
 	return func(identity []byte, cs tls.ConnectionState) (*tls.SessionState, error) {
-		ss, err := base.DecryptTicket(identity, cs)
-		if err != nil || ss == nil {
+		ss, mark := open(base, identity, cs)
+		if mark == "" || mark != t.own && mark != t.resumed {
 			return nil, nil
 		}
-		for _, x := range ss.Extra {
-			if string(x) == own || isMark(x) && string(x) == string(t.resumed) {
-				return ss, nil
-			}
-		}
-		return nil, nil
+		return ss, nil
 	}
 }
 
-func isMark(extra []byte) bool {
-	return len(extra) > len(ticketMark) && string(extra[:len(ticketMark)]) == ticketMark
+// open decrypts a ticket and gives its mark; empty if it is none of ours.
+func open(base *tls.Config, identity []byte, cs tls.ConnectionState) (*tls.SessionState, string) {
+	ss, err := base.DecryptTicket(identity, cs)
+	if err != nil || ss == nil {
+		return nil, ""
+	}
+	for _, x := range ss.Extra {
+		if isMark(x) {
+			return ss, string(x)
+		}
+	}
+	return nil, ""
 }
+
+func isMark(extra []byte) bool { return strings.HasPrefix(string(extra), ticketMark) }
 
 // maxGreeting bounds the lines of a greeting that is kept until AUTH is through.
 const maxGreeting = 64

@@ -30,6 +30,7 @@ type session struct {
 	rule     *policy.Rule
 	target   *policy.Server
 	certs    Certificates
+	key      [32]byte // of tickets
 	implicit bool
 
 	mu       sync.Mutex
@@ -53,10 +54,10 @@ func (g *Gateway) newSession(now *inForce, d policy.Decision, c *net.TCPConn) *s
 	client, server := endpoints(c)
 	s := &session{
 		gateway: g, number: g.Number(), client: client, server: server,
-		policy: now.policy, rule: d.Rule, target: d.Server, certs: now.certs, implicit: d.Implicit,
+		policy: now.policy, rule: d.Rule, target: d.Server, certs: now.certs, key: now.tickets, implicit: d.Implicit,
 	}
 	s.turn = sync.NewCond(&s.mu)
-	s.tickets = newTickets()
+	s.tickets = newTickets(d.Rule.Name + "\x00" + d.Server.Name)
 	s.peers[alg.Client] = &peer{tcp: c, in: lineReader{limit: now.policy.Limits.Line}}
 	s.dialogue = dialogue{
 		out: s, control: alg.NewTerminated(now.policy, d, client, server), rule: d.Rule,

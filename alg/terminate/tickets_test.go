@@ -40,13 +40,13 @@ func TestTicketsAreBound(t *testing.T) {
 			control, data *tls.Config
 			tickets       tickets
 		}
-		newSide := func(cache tls.ClientSessionCache) *side {
-			x := &side{tickets: newTickets()}
+		newSide := func(scope string, cache tls.ClientSessionCache) *side {
+			x := &side{tickets: newTickets(scope)}
 			x.client = &tls.Config{InsecureSkipVerify: true, ServerName: "server", MaxVersion: version, ClientSessionCache: cache}
 			x.control, x.data = x.tickets.configs(base)
 			return x
 		}
-		one, other := newSide(tls.NewLRUClientSessionCache(4)), newSide(tls.NewLRUClientSessionCache(4))
+		one, other := newSide("rule", tls.NewLRUClientSessionCache(4)), newSide("rule", tls.NewLRUClientSessionCache(4))
 		if visit(t, one.client, one.control) || visit(t, other.client, other.control) {
 			t.Fatal("a first connection resumed something")
 		}
@@ -58,8 +58,12 @@ func TestTicketsAreBound(t *testing.T) {
 		if visit(t, one.client, other.data) {
 			t.Errorf("TLS %#x: another control connection's ticket was taken", version)
 		}
+		stranger := newSide("another rule", nil)
+		if visit(t, one.client, stranger.control) {
+			t.Errorf("TLS %#x: a ticket of another rule was taken", version)
+		}
 		// A client that comes back may resume, and its data connections with the ticket that it came with.
-		again := newSide(nil)
+		again := newSide("rule", nil)
 		again.client = other.client
 		if !visit(t, again.client, again.control) {
 			t.Errorf("TLS %#x: a client that came back did not resume", version)
