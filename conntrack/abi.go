@@ -28,6 +28,7 @@ const (
 	ctaMark        = 8
 	ctaID          = 12
 	ctaTupleMaster = 14
+	ctaMarkMask    = 21
 
 	ctaHelpName = 1
 )

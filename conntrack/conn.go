@@ -154,11 +154,7 @@ func (c *Conn) Withdraw(x Expectation) error {
 func (c *Conn) remove(x *Expectation) error {
 	c.reset()
 	c.add(msgExpDelete, netlink.Acknowledge, x)
-	errs, err := c.exchange()
-	if err == nil && errs[0] != 0 {
-		err = explain(errs[0], ErrNotFound)
-	}
-	return err
+	return c.ask()
 }
 
 func (c *Conn) reset() { c.req.b, c.n = c.req.b[:0], 0 }

@@ -89,6 +89,29 @@ func TestWithdrawGone(t *testing.T) {
 	}
 }
 
+func TestSetMarkAnswers(t *testing.T) {
+	mapped := Tuple{netip.MustParseAddrPort("[::ffff:192.0.2.2]:40000"), x4.Master.Dst}
+	for _, test := range []struct {
+		name       string
+		tuple      Tuple
+		mark, mask uint32
+		errno      unix.Errno
+		want       error
+	}{
+		{"set", x4.Master, 1, 3, 0, nil},
+		{"cleared", x4.Master, 0, 3, 0, nil},
+		{"mapped address", mapped, 1, 1, 0, nil},
+		{"no such connection", x4.Master, 1, 1, unix.ENOENT, ErrNotFound},
+		{"not permitted", x4.Master, 1, 1, unix.EPERM, ErrPermission},
+		{"bits outside of the mask", x4.Master, 5, 1, 0, ErrInvalid},
+		{"two families", Tuple{x4.Master.Src, x6.Master.Dst}, 1, 1, 0, ErrInvalid},
+	} {
+		if err := scripted(t, ack(1, test.errno)).SetMark(test.tuple, test.mark, test.mask); !errors.Is(err, test.want) {
+			t.Errorf("%s: got %v, want %v", test.name, err, test.want)
+		}
+	}
+}
+
 // What no kernel could install is refused before it is asked: the Conn here is closed.
 func TestInvalidExpectations(t *testing.T) {
 	for name, change := range map[string]func(*Expectation){
@@ -152,6 +175,16 @@ func TestFake(t *testing.T) {
 	}
 	if err := f.Withdraw(x6); !errors.Is(err, ErrNotFound) {
 		t.Errorf("second withdrawal: %v", err)
+	}
+	if err := f.SetMark(x4.Master, 1, 1); !errors.Is(err, ErrFull) {
+		t.Errorf("told to fail: %v", err)
+	}
+	f.Fail(nil)
+	if err := errors.Join(f.SetMark(x4.Master, 6, 7), f.SetMark(x4.Master, 1, 3)); err != nil {
+		t.Error(err)
+	}
+	if e, err := f.Lookup(x4.Master); err != nil || e.Mark != 5 {
+		t.Errorf("mark: %+v, %v", e, err)
 	}
 	if calls := f.Calls(); len(calls) != 6 || calls[3].Err == nil || calls[4] != (Call{"withdraw", x6, nil}) {
 		t.Errorf("calls: %v", calls)

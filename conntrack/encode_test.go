@@ -76,6 +76,28 @@ func TestEncodeRequests(t *testing.T) {
 	}
 }
 
+func TestEncodeEntryRequests(t *testing.T) {
+	for _, test := range []struct {
+		name string
+		msg  uint8
+		x    Expectation
+		mark *markChange
+		want string
+	}{
+		{"look up", msgCTGet, x4, nil, "48000000 0101 0500 01000000 00000000 02000000 34000180" + ip4 + proto21},
+		{"set the mark", msgCTNew, x4, &markChange{0x02000000, 0x06000000},
+			"58000000 0001 0500 01000000 00000000 02000000 34000180" + ip4 + proto21 + "0800080002000000 0800150006000000"},
+		{"set the mark, IPv6", msgCTNew, x6, &markChange{1, 3},
+			"70000000 0001 0500 01000000 00000000 0a000000 4c000180" + ip6 + proto21 + "0800080000000001 0800150000000003"},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			var c Conn
+			c.addEntry(test.msg, test.x.Master, test.mark)
+			equalHex(t, c.req.b, test.want)
+		})
+	}
+}
+
 func TestEncodeOwnHelper(t *testing.T) {
 	equalHex(t, encodeOwn(unix.AF_INET6), "0a000000"+
 		"0b000100 667470616c670000"+ // NFCTH_NAME "ftpalg"

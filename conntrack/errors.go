@@ -27,8 +27,8 @@ var (
 	ErrInvalid = errors.New("invalid request")
 )
 
-// explain gives the sentinel for the errno of a request about an expectation, with the errno wrapped beside it. absent is what ENOENT means to the
-// request: a missing master when creating, a missing expectation when deleting.
+// explain gives the sentinel for the errno of a request, with the errno wrapped beside it. absent is what ENOENT means to
+// the request: a missing master when creating an expectation, and else that what it is about is missing.
 func explain(errno unix.Errno, absent error) error {
 	var sentinel error
 	switch errno {

@@ -5,23 +5,24 @@ import (
 	"sync"
 )
 
-// Fake keeps expectations in memory, for replay and for the tests of other packages. Its zero value is ready. It is
-// safe for concurrent use.
+// Fake keeps expectations and marks in memory, for replay and for the tests of other packages. Its zero value is ready. It
+// is safe for concurrent use.
 type Fake struct {
 	mu    sync.Mutex
 	calls []Call
 	open  []Expectation
+	marks map[Tuple]uint32
 	fail  error
 }
 
-// Call is one request made of a Fake.
+// Call is one request about an expectation made of a Fake.
 type Call struct {
 	Verb string // "expect" or "withdraw"
 	Expectation
 	Err error // what the Fake answered
 }
 
-// Fail makes every later Expect answer with err, wrapped; nil makes them succeed again.
+// Fail makes every later Expect and SetMark answer with err, wrapped; nil makes them succeed again.
 func (f *Fake) Fail(err error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -44,7 +45,23 @@ func (f *Fake) Expect(x Expectation) error {
 
 // Lookup finds every connection: a Fake's are there, and do not close.
 func (f *Fake) Lookup(t Tuple) (Entry, error) {
-	return Entry{Orig: t, Reply: Tuple{Src: t.Dst, Dst: t.Src}, Opened: true, Live: true}, nil
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return Entry{Orig: t, Reply: Tuple{Src: t.Dst, Dst: t.Src}, Mark: f.marks[t], Opened: true, Live: true}, nil
+}
+
+// SetMark changes what Lookup of the same tuple gives as the mark.
+func (f *Fake) SetMark(t Tuple, mark, mask uint32) error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.fail != nil {
+		return describeMark(t, mark, mask, f.fail)
+	}
+	if f.marks == nil {
+		f.marks = map[Tuple]uint32{}
+	}
+	f.marks[t] = f.marks[t]&^mask | mark
+	return nil
 }
 
 // Withdraw forgets x, or answers ErrNotFound.

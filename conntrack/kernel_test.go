@@ -193,6 +193,46 @@ func TestLookup(t *testing.T) {
 	}
 }
 
+// A connection that was expected inherits the mark of its control connection, as it is then: both bits of it.
+func TestMarkInherited(t *testing.T) {
+	const theirs, ours = 0x1, 0x02000000
+	l := newLab(t)
+	for name, h := range families {
+		t.Run(name, func(t *testing.T) {
+			control, data := netip.AddrPortFrom(h.server, ftpPort), netip.AddrPortFrom(h.server, dataPort)
+			l.serve(t, control)
+			l.serve(t, data)
+			master := l.control(t, h.client, control)
+			x := h.expect(master)
+			if err := errors.Join(
+				l.conn.Expect(x),
+				l.conn.SetMark(master, theirs, 0xffffffff),
+				l.conn.SetMark(master, ours, ours)); err != nil {
+				t.Fatal(err)
+			}
+			child, err := l.dial(t, h.client, data)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := l.conn.SetMark(Tuple{master.Dst, master.Src}, 0, ours); err != nil { // the reply's tuple will do
+				t.Fatal(err)
+			}
+			for _, want := range []struct {
+				tuple Tuple
+				mark  uint32
+			}{{child, theirs | ours}, {master, theirs}} {
+				if e, err := l.conn.Lookup(want.tuple); err != nil || e.Mark != want.mark {
+					t.Errorf("mark %#x of %v, want %#x; %v", e.Mark, want.tuple, want.mark, err)
+				}
+			}
+			master.Src = netip.AddrPortFrom(h.client, 1)
+			if err := l.conn.SetMark(master, ours, ours); !errors.Is(err, ErrNotFound) {
+				t.Errorf("no such connection: %v, want ErrNotFound", err)
+			}
+		})
+	}
+}
+
 // Queue threads call at the same time. Each has its own master, and nothing gets mixed up.
 func TestConcurrent(t *testing.T) {
 	const threads, rounds = 8, 100

@@ -42,28 +42,80 @@ func (c *Conn) Lookup(t Tuple) (Entry, error) {
 }
 
 func (c *Conn) lookup(t Tuple) (Entry, error) {
-	t.Src = netip.AddrPortFrom(t.Src.Addr().Unmap(), t.Src.Port())
-	t.Dst = netip.AddrPortFrom(t.Dst.Addr().Unmap(), t.Dst.Port())
-	if !t.valid() {
-		return Entry{}, fmt.Errorf("%w: both ends must be addresses of one family", ErrInvalid)
+	if err := t.normalise(); err != nil {
+		return Entry{}, err
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	c.addEntry(msgCTGet, t, nil)
+	if err := c.ask(); err != nil {
+		return Entry{}, err
+	}
+	return decodeEntry(c.reply)
+}
+
+// SetMark changes those bits of a TCP connection's connmark that are set in mask, to what they are in mark. Connections that
+// are expected of it inherit the whole connmark when they begin. The tuple is as for Lookup. The error is ErrNotFound if
+// conntrack does not know the connection.
+func (c *Conn) SetMark(t Tuple, mark, mask uint32) error {
+	if err := c.setMark(t, markChange{mark, mask}); err != nil {
+		return describeMark(t, mark, mask, err)
+	}
+	return nil
+}
+
+func describeMark(t Tuple, mark, mask uint32, err error) error {
+	return fmt.Errorf("conntrack: set mark %#x/%#x of %s to %s: %w", mark, mask, t.Src, t.Dst, err)
+}
+
+func (c *Conn) setMark(t Tuple, m markChange) error {
+	if m.value&^m.mask != 0 {
+		return fmt.Errorf("%w: the mark has bits that its mask has not", ErrInvalid) // the kernel would toggle them
+	}
+	if err := t.normalise(); err != nil {
+		return err
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.addEntry(msgCTNew, t, &m)
+	return c.ask()
+}
+
+// markChange is a change of some bits of a connmark.
+type markChange struct{ value, mask uint32 }
+
+// addEntry makes a request about one connection that is there, with a change of its mark or without.
+func (c *Conn) addEntry(msg uint8, t Tuple, m *markChange) {
 	c.reset()
 	c.seq++
 	c.n++
-	start := c.req.begin(unix.NFNL_SUBSYS_CTNETLINK, msgCTGet, netlink.Acknowledge, c.seq)
+	start := c.req.begin(unix.NFNL_SUBSYS_CTNETLINK, msg, netlink.Acknowledge, c.seq)
 	c.req.family(familyOf(t.Src.Addr()))
 	c.req.tuple(ctaTupleOrig, t)
-	c.req.end(start)
-	errs, err := c.exchange()
-	switch {
-	case err != nil:
-		return Entry{}, err
-	case errs[0] != 0:
-		return Entry{}, explain(errs[0], ErrNotFound)
+	if m != nil {
+		c.req.uint32(ctaMark, m.value)
+		c.req.uint32(ctaMarkMask, m.mask)
 	}
-	return decodeEntry(c.reply)
+	c.req.end(start)
+}
+
+// ask sends a request of one message, the answer to which may be that what it is about is not there.
+func (c *Conn) ask() error {
+	errs, err := c.exchange()
+	if err == nil && errs[0] != 0 {
+		err = explain(errs[0], ErrNotFound)
+	}
+	return err
+}
+
+// normalise turns IPv4-mapped addresses into IPv4, as conntrack keeps them.
+func (t *Tuple) normalise() error {
+	t.Src = netip.AddrPortFrom(t.Src.Addr().Unmap(), t.Src.Port())
+	t.Dst = netip.AddrPortFrom(t.Dst.Addr().Unmap(), t.Dst.Port())
+	if !t.valid() {
+		return fmt.Errorf("%w: both ends must be addresses of one family", ErrInvalid)
+	}
+	return nil
 }
 
 // execute sends one request through nl and gives the answers.

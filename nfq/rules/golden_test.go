@@ -148,6 +148,34 @@ func TestRuleCount(t *testing.T) {
 	}
 }
 
+// TestOnlyWhatTerminates: a policy that terminates nobody of a family has nothing of it there, and a server that nobody is
+// inspected for queues no SYNs.
+func TestOnlyWhatTerminates(t *testing.T) {
+	cfg := terminating(t)
+	cfg.Policy.Rules[2].From = []string{"guest"} // who has IPv4 alone
+	cfg.Policy.Clients[1].Addresses = cfg.Policy.Clients[1].Addresses[:1]
+	set := IPTables(cfg)
+	if len(set.Families) != 2 || set.Families[0].Routing.isZero() || !set.Families[1].Routing.isZero() {
+		t.Errorf("%+v", set.Families)
+	}
+	all := set.String()
+	if _, v6, _ := strings.Cut(all, "ip6tables-restore"); strings.Contains(v6, "TPROXY") || strings.Contains(v6, "INPUT") {
+		t.Errorf("IPv6 has more than it needs:\n%s", v6)
+	}
+	cfg = terminating(t)
+	for i := range cfg.Policy.Rules {
+		cfg.Policy.Rules[i].OpaqueActive, cfg.Policy.Rules[i].OpaquePinhole = true, true
+		cfg.Policy.Rules[i].Action = policy.Terminate
+	}
+	for _, f := range IPTables(cfg).Families {
+		for _, r := range f.Tables[0].Chains[0].Rules {
+			if strings.Contains(r.Spec, "NFQUEUE") {
+				t.Errorf("%s", r.Spec)
+			}
+		}
+	}
+}
+
 // TestPayloadProgram runs the program in the Go VM; TestPayloadReachesQueue has the kernel run it.
 func TestPayloadProgram(t *testing.T) {
 	for _, c := range []struct {

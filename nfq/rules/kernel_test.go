@@ -19,6 +19,7 @@ import (
 
 	"ftpalg/nfq"
 	"ftpalg/nfq/internal/lab"
+	"ftpalg/policy"
 )
 
 func TestMain(m *testing.M) { lab.Main(m) }
@@ -219,8 +220,19 @@ func crafted(v6 bool, flags byte, extra, options, payload []byte) []byte {
 	return packet
 }
 
-// TestPayloadReachesQueue has the kernel run the payload program on packets that come in on a wire.
+// TestPayloadReachesQueue has the kernel run the payload program on packets that come in on a wire. What is inspected meets
+// the queue in the same way where other clients of the same server are terminated.
 func TestPayloadReachesQueue(t *testing.T) {
+	t.Run("all inspected", func(t *testing.T) { payloadReachesQueue(t, nil) })
+	t.Run("others terminated", func(t *testing.T) {
+		payloadReachesQueue(t, func(c *Config) {
+			c.Policy = terminating(t).Policy
+			c.Policy.Rules[1].Action, c.Policy.Rules[2].Action = policy.Terminate, policy.Inspect
+		})
+	})
+}
+
+func payloadReachesQueue(t *testing.T, change func(*Config)) {
 	const (
 		fin, syn, ack, urg = 1, 2, 16, 32
 	)
@@ -231,7 +243,7 @@ func TestPayloadReachesQueue(t *testing.T) {
 		routing    = []byte{43, 0, 1, 4, 0, 0, 0, 0, 6, 0, 4, 0, 0, 0, 0, 0}
 		one        = []byte("x")
 	)
-	install(t, nil)
+	install(t, change)
 	for _, c := range []struct {
 		name   string
 		v6     bool

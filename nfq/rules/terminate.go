@@ -85,8 +85,7 @@ func (b *builder) terminate(main *Chain) (more []Chain) {
 	return more
 }
 
-// transparent adds the rules for one address of a server. The direction keeps the answers of connections out that began
-// at the other side: they are the other side's, or have a socket.
+// transparent adds the rules for one address of a server.
 func (b *builder) transparent(c *Chain, s server, address, steer string) {
 	t := b.cfg.Terminate
 	for _, option := range []string{"-s", "-d"} {
@@ -96,14 +95,14 @@ func (b *builder) transparent(c *Chain, s server, address, steer string) {
 	}
 	for _, ports := range s.ports {
 		c.add("Terminated control connections without a socket (yet, with SYN cookies; or any more): never forwarded.",
-			"-d %s -p tcp -m multiport --dports %s -m connmark --mark %#x/%#x -m conntrack --ctdir ORIGINAL -j %s",
+			"-d %s -p tcp -m multiport --dports %s -m connmark --mark %#x/%#x -j %s",
 			address, ports, t.Control, t.Control, tproxyChain)
 		c.add("New control connections: the policy's rules in their order say which are terminated.",
 			"-d %s -p tcp -m multiport --dports %s -m conntrack --ctstate NEW -j %s", address, ports, steer)
 	}
 	for _, option := range []string{"-s", "-d"} {
 		c.add("Data connections that ftpalg relays: they inherit the connmark of their control connection.",
-			"%s %s -p tcp -m connmark --mark %#x/%#x -m conntrack --ctdir ORIGINAL -j %s",
+			"%s %s -p tcp -m connmark --mark %#x/%#x -j %s",
 			option, address, t.Relay, t.Relay, tproxyChain)
 	}
 }

@@ -26,12 +26,12 @@ COMMIT
 -A FTPALG-MANGLE -s 198.51.100.2/32 -p tcp ! --syn -m socket --transparent -j FTPALG-DIVERT
 -A FTPALG-MANGLE -d 198.51.100.2/32 -p tcp ! --syn -m socket --transparent -j FTPALG-DIVERT
 # Terminated control connections without a socket (yet, with SYN cookies; or any more): never forwarded.
--A FTPALG-MANGLE -d 198.51.100.2/32 -p tcp -m multiport --dports 21,990 -m connmark --mark 0x20/0x20 -m conntrack --ctdir ORIGINAL -j FTPALG-TPROXY
+-A FTPALG-MANGLE -d 198.51.100.2/32 -p tcp -m multiport --dports 21,990 -m connmark --mark 0x20/0x20 -j FTPALG-TPROXY
 # New control connections: the policy's rules in their order say which are terminated.
 -A FTPALG-MANGLE -d 198.51.100.2/32 -p tcp -m multiport --dports 21,990 -m conntrack --ctstate NEW -j FTPALG-TERMINATE0
 # Data connections that ftpalg relays: they inherit the connmark of their control connection.
--A FTPALG-MANGLE -s 198.51.100.2/32 -p tcp -m connmark --mark 0x10/0x10 -m conntrack --ctdir ORIGINAL -j FTPALG-TPROXY
--A FTPALG-MANGLE -d 198.51.100.2/32 -p tcp -m connmark --mark 0x10/0x10 -m conntrack --ctdir ORIGINAL -j FTPALG-TPROXY
+-A FTPALG-MANGLE -s 198.51.100.2/32 -p tcp -m connmark --mark 0x10/0x10 -j FTPALG-TPROXY
+-A FTPALG-MANGLE -d 198.51.100.2/32 -p tcp -m connmark --mark 0x10/0x10 -j FTPALG-TPROXY
 # Only segments with payload, of one byte or more, are read; the program is 'IP length > IP header + TCP header'.
 -A FTPALG-MANGLE -d 198.51.100.2/32 -p tcp -m multiport --dports 21,990 -m bpf --bytecode "12,177 0 0 0,80 0 0 13,69 7 0 32,80 0 0 12,84 0 0 240,116 0 0 2,12 0 0 0,7 0 0 0,128 0 0 0,45 0 1 0,6 0 0 65535,6 0 0 0" -j NFQUEUE --queue-num 21
 -A FTPALG-MANGLE -s 198.51.100.2/32 -p tcp -m multiport --sports 21,990 -m bpf --bytecode "12,177 0 0 0,80 0 0 13,69 7 0 32,80 0 0 12,84 0 0 240,116 0 0 2,12 0 0 0,7 0 0 0,128 0 0 0,45 0 1 0,6 0 0 65535,6 0 0 0" -j NFQUEUE --queue-num 21
@@ -105,12 +105,12 @@ COMMIT
 -A FTPALG-MANGLE -s 2001:db8:2::2/128 -p tcp ! --syn -m socket --transparent -j FTPALG-DIVERT
 -A FTPALG-MANGLE -d 2001:db8:2::2/128 -p tcp ! --syn -m socket --transparent -j FTPALG-DIVERT
 # Terminated control connections without a socket (yet, with SYN cookies; or any more): never forwarded.
--A FTPALG-MANGLE -d 2001:db8:2::2/128 -p tcp -m multiport --dports 21,990 -m connmark --mark 0x20/0x20 -m conntrack --ctdir ORIGINAL -j FTPALG-TPROXY
+-A FTPALG-MANGLE -d 2001:db8:2::2/128 -p tcp -m multiport --dports 21,990 -m connmark --mark 0x20/0x20 -j FTPALG-TPROXY
 # New control connections: the policy's rules in their order say which are terminated.
 -A FTPALG-MANGLE -d 2001:db8:2::2/128 -p tcp -m multiport --dports 21,990 -m conntrack --ctstate NEW -j FTPALG-TERMINATE0
 # Data connections that ftpalg relays: they inherit the connmark of their control connection.
--A FTPALG-MANGLE -s 2001:db8:2::2/128 -p tcp -m connmark --mark 0x10/0x10 -m conntrack --ctdir ORIGINAL -j FTPALG-TPROXY
--A FTPALG-MANGLE -d 2001:db8:2::2/128 -p tcp -m connmark --mark 0x10/0x10 -m conntrack --ctdir ORIGINAL -j FTPALG-TPROXY
+-A FTPALG-MANGLE -s 2001:db8:2::2/128 -p tcp -m connmark --mark 0x10/0x10 -j FTPALG-TPROXY
+-A FTPALG-MANGLE -d 2001:db8:2::2/128 -p tcp -m connmark --mark 0x10/0x10 -j FTPALG-TPROXY
 # Only segments with payload, of one byte or more, are read; the program is 'IP length > IP header + TCP header'.
 -A FTPALG-MANGLE -d 2001:db8:2::2/128 -p tcp -m multiport --dports 21,990 -m bpf --bytecode "13,48 0 0 6,21 0 9 6,48 0 0 53,69 7 0 32,48 0 0 52,84 0 0 240,116 0 0 2,4 0 0 40,7 0 0 0,128 0 0 0,45 0 1 0,6 0 0 65535,6 0 0 0" -j NFQUEUE --queue-num 21
 -A FTPALG-MANGLE -s 2001:db8:2::2/128 -p tcp -m multiport --sports 21,990 -m bpf --bytecode "13,48 0 0 6,21 0 9 6,48 0 0 53,69 7 0 32,48 0 0 52,84 0 0 240,116 0 0 2,4 0 0 40,7 0 0 0,128 0 0 0,45 0 1 0,6 0 0 65535,6 0 0 0" -j NFQUEUE --queue-num 21
