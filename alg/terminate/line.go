@@ -85,9 +85,6 @@ func (r *lineReader) discard() {
 	r.buf, r.lines = nil, ftp.Lines{}
 }
 
-// pending says whether something was read and not taken.
-func (r *lineReader) pending() bool { return len(r.buf) > 0 }
-
 // errSlowLine says that a line was begun and not completed in time.
 var errSlowLine = errors.New("a line was not completed in time")
 

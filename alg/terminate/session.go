@@ -39,8 +39,7 @@ type session struct {
 	dialogue dialogue
 	due      bool // TLS begins with the client before it is read next
 	over     bool
-	reason   alg.Reason // why
-	greeted  time.Time  // when the greeting is due
+	greeted  time.Time // when the greeting is due
 
 	tickets tickets
 	promise *promise // of the data connection at hand

@@ -3,24 +3,30 @@ package main
 import (
 	"errors"
 	"fmt"
+	"slices"
 
 	"github.com/spf13/cobra"
 
 	"ftpalg/alg"
+	"ftpalg/alg/terminate/cert"
 	"ftpalg/policy"
 )
 
 func newCheck() *cobra.Command {
 	return &cobra.Command{
 		Use:   "check FILE",
-		Short: "Check a policy file, run its tests, and print its canonical form",
+		Short: "Check a policy file with the keys that it names, run its tests, and print its canonical form",
 		Args:  cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			p, err := loadPolicy(args[0])
 			if err != nil {
 				return err
 			}
-			for _, w := range p.Warnings {
+			certs, err := cert.Load(p)
+			if err != nil {
+				return err
+			}
+			for _, w := range slices.Concat(p.Warnings, certs.Warnings()) {
 				fmt.Fprintf(cmd.ErrOrStderr(), "warning: %s\n", w)
 			}
 			_, err = cmd.OutOrStdout().Write(p.Canonical())
