@@ -39,6 +39,10 @@ func TestDisorder(t *testing.T) {
 	t.Run("PASV lost", func(t *testing.T) {
 		expect(t, rawFile(slices.Delete(newTalk().say(lines...).packets, 4, 5)), pasvPinhole)
 	})
+	t.Run("PASV and the reply before it lost", func(t *testing.T) {
+		p := newTalk().say("S: 220 ready", "C: TYPE I", "S: 200 ok", "C: PASV", "S: 227 (198,51,100,2,195,80)", "C: LIST").packets
+		expect(t, rawFile(slices.Delete(p, 5, 7)), pasvPinhole)
+	})
 	t.Run("the server's side only", func(t *testing.T) {
 		var half [][]byte
 		for _, p := range newTalk().say(lines...).packets {
