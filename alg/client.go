@@ -24,6 +24,7 @@ func (c *Control) feedClient(b []byte, fx []Effect) (int, []Effect) {
 	case !whole:
 		return n, fx
 	}
+	c.missed = false
 	behind := b[n:]
 	if len(line.Text) == 0 && line.Flaws&ftp.Refused == 0 {
 		return n, append(fx, Effect{Kind: Audit, Reason: BlankLine})

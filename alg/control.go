@@ -42,6 +42,7 @@ type Control struct {
 	epsvAll   bool // the server accepted EPSV ALL
 	secured   bool // inside TLS since it began or since AUTH
 	resumed   bool // picked up in the middle, and nothing has been read since that tells what came before
+	missed    bool // a command may have been sent that was not captured
 	inDenied  bool // the rest of the client's line is being overwritten
 	opened    bool // the front end speaks TLS itself: all that is fed is clear text
 	canShow   bool // and has a certificate for it
@@ -206,6 +207,7 @@ func (c *Control) end(why Reason, fx []Effect) []Effect {
 func (c *Control) Lose(from Side, n int) {
 	c.lines[from].Skip(n)
 	c.kinds, c.replies, c.resumed, c.inDenied = queue{}, ftp.Replies{}, true, false
+	c.missed = c.missed || from == Client
 	if c.phase == authSent {
 		c.phase = clear
 	}

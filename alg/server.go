@@ -174,7 +174,7 @@ func (c *Control) loginAnswered(r ftp.Reply, fx []Effect) []Effect {
 // announcement: a 227 or 229, the only replies that promise a port. It opens a pinhole only for the command that asked
 // for it (design rule 4).
 func (c *Control) announcement(k kind, r ftp.Reply, line ftp.Line, fx []Effect) []Effect {
-	asked := k == pasv && r.Code == 227 || k == epsv && r.Code == 229
+	asked := k == pasv && r.Code == 227 || k == epsv && r.Code == 229 || k == other && c.missed
 	to, mode, err := c.announced(r)
 	switch {
 	case !asked && err != nil:

@@ -91,13 +91,16 @@ func (in *Inspector) acknowledge(sh *shard, s *session, of alg.Side, now time.Ti
 	if st.fin && ack == st.next+1 {
 		ack--
 	}
-	if in.lossy && before(st.next, ack) && before(ack, st.next+window) {
+	for in.lossy && before(st.next, ack) && before(ack, st.next+window) {
+		to := ack
+		if len(st.early) > 0 && before(st.early[0].seq, ack) {
+			to = st.early[0].seq // what waits behind the gap is not lost
+		}
 		in.event(s.event(now, Event{Kind: EventAudit, Reason: alg.StreamGap}))
-		s.control.Lose(of, int(ack-st.next))
+		s.control.Lose(of, int(to-st.next))
 		in.letGo(s, of)
-		st.next, st.acked, st.known, st.kept = ack, ack, true, nil
+		st.next, st.acked, st.known, st.kept = to, to, true, nil
 		in.afterGap(sh, s, of, now)
-		return
 	}
 	st.acknowledged(ack)
 }

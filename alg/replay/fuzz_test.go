@@ -2,6 +2,7 @@ package replay
 
 import (
 	"bytes"
+	"encoding/binary"
 	"testing"
 	"time"
 
@@ -19,6 +20,13 @@ func FuzzRun(f *testing.F) {
 	f.Add(small(f, false))
 	f.Add(small(f, true))
 	f.Add([]byte{0x1f, 0x8b, 8, 0})
+	six := epsv6(f).packets
+	last := six[len(six)-1]
+	six = append(six[:len(six)-1], fragment6(last, 24, len(last), false), fragment6(last, 0, 24, true))
+	f.Add(pcapFile(binary.BigEndian, linkSLL2, six, func(p []byte) []byte {
+		return append(append([]byte{0x86, 0xdd}, make([]byte, 18)...), p...)
+	}))
+	f.Add(new(ngFile).section(binary.BigEndian, 0).device(linkRaw, 0, optionResolution, 0, 1, 0x83, 0, 0, 0).enhanced(0, 1, last).bytes)
 	f.Fuzz(func(t *testing.T, file []byte) {
 		began := map[uint64]bool{}
 		_ = Run(bytes.NewReader(file), policy.AllowAll(), func(e inspect.Event) {

@@ -12,8 +12,6 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/google/gopacket/layers"
-
 	"ftpalg/alg/inspect"
 	"ftpalg/nfq"
 	"ftpalg/policy"
@@ -126,11 +124,11 @@ func dataConnections(t *testing.T, file string) (list []string) {
 	decoder := nfq.NewDecoder()
 	var seg nfq.Segment
 	for {
-		frame, _, err := packets.ReadPacketData()
+		frame, err := packets.next()
 		if err != nil {
 			return list // the truncated file's error is TestGolden's
 		}
-		if err := decoder.Decode(network(frame, layers.LinkTypeEthernet), &seg); err != nil {
+		if err := decoder.Decode(network(frame.link, frame.data), &seg); err != nil {
 			t.Fatal(err)
 		}
 		if seg.Flags&(nfq.SYN|nfq.ACK) == nfq.SYN && !policy.AllowAll().IsControlPort(seg.Dst) {

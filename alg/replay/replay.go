@@ -3,19 +3,11 @@
 package replay
 
 import (
-	"bufio"
-	"bytes"
-	"compress/gzip"
-	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
 	"net/netip"
 	"time"
-
-	"github.com/google/gopacket"
-	"github.com/google/gopacket/layers"
-	"github.com/google/gopacket/pcapgo"
 
 	"ftpalg/alg/inspect"
 	"ftpalg/conntrack"
@@ -26,74 +18,30 @@ import (
 // Run replays a capture (pcap or pcapng, gzip or not) through the policy, and reports events in the capture's time. If
 // the file is damaged or cut off, everything before the damage has been reported when the error comes.
 func Run(r io.Reader, p *policy.Policy, report func(inspect.Event)) error {
-	packets, err := open(r)
+	file, err := open(r)
 	if err != nil {
 		return err
 	}
-	c := &capture{policy: p, decoder: nfq.NewDecoder(), tcp: map[inspect.Key]*connection{}}
+	c := &capture{
+		policy: p, decoder: nfq.NewDecoder(), tcp: map[inspect.Key]*connection{},
+		fragments: fragments{open: map[datagram]*pieces{}},
+	}
 	c.inspector = inspect.New(inspect.Options{Policy: p, Conntrack: c, Report: report, Lossy: true})
 	for n := 1; ; n++ {
-		data, info, err := packets.ReadPacketData()
+		f, err := file.next()
+		if err != nil {
+			c.giveUpWhere(func(*connection) bool { return true })
+		}
 		switch {
-		case errors.Is(err, io.EOF) && !errors.Is(err, io.ErrUnexpectedEOF):
+		case errors.Is(err, io.EOF):
 			return nil
 		case err != nil:
 			return fmt.Errorf("packet %d: the capture is damaged or cut off; what was before it is reported: %w", n, err)
 		}
-		c.inspector.Expire(info.Timestamp)
-		link := packets.LinkType()
-		if len(info.AncillaryData) > 0 {
-			if own, ok := info.AncillaryData[0].(layers.LinkType); ok {
-				link = own // pcapng: each interface has its own
-			}
-		}
-		c.packet(info.Timestamp, data, link)
+		c.giveUpWhere(func(conn *connection) bool { return f.at.Sub(conn.waiting[0].at) > waitForBytes })
+		c.inspector.Expire(f.at)
+		c.frame(f)
 	}
-}
-
-// maxPacket is the longest packet that a pcap file may hold: libpcap's MAXIMUM_SNAPLEN.
-const maxPacket = 262144
-
-// source is what pcap and pcapng readers have in common.
-type source interface {
-	ReadPacketData() ([]byte, gopacket.CaptureInfo, error)
-	LinkType() layers.LinkType
-}
-
-var (
-	gzipMagic   = []byte{0x1f, 0x8b}
-	pcapngMagic = []byte{0x0a, 0x0d, 0x0d, 0x0a}
-)
-
-// open finds out which kind of file it is by its first bytes.
-func open(r io.Reader) (source, error) {
-	b := bufio.NewReaderSize(r, 1<<16)
-	magic, _ := b.Peek(4)
-	switch {
-	case len(magic) == 0:
-		return nil, errors.New("the file is empty")
-	case bytes.HasPrefix(magic, gzipMagic):
-		unzipped, err := gzip.NewReader(b)
-		if err != nil {
-			return nil, fmt.Errorf("gzip: %w", err)
-		}
-		b = bufio.NewReaderSize(unzipped, 1<<16)
-		magic, _ = b.Peek(4)
-	}
-	if bytes.Equal(magic, pcapngMagic) {
-		ng, err := pcapgo.NewNgReader(&wholeBlocks{r: b, order: binary.BigEndian}, pcapgo.NgReaderOptions{WantMixedLinkType: true, SkipUnknownVersion: true})
-		if err != nil {
-			return nil, fmt.Errorf("pcapng: %w", err)
-		}
-		return ng, nil
-	}
-	pcap, err := pcapgo.NewReader(b)
-	if err != nil {
-		return nil, fmt.Errorf("neither pcap nor pcapng: %w", err)
-	}
-	// The file's own snap length is often wrong, and never to be trusted with how much memory a packet takes.
-	pcap.SetSnaplen(maxPacket)
-	return pcap, nil
 }
 
 // Expect takes every pinhole and holds none.
@@ -122,37 +70,88 @@ type capture struct {
 	decoder   *nfq.Decoder
 	inspector *inspect.Inspector
 	tcp       map[inspect.Key]*connection
+	waiting   []*connection // with segments that wait
 	segment   nfq.Segment
+	fragments fragments
 }
 
 // connection is a TCP connection of the capture, by the side that sent the SYN.
 type connection struct {
+	key     inspect.Key
 	control bool
+	begun   bool   // its SYN was seen
+	isn     uint32 // and had this sequence number
+	spoke   bool   // a segment with payload was seen
+	sides   [2]direction
 	fin     [2]bool
 	over    bool
+	waiting []waitingSegment
 }
 
-// packet takes one frame. What is not TCP over IP is nobody's control connection and passed over.
-func (c *capture) packet(at time.Time, frame []byte, link layers.LinkType) {
-	ip := network(frame, link)
-	if ip == nil || c.decoder.Decode(ip, &c.segment) != nil {
+func (conn *connection) side(client bool) *direction { return &conn.sides[sideIndex(client)] }
+
+// between says whether the connection's hosts are a and b.
+func (conn *connection) between(a, b netip.Addr) bool {
+	client, server := conn.key.Client.Addr(), conn.key.Server.Addr()
+	return a == client && b == server || a == server && b == client
+}
+
+func sideIndex(client bool) int {
+	if client {
+		return 0
+	}
+	return 1
+}
+
+// frame takes one frame. What is not TCP over IP is nobody's control connection and passed over.
+func (c *capture) frame(f frame) {
+	packet := c.fragments.whole(f.at, network(f.link, f.data))
+	if packet == nil || c.decoder.Decode(packet, &c.segment) != nil {
 		return
 	}
-	seg := &c.segment
+	c.packet(f.at, &c.segment)
+}
+
+// packet takes one segment.
+func (c *capture) packet(at time.Time, seg *nfq.Segment) {
 	key, fromClient := c.direction(seg)
 	conn := c.tcp[key]
+	if conn != nil && !conn.over && c.isSYN(seg) && conn.replacedBy(seg) {
+		c.giveUp(conn)
+		c.end(at, conn)
+	}
 	if conn == nil || conn.over && seg.Flags&nfq.SYN != 0 {
-		conn = &connection{}
+		conn = &connection{key: key}
 		c.tcp[key] = conn
 	}
 	if conn.over {
 		return
 	}
-	c.recognise(at, conn, key, fromClient, seg)
-	if conn.control || c.isSYN(seg) {
-		c.inspector.Packet(at, inspect.Packet{Queue: noQueue{}}, seg)
+	if c.isSYN(seg) {
+		conn.begun, conn.isn = true, seg.Seq
 	}
-	c.close(at, conn, key, fromClient, seg)
+	c.recognise(at, conn, fromClient, seg)
+	conn.spoke = conn.spoke || len(seg.Payload) > 0
+	switch {
+	case conn.control:
+		c.order(at, conn, fromClient, seg)
+	case c.isSYN(seg):
+		// Whoever opens a data connection has the line that announced it.
+		c.giveUpWhere(func(conn *connection) bool { return conn.between(seg.Src.Addr(), seg.Dst.Addr()) })
+		c.inspector.Packet(at, inspect.Packet{Queue: noQueue{}}, seg)
+		fallthrough
+	default:
+		c.close(at, conn, fromClient, seg)
+	}
+}
+
+// replacedBy says whether a SYN begins another connection between the same ports, the end of this one not being in the
+// capture. A repeated SYN has the same sequence number.
+func (conn *connection) replacedBy(syn *nfq.Segment) bool {
+	if conn.begun {
+		return conn.isn != syn.Seq
+	}
+	return conn.spoke
 }
 
 func (c *capture) isSYN(seg *nfq.Segment) bool {
@@ -177,25 +176,25 @@ func (c *capture) direction(seg *nfq.Segment) (key inspect.Key, fromClient bool)
 
 // recognise finds out whether a connection is a control connection: by its port, or else by a server that greets as FTP
 // servers do on a port that no mail server uses.
-func (c *capture) recognise(at time.Time, conn *connection, key inspect.Key, fromClient bool, seg *nfq.Segment) {
+func (c *capture) recognise(at time.Time, conn *connection, fromClient bool, seg *nfq.Segment) {
 	if conn.control {
 		return
 	}
 	switch {
-	case c.policy.IsControlPort(key.Server):
+	case c.policy.IsControlPort(conn.key.Server):
 		conn.control = true
 		if seg.Flags&nfq.SYN == 0 {
-			c.inspector.Resume(at, key, 0)
+			c.inspector.Resume(at, conn.key, 0)
 		}
-	case !fromClient && greets(seg.Payload) && !mailPort(key.Server):
+	case !fromClient && !conn.spoke && greets(seg.Payload) && !mailPort(conn.key.Server):
 		conn.control = true
-		c.inspector.Begin(at, key)
+		c.inspector.Begin(at, conn.key)
 	}
 }
 
 // greets says whether a server's first bytes are an FTP greeting (RFC 959 section 5.4).
 func greets(b []byte) bool {
-	return len(b) > 4 && string(b[:3]) == "220" && (b[3] == ' ' || b[3] == '-') && bytes.IndexByte(b, '\n') > 0
+	return len(b) >= 4 && string(b[:3]) == "220" && (b[3] == ' ' || b[3] == '-')
 }
 
 func mailPort(a netip.AddrPort) bool {
@@ -207,34 +206,18 @@ func mailPort(a netip.AddrPort) bool {
 }
 
 // close ends a session when its connection ends.
-func (c *capture) close(at time.Time, conn *connection, key inspect.Key, fromClient bool, seg *nfq.Segment) {
+func (c *capture) close(at time.Time, conn *connection, fromClient bool, seg *nfq.Segment) {
 	if seg.Flags&nfq.FIN != 0 {
-		side := 0
-		if !fromClient {
-			side = 1
-		}
-		conn.fin[side] = true
+		conn.fin[sideIndex(fromClient)] = true
 	}
 	if seg.Flags&nfq.RST != 0 || conn.fin[0] && conn.fin[1] {
-		conn.over = true
-		if conn.control {
-			c.inspector.End(at, key, 0)
-		}
+		c.end(at, conn)
 	}
 }
 
-// network gives the IP packet of a frame, or nil: through Ethernet, VLAN tags, PPP, Linux "cooked" captures and whatever
-// else gopacket knows.
-func network(frame []byte, link layers.LinkType) []byte {
-	if link == layers.LinkTypeRaw || link == layers.LinkTypeIPv4 || link == layers.LinkTypeIPv6 {
-		return frame
+func (c *capture) end(at time.Time, conn *connection) {
+	conn.over = true
+	if conn.control {
+		c.inspector.End(at, conn.key, 0)
 	}
-	p := gopacket.NewPacket(frame, link, gopacket.DecodeOptions{Lazy: true, NoCopy: true})
-	l := p.NetworkLayer()
-	if l == nil {
-		return nil
-	}
-	// The payload lies behind the header in one buffer, and is cut to the packet's own length.
-	header := l.LayerContents()
-	return header[:len(header)+len(l.LayerPayload())]
 }
