@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"net/netip"
+	"slices"
 	"time"
 
 	"ftpalg/alg/inspect"
@@ -22,6 +23,7 @@ func Run(r io.Reader, p *policy.Policy, report func(inspect.Event)) error {
 	if err != nil {
 		return err
 	}
+	p = watched(p)
 	c := &capture{
 		policy: p, decoder: nfq.NewDecoder(), tcp: map[inspect.Key]*connection{},
 		fragments: fragments{open: map[datagram]*pieces{}},
@@ -42,6 +44,19 @@ func Run(r io.Reader, p *policy.Policy, report func(inspect.Event)) error {
 		c.inspector.Expire(f.at)
 		c.frame(f)
 	}
+}
+
+// watched is the policy as far as a capture can show it: nobody opens TLS there, so what is terminated on the packet path is
+// read as far as it is in clear text.
+func watched(p *policy.Policy) *policy.Policy {
+	w := *p
+	w.Rules = slices.Clone(p.Rules)
+	for i := range w.Rules {
+		if w.Rules[i].Action == policy.Terminate {
+			w.Rules[i].Action = policy.Inspect
+		}
+	}
+	return &w
 }
 
 // Expect takes every pinhole and holds none.
