@@ -337,6 +337,8 @@ func (n *promise) waitBegun(ctx context.Context) bool {
 }
 
 // secure brings both halves to their protection. The two handshakes run side by side, as neither end waits for the other.
+// They begin when the server is ready to send or receive, which may take it long, so they have the time that an idle session
+// has; as there is one a session they do not count as handshakes in flight.
 func (r *relay) secure() error {
 	n, s := r.promise, r.promise.session
 	var both errgroup.Group
@@ -350,8 +352,7 @@ func (r *relay) secure() error {
 			if alg.Side(side) == alg.Server {
 				over = func(c net.Conn) *tls.Conn { return tls.Client(c, s.tickets.upstream) }
 			}
-			err := s.gateway.handshake(s.policy.Limits.Handshakes, func() error { return h.secure(s.policy.Limits.HandshakeTimeout, over) })
-			if err != nil {
+			if err := h.secure(s.policy.Limits.IdleTimeout, over); err != nil {
 				r.cut() // so that the other handshake need not wait
 				return fmt.Errorf("TLS with the %s: %w", alg.Side(side), err)
 			}
