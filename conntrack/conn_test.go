@@ -183,6 +183,9 @@ func TestFake(t *testing.T) {
 	if err := errors.Join(f.SetMark(x4.Master, 6, 7), f.SetMark(x4.Master, 1, 3)); err != nil {
 		t.Error(err)
 	}
+	if err := f.SetMark(x4.Master, 2, 1); !errors.Is(err, ErrInvalid) {
+		t.Errorf("bits outside of the mask: %v", err)
+	}
 	if e, err := f.Lookup(x4.Master); err != nil || e.Mark != 5 {
 		t.Errorf("mark: %+v, %v", e, err)
 	}

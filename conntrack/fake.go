@@ -1,6 +1,7 @@
 package conntrack
 
 import (
+	"cmp"
 	"slices"
 	"sync"
 )
@@ -54,8 +55,8 @@ func (f *Fake) Lookup(t Tuple) (Entry, error) {
 func (f *Fake) SetMark(t Tuple, mark, mask uint32) error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	if f.fail != nil {
-		return describeMark(t, mark, mask, f.fail)
+	if err := cmp.Or(f.fail, markChange{mark, mask}.check()); err != nil {
+		return describeMark(t, mark, mask, err)
 	}
 	if f.marks == nil {
 		f.marks = map[Tuple]uint32{}

@@ -69,10 +69,7 @@ func describeMark(t Tuple, mark, mask uint32, err error) error {
 }
 
 func (c *Conn) setMark(t Tuple, m markChange) error {
-	if m.value&^m.mask != 0 {
-		return fmt.Errorf("%w: the mark has bits that its mask has not", ErrInvalid) // the kernel would toggle them
-	}
-	if err := t.normalise(); err != nil {
+	if err := errors.Join(m.check(), t.normalise()); err != nil {
 		return err
 	}
 	c.mu.Lock()
@@ -83,6 +80,13 @@ func (c *Conn) setMark(t Tuple, m markChange) error {
 
 // markChange is a change of some bits of a connmark.
 type markChange struct{ value, mask uint32 }
+
+func (m markChange) check() error {
+	if m.value&^m.mask != 0 {
+		return fmt.Errorf("%w: the mark has bits that its mask has not", ErrInvalid) // the kernel would toggle them
+	}
+	return nil
+}
 
 // addEntry makes a request about one connection that is there, with a change of its mark or without.
 func (c *Conn) addEntry(msg uint8, t Tuple, m *markChange) {

@@ -2,10 +2,12 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"os"
 	"os/exec"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -49,7 +51,7 @@ type doctor struct {
 func (d *doctor) examine() error {
 	for _, check := range []func(){
 		d.capabilities, d.commands, d.forwarding, d.queueSupport, d.queueOwner, d.helperChoice, d.conntrackTables,
-		d.automaticHelpers, d.events, d.sourceChecks, d.rulesInPlace,
+		d.automaticHelpers, d.events, d.sourceChecks, d.termination, d.sourceMarks, d.rulesInPlace,
 	} {
 		check()
 	}
@@ -83,14 +85,17 @@ func (d *doctor) capabilities() {
 		return
 	}
 	for _, c := range []struct {
-		name string
-		bit  uint
-	}{{"CAP_NET_ADMIN", unix.CAP_NET_ADMIN}, {"CAP_NET_RAW", unix.CAP_NET_RAW}} {
+		name, what string
+		bit        uint
+	}{
+		{"CAP_NET_ADMIN", "queues, conntrack, rules, transparent sockets and their marks", unix.CAP_NET_ADMIN},
+		{"CAP_NET_RAW", "iptables", unix.CAP_NET_RAW},
+	} {
 		if data[c.bit/32].Effective&(1<<(c.bit%32)) == 0 {
-			d.wrong("sudo ftpalg …", "%s is missing", c.name)
+			d.wrong("sudo ftpalg …", "%s is missing (%s)", c.name, c.what)
 			continue
 		}
-		d.ok("%s", c.name)
+		d.ok("%s (%s)", c.name, c.what)
 	}
 }
 
@@ -214,6 +219,42 @@ func (d *doctor) sourceChecks() {
 		return
 	}
 	d.ok("%s is 1", key)
+}
+
+// termination tries out what 'action: terminate' needs. Without a policy, or with one that has no use for it, that it is
+// missing is a note.
+func (d *doctor) termination() {
+	const module = "modprobe -a xt_TPROXY xt_socket xt_connmark nf_tproxy_ipv4 nf_tproxy_ipv6"
+	err := rules.TryTerminate(d.ctx)
+	mend, complain := module, d.note
+	if d.terminates() {
+		complain = d.wrong
+	}
+	switch {
+	case err == nil:
+		d.ok("connections can be terminated (TPROXY, socket match, policy routing)")
+		return
+	case errors.Is(err, unix.EPERM):
+		mend = "sudo ftpalg doctor"
+	case errors.Is(err, exec.ErrNotFound):
+		mend = "apt-get install iptables iproute2"
+	}
+	complain(mend, "connections cannot be terminated: %v", err)
+}
+
+// sourceMarks: where the kernel checks a packet's source address with regard to its mark, our routing for the mark makes
+// every source address look like this machine's own, and the packet is dropped.
+func (d *doctor) sourceMarks() {
+	const key = "net.ipv4.conf.all.src_valid_mark"
+	if v, err := sysctl(key); err == nil && v != 0 && d.terminates() {
+		d.wrong("sysctl -w "+key+"=0", "%s is %d: the packets of terminated connections are dropped (wg-quick sets it)", key, v)
+	}
+}
+
+// terminates reports whether there is a policy with a rule that terminates.
+func (d *doctor) terminates() bool {
+	p := d.loadedPolicy()
+	return p != nil && slices.ContainsFunc(p.Rules, func(r policy.Rule) bool { return r.Action == policy.Terminate })
 }
 
 func (d *doctor) rulesInPlace() {

@@ -18,7 +18,7 @@ func newRules() *cobra.Command {
 		Use:   "rules --policy FILE | --remove",
 		Short: "Print the rules that 'run' installs, or remove them",
 		Long: "Prints a shell script that installs ftpalg's chains for a policy; 'ftpalg run' does the same by itself. " +
-			"With --remove, takes ftpalg's chains out of the running kernel, and nothing else.",
+			"With --remove, takes ftpalg's chains and its policy routing out of the running kernel, and nothing else.",
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			switch {
@@ -40,7 +40,7 @@ func newRules() *cobra.Command {
 	s.flags(cmd.Flags())
 	cmd.Flags().StringVar(&policyFile, "policy", "", "the policy `file`")
 	cmd.Flags().StringVar(&backend, "backend", "iptables", "rule `language`")
-	cmd.Flags().BoolVar(&remove, "remove", false, "remove ftpalg's chains")
+	cmd.Flags().BoolVar(&remove, "remove", false, "remove ftpalg's chains and policy routing")
 	return cmd
 }
 

@@ -1,7 +1,9 @@
 package main
 
 import (
+	"cmp"
 	"fmt"
+	"math/bits"
 	"strconv"
 	"strings"
 
@@ -11,35 +13,60 @@ import (
 	"ftpalg/policy"
 )
 
-// Defaults of how packets are steered here. The queue's number is FTP's port, so that it tells what it is for; the mark
-// is a high bit that policy routing seldom uses.
-const (
-	defaultQueue = 21
-	defaultMark  = 0x20000000
-)
+// defaultQueue is FTP's port, so that the number tells what it is for.
+const defaultQueue = 21
 
-// steering is what 'run' and 'rules' both have to know.
+// steering is what 'run' and 'rules' both have to know of how packets get here.
 type steering struct {
 	queues   queueRange
-	mark     uint32
+	mark     uint32 // the refused bit; 0 if nothing answers it
 	noAccept bool
+	port     uint16 // the transparent listeners'
+	table    uint32 // routing table
 }
 
 func (s *steering) flags(f *pflag.FlagSet) {
 	s.queues = queueRange{defaultQueue, defaultQueue}
 	f.Var(&s.queues, "queue-balance", "queue `number`, or first:last to spread the load over several")
-	f.Uint32Var(&s.mark, "mark", defaultMark, "mark `bit` for packets that are answered with a reset")
+	s.mark = rules.DefaultMark
+	f.Var((*markBit)(&s.mark), "mark", "mark `bit` for packets that are answered with a reset; the four bits below it are for terminated connections")
 	f.BoolVar(&s.noAccept, "no-accept", false, "leave the accepting rules out: your own accept control and RELATED data")
+	f.Uint16Var(&s.port, "transparent-port", rules.DefaultTerminate.Port, "`port` on 127.0.0.1 and ::1 where ftpalg takes the connections that it terminates")
+	f.Uint32Var(&s.table, "route-table", rules.DefaultTerminate.Table, "`number` of a routing table of ftpalg's own, for terminated connections")
 }
-
-// terminate is how connections that are terminated get here.
-func (s *steering) terminate() rules.Terminate { return rules.DefaultTerminate }
 
 func (s *steering) config(p *policy.Policy, helper string) rules.Config {
 	return rules.Config{
 		Queues: [2]uint16{s.queues.first, s.queues.last}, Helper: helper, FailOpen: p.FailOpen, Mark: s.mark,
-		NoAccept: s.noAccept, Policy: p, Terminate: s.terminate(),
+		NoAccept: s.noAccept, Terminate: s.terminate(), Policy: p,
 	}
+}
+
+// terminate says how terminated connections get to ftpalg's sockets. Their marks are those that the rules have, also where
+// nothing answers the refused bit.
+func (s *steering) terminate() rules.Terminate {
+	t := rules.DefaultTerminate
+	if s.mark != 0 {
+		t = t.WithMarks(s.mark)
+	}
+	t.Port, t.Table = cmp.Or(s.port, t.Port), cmp.Or(s.table, t.Table)
+	return t
+}
+
+// markBit is a flag: one bit with four more below it.
+type markBit uint32
+
+func (m *markBit) String() string { return fmt.Sprintf("%#x", uint32(*m)) }
+
+func (m *markBit) Type() string { return "bit" }
+
+func (m *markBit) Set(s string) error {
+	v, err := strconv.ParseUint(s, 0, 32)
+	if err != nil || bits.OnesCount64(v) != 1 || v < 1<<4 {
+		return fmt.Errorf("%q is not one bit from 0x10 to 0x80000000", s)
+	}
+	*m = markBit(v)
+	return nil
 }
 
 // queueRange is a flag: "21" or "21:24".

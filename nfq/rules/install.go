@@ -46,7 +46,7 @@ func Install(ctx context.Context, r Ruleset) error {
 	return nil
 }
 
-// Remove takes away all chains of ours, and nothing else. That there are none is no error.
+// Remove takes away all chains and policy routing of ours, and nothing else. That there are none is no error.
 func Remove(ctx context.Context) error { return Default.Remove(ctx) }
 
 // Remove does what the function of that name does, with a certain back end.

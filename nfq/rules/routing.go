@@ -26,7 +26,7 @@ const (
 // find the socket, but without this the packets would be forwarded.
 type Routing struct {
 	Mark  uint32 // bit of the fwmark
-	Table int    // nobody else's
+	Table uint32 // nobody else's
 }
 
 // isZero reports whether nothing is to be routed.
@@ -87,8 +87,8 @@ func (r ipRule) ours() bool { return r.Protocol == protocol && r.Priority == pri
 
 func (r ipRule) routing() Routing {
 	mark, _ := strconv.ParseUint(r.Mark, 0, 32)
-	table, _ := strconv.Atoi(r.Table)
-	return Routing{Mark: uint32(mark), Table: table}
+	table, _ := strconv.ParseUint(r.Table, 10, 32)
+	return Routing{Mark: uint32(mark), Table: uint32(table)}
 }
 
 // takes reports whether the rule is for packets that have the bits of mark.
@@ -196,7 +196,7 @@ func (h routes) hasRule(r Routing) bool {
 	return slices.ContainsFunc(h.rules, func(have ipRule) bool { return have.ours() && have.routing() == r })
 }
 
-func (h routes) hasRoute(r Routing) bool { return slices.Contains(h.tables, strconv.Itoa(r.Table)) }
+func (h routes) hasRoute(r Routing) bool { return slices.Contains(h.tables, fmt.Sprint(r.Table)) }
 
 // removeStale takes away rules and routes of ours that are not, or no longer, the family's.
 func (f Family) removeStale(ctx context.Context, have routes) error {
@@ -208,7 +208,7 @@ func (f Family) removeStale(ctx context.Context, have routes) error {
 		}
 	}
 	for _, table := range have.tables {
-		if table != strconv.Itoa(f.Routing.Table) {
+		if table != fmt.Sprint(f.Routing.Table) {
 			if _, err := f.run(ctx, fmt.Sprintf("route del %s table %s proto %s", ourRoute, table, protocol)); err != nil {
 				return err
 			}

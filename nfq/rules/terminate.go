@@ -1,8 +1,13 @@
 package rules
 
 import (
+	"context"
 	"fmt"
+	"net/netip"
+	"runtime"
 	"strings"
+
+	"golang.org/x/sys/unix"
 
 	"ftpalg/policy"
 )
@@ -11,7 +16,7 @@ import (
 // bit each, all different; other bits of a packet's or connection's mark are left alone.
 type Terminate struct {
 	Port    uint16 // ftpalg's transparent listeners: on 127.0.0.1 and on ::1
-	Table   int    // routing table of its own that leads to this machine itself
+	Table   uint32 // routing table of its own that leads to this machine itself
 	Divert  uint32 // fwmark bit of packets to ftpalg's transparent sockets: policy routing goes by it
 	Own     uint32 // fwmark bit of packets from ftpalg's sockets, which set it with SO_MARK
 	Control uint32 // connmark bit of terminated control connections: these rules set it
@@ -161,4 +166,32 @@ func (b *builder) local() []Chain {
 	out.add("From ftpalg's sockets.",
 		"-p tcp -m mark --mark %#x/%#x -j ACCEPT", b.cfg.Terminate.Own, b.cfg.Terminate.Own)
 	return []Chain{in, out}
+}
+
+// TryTerminate tries out whether this machine's kernel and tools can do what terminated connections need. It installs the
+// rules in a network namespace of its own, which takes CAP_SYS_ADMIN.
+func TryTerminate(ctx context.Context) error {
+	everything := IPTables(Config{Policy: &policy.Policy{
+		Servers: []policy.Server{{Addresses: []netip.Prefix{netip.MustParsePrefix("0.0.0.0/0"), netip.MustParsePrefix("::/0")}, Explicit: []uint16{21}}},
+		Rules:   []policy.Rule{{Action: policy.Terminate}},
+	}})
+	var set Ruleset
+	for _, f := range everything.Families {
+		if !f.V6 || hasIPv6() {
+			f.Tables = f.Tables[1:2] // mangle: the others need nothing more than for inspection
+			set.Families = append(set.Families, f)
+		}
+	}
+	done := make(chan error, 1)
+	go func() {
+		runtime.LockOSThread() // and never unlocked: the thread ends with the goroutine, and the namespace with both
+		err := unix.Unshare(unix.CLONE_NEWNET)
+		if err != nil {
+			err = fmt.Errorf("make a network namespace: %w", err)
+		} else if _, err = command(ctx, "", "ip", "link", "set", "lo", "up"); err == nil {
+			err = Install(ctx, set)
+		}
+		done <- err
+	}()
+	return <-done
 }

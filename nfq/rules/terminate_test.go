@@ -7,6 +7,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"os/exec"
 	"strings"
 	"syscall"
 	"testing"
@@ -408,5 +409,21 @@ func TestRoutingMissing(t *testing.T) {
 	}
 	if missing, err := Present(t.Context(), set); err != nil || len(missing) > 0 {
 		t.Errorf("mended: %q, %v", missing, err)
+	}
+}
+
+// TestTryTerminate: this kernel can, and nothing is left of the trial.
+func TestTryTerminate(t *testing.T) {
+	lab.NeedRoot(t)
+	before := saved(t, Default)
+	if err := TryTerminate(t.Context()); err != nil {
+		t.Error(err)
+	}
+	if after := saved(t, Default); after != before {
+		t.Errorf("before:\n%s\nafter:\n%s", before, after)
+	}
+	t.Setenv("PATH", t.TempDir())
+	if err := TryTerminate(t.Context()); !errors.Is(err, exec.ErrNotFound) {
+		t.Errorf("without ip and iptables: %v", err)
 	}
 }
