@@ -120,8 +120,7 @@ func (d *dialogue) clientLine(now time.Time, l line) {
 	d.verb = cmd.Verb
 	if l.flaws&ftp.TooLong != 0 {
 		// It was cut, so the engine cannot be asked about it.
-		d.denied(alg.LineTooLong, l.text)
-		d.reply(alg.LineTooLong.Reply())
+		d.refuse(alg.LineTooLong, l.text)
 		return
 	}
 	wire := clean(l)
@@ -225,8 +224,6 @@ func (d *dialogue) answered(code int) {
 		d.out.hangUp(alg.ConnectionClosed)
 	case (d.verb == "PASS" || d.verb == "ACCT") && code >= 500:
 		if d.failures++; d.failures >= d.limit {
-			d.denied(alg.LoginLimit, nil)
-			d.reply(alg.LoginLimit.Reply())
 			d.end(alg.LoginLimit)
 		}
 	}
@@ -297,14 +294,21 @@ func (d *dialogue) login(e alg.Effect) {
 	d.out.report(inspect.Event{Kind: inspect.EventLogin, Text: d.user})
 }
 
-// end ends the session by our decision.
+// end ends the session by our decision, which the client is told.
 func (d *dialogue) end(why alg.Reason) {
 	if d.over {
 		return
 	}
+	d.reply(why.Reply())
 	d.over = true
 	d.out.report(inspect.Event{Kind: inspect.EventEnd, Reason: why})
 	d.out.hangUp(why)
+}
+
+// refuse denies a command that the engine was not asked about.
+func (d *dialogue) refuse(why alg.Reason, text []byte) {
+	d.denied(why, text)
+	d.reply(why.Reply())
 }
 
 func (d *dialogue) denied(why alg.Reason, text []byte) {

@@ -205,7 +205,7 @@ var scripts = []struct {
 	{name: "TLS with the server fails", change: func(o *stageHand, _ *dialogue) { o.noServer = true }, script: `
 		S: 220 hello => C< 220 hello
 		C: AUTH TLS => S< AUTH TLS
-		S: 234 go => C< 421 The gateway cannot have TLS with the server, hang up`},
+		S: 234 go => C< REPLY upstream-tls, hang up`},
 	{name: "no certificate to show", change: func(_ *stageHand, d *dialogue) { d.shows = false }, script: `
 		S: 220 hello => C< 220 hello
 		C: AUTH TLS => deny no-certificate, C< REPLY no-certificate`},
@@ -256,9 +256,9 @@ var scripts = []struct {
 		C: USER a => S< USER a
 		S: 331 more => C< 331 more
 		C: PASS b => S< PASS b
-		S: 530 no => C< 530 no, deny login-limit, C< REPLY login-limit, hang up`},
+		S: 530 no => C< 530 no, C< REPLY login-limit, hang up`},
 	{name: "not FTP", script: `
-		S: SSH-2.0-OpenSSH => deny not-ftp, hang up`},
+		S: SSH-2.0-OpenSSH => deny not-ftp, C< REPLY not-ftp, hang up`},
 	{name: "421", script: `
 		S: 421 too many => C< 421 too many, hang up`},
 }

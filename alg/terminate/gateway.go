@@ -154,7 +154,7 @@ func (g *Gateway) carry(ctx context.Context, c *net.TCPConn) {
 	s := g.newSession(now, d, c)
 	if !g.begin(s) {
 		s.report(inspect.Event{Kind: inspect.EventDeny, Reason: alg.SessionLimit})
-		s.turnAway(alg.SessionLimit.Reply())
+		s.turnAway(alg.SessionLimit)
 		return
 	}
 	defer g.end(s)

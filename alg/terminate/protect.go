@@ -61,8 +61,7 @@ func (d *dialogue) auth(cmd ftp.Command) {
 	case client.tls:
 		d.reply("503 TLS is in use already")
 	case !d.shows:
-		d.denied(alg.NoCertificate, nil)
-		d.reply(alg.NoCertificate.Reply())
+		d.refuse(alg.NoCertificate, []byte("AUTH"))
 	case d.channel == policy.Same && !d.side[alg.Server].tls:
 		d.ask(authTLS, "AUTH TLS")
 	default:
@@ -127,8 +126,7 @@ func (d *dialogue) ccc() {
 	case !d.side[alg.Client].tls:
 		d.reply("533 The control connection is not protected")
 	case d.rule.RequireTLS:
-		d.denied(alg.TLSRequired, []byte("CCC"))
-		d.reply("534 The gateway's policy keeps the control connection protected")
+		d.refuse(alg.TLSRequired, []byte("CCC"))
 	case d.channel == policy.Same && d.side[alg.Server].tls:
 		d.ask(ccc, "CCC")
 	default:
@@ -175,7 +173,6 @@ func (d *dialogue) authAnswered(x exchange, reply ftp.Reply, l line) {
 	switch {
 	case reply.Code == 234:
 		if err := d.out.secure(alg.Server); err != nil {
-			d.reply("421 The gateway cannot have TLS with the server")
 			d.end(alg.UpstreamTLS)
 			return
 		}

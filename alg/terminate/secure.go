@@ -110,7 +110,7 @@ func (t *tickets) wrap(base *tls.Config) func(tls.ConnectionState, *tls.SessionS
 // back.
 func (t *tickets) unwrapControl(base *tls.Config) func([]byte, tls.ConnectionState) (*tls.SessionState, error) {
 	return func(identity []byte, cs tls.ConnectionState) (*tls.SessionState, error) {
-		ss, mark := open(base, identity, cs)
+		ss, mark := openTicket(base, identity, cs)
 		if !strings.HasPrefix(mark, t.scope) {
 			return nil, nil // a full handshake follows
 		}
@@ -122,7 +122,7 @@ func (t *tickets) unwrapControl(base *tls.Config) func([]byte, tls.ConnectionSta
 // unwrapData accepts the tickets of this control connection alone, and the one that it resumed itself.
 func (t *tickets) unwrapData(base *tls.Config) func([]byte, tls.ConnectionState) (*tls.SessionState, error) {
 	return func(identity []byte, cs tls.ConnectionState) (*tls.SessionState, error) {
-		ss, mark := open(base, identity, cs)
+		ss, mark := openTicket(base, identity, cs)
 		if mark == "" || mark != t.own && mark != t.resumed {
 			return nil, nil
 		}
@@ -130,8 +130,8 @@ func (t *tickets) unwrapData(base *tls.Config) func([]byte, tls.ConnectionState)
 	}
 }
 
-// open decrypts a ticket and gives its mark; empty if it is none of ours.
-func open(base *tls.Config, identity []byte, cs tls.ConnectionState) (*tls.SessionState, string) {
+// openTicket decrypts a ticket and gives its mark; empty if it is none of ours.
+func openTicket(base *tls.Config, identity []byte, cs tls.ConnectionState) (*tls.SessionState, string) {
 	ss, err := base.DecryptTicket(identity, cs)
 	if err != nil || ss == nil {
 		return nil, ""

@@ -78,8 +78,9 @@ func (s *session) run(ctx context.Context) {
 	s.report(inspect.Event{Kind: inspect.EventSession})
 	greeting, err := s.connect(ctx)
 	if err != nil {
-		s.report(inspect.Event{Kind: inspect.EventEnd, Reason: s.failure(err), Err: err})
-		s.turnAway("421 The gateway cannot reach the server as its policy demands")
+		why := failure(err)
+		s.report(inspect.Event{Kind: inspect.EventEnd, Reason: why, Err: err})
+		s.turnAway(why)
 		return
 	}
 	if s.implicit {
@@ -101,7 +102,7 @@ func (s *session) run(ctx context.Context) {
 }
 
 // failure names what kept a session from beginning.
-func (s *session) failure(err error) alg.Reason {
+func failure(err error) alg.Reason {
 	if errors.Is(err, errUpstreamTLS) {
 		return alg.UpstreamTLS
 	}
@@ -156,8 +157,10 @@ func (s *session) readServer() {
 			s.mu.Unlock()
 			return
 		case timedOut(err) && s.patient():
+		case timedOut(err):
+			s.dialogue.end(alg.ServerUnreachable)
 		case err != nil:
-			s.lost(alg.Server, err)
+			s.lost(err)
 		default:
 			s.dialogue.serverLine(time.Now(), l)
 			s.turn.Broadcast()
@@ -193,13 +196,12 @@ func (s *session) readClient() {
 		switch {
 		case timedOut(err) && s.dialogue.control.Transferring() != alg.NoTransfer:
 		case timedOut(err) && !errors.Is(err, errSlowLine):
-			s.dialogue.reply(fmt.Sprintf("421 No command for %v", s.policy.Limits.IdleTimeout))
 			s.dialogue.end(alg.IdleTimeout)
 		case err != nil:
 			for errors.Is(err, io.EOF) && !s.over && s.dialogue.busy() {
 				s.turn.Wait() // it says no more, and may still read
 			}
-			s.lost(alg.Client, err)
+			s.lost(err)
 		default:
 			for !s.over && !s.dialogue.ready(l) {
 				s.turn.Wait()
@@ -228,16 +230,11 @@ func (s *session) prepareClient() bool {
 	return !s.over
 }
 
-// lost ends the session because one of its connections is gone.
-func (s *session) lost(side alg.Side, err error) {
+// lost ends the session because one of its connections is gone, or too slow.
+func (s *session) lost(err error) {
 	why := alg.ConnectionClosed
-	if errors.Is(err, errSlowLine) {
+	if timedOut(err) {
 		why = alg.IdleTimeout
-	} else if timedOut(err) {
-		why = alg.IdleTimeout
-		if side == alg.Server {
-			s.dialogue.reply("421 The server does not answer")
-		}
 	}
 	s.end(inspect.Event{Kind: inspect.EventEnd, Reason: why})
 }
@@ -288,10 +285,10 @@ func (s *session) close() {
 }
 
 // turnAway ends a connection whose session cannot be, with a reply where the client can read one and else with an alert.
-func (s *session) turnAway(reply string) {
+func (s *session) turnAway(why alg.Reason) {
 	client := s.peers[alg.Client]
 	if !s.implicit {
-		_ = client.send([]byte(reply + "\r\n")) // it is told if it listens
+		_ = client.send([]byte(why.Reply() + "\r\n")) // it is told if it listens
 		client.close()
 		return
 	}
@@ -312,7 +309,7 @@ func (s *session) send(to alg.Side, text []byte) {
 		return
 	}
 	if err := s.peers[to].send(text); err != nil {
-		s.lost(to, err)
+		s.lost(err)
 	}
 }
 
