@@ -33,7 +33,9 @@ func open(r io.Reader) (file, error) {
 	b := bufio.NewReaderSize(r, 1<<16)
 	magic, err := b.Peek(len(gzipMagic))
 	switch {
-	case len(magic) == 0 && errors.Is(err, io.EOF):
+	case err != nil && !errors.Is(err, io.EOF):
+		return nil, err // a directory, for one
+	case len(magic) == 0:
 		return nil, errors.New("the file is empty")
 	case bytes.Equal(magic, gzipMagic):
 		unzipped, err := gzip.NewReader(b)

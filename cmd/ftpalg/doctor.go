@@ -274,6 +274,9 @@ func (d *doctor) rulesInPlace() {
 		for _, m := range missing {
 			d.wrong(mend, "not in place: %s", m)
 		}
+	case !d.queueTaken && !p.FailOpen:
+		d.wrong("ftpalg run --policy "+d.policyFile+" (or take the rules out: ftpalg rules --remove)",
+			"ftpalg's rules are in place, but nobody reads queue %s: control connections get nowhere", d.queues.String())
 	default:
 		d.ok("ftpalg's rules are in place")
 	}

@@ -43,8 +43,12 @@ type pinholeRecord struct {
 	Until   time.Time `json:"until"`
 }
 
-// listen makes the socket, for root alone. A socket file that nobody answers on is a dead daemon's and is replaced.
+// listen makes the socket, for root alone. A socket file that nobody answers on is a dead daemon's and is replaced;
+// another file is not ours to remove.
 func listen(path string) (net.Listener, error) {
+	if info, err := os.Lstat(path); err == nil && info.Mode().Type() != os.ModeSocket {
+		return nil, fmt.Errorf("%s: there is something that is not a socket; choose another --socket", path)
+	}
 	if c, err := net.Dial("unix", path); err == nil {
 		c.Close()
 		return nil, fmt.Errorf("%s: another ftpalg is running; stop it, or choose another --socket", path)

@@ -140,6 +140,14 @@ func TestKilledAndRestarted(t *testing.T) {
 	}
 	before := ruleset(t, s.Lab)
 	kill(t, first)
+	binary, err := buildDaemon()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if out, err := s.Lab.Run(t.Context(), Gateway, binary, "doctor", "--policy", s.Lab.Path("policy.yaml")); err == nil ||
+		!strings.Contains(out+err.Error(), "nobody reads queue 21") {
+		t.Errorf("doctor, with rules and no daemon: %v, %s", err, out)
+	}
 	for _, c := range sessions {
 		if err := c.PrintfLine("NOOP"); err != nil {
 			t.Fatal(err)
