@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"ftpalg/alg"
+	"ftpalg/alg/audit"
 	"ftpalg/policy"
 )
 
@@ -38,7 +39,7 @@ func (in *Inspector) begin(sh *shard, now time.Time, k Key, id uint32, resumed b
 		}
 		s.refused, s.turnedAway = true, true
 		sh.sessions[k] = s
-		in.event(s.event(now, Event{Kind: EventDeny, Reason: why}))
+		in.event(s.event(now, audit.Event{Kind: audit.EventDeny, Reason: why}))
 		return s, alg.NoReason
 	}
 	sh.sessions[k] = s
@@ -50,13 +51,13 @@ func (in *Inspector) begin(sh *shard, now time.Time, k Key, id uint32, resumed b
 func (in *Inspector) startSession(sh *shard, s *session, d policy.Decision, now time.Time) {
 	if s.resumed {
 		s.control = alg.Resume(s.policy, d, s.key.Client, s.key.Server)
-		in.event(s.event(now, Event{Kind: EventSession, Reason: alg.SessionResumed}))
+		in.event(s.event(now, audit.Event{Kind: audit.EventSession, Reason: alg.SessionResumed}))
 	} else {
 		s.control = alg.New(s.policy, d, s.key.Client, s.key.Server)
-		in.event(s.event(now, Event{Kind: EventSession}))
+		in.event(s.event(now, audit.Event{Kind: audit.EventSession}))
 	}
 	if sh.noteOpaque(s) {
-		in.event(s.event(now, Event{Kind: EventProtection, Protection: s.control.Protection()}))
+		in.event(s.event(now, audit.Event{Kind: audit.EventProtection, Protection: s.control.Protection()}))
 	}
 }
 

@@ -12,6 +12,7 @@ import (
 	"github.com/google/gopacket/layers"
 
 	"ftpalg/alg"
+	"ftpalg/alg/audit"
 	"ftpalg/conntrack"
 	"ftpalg/nfq"
 	"ftpalg/policy"
@@ -195,8 +196,8 @@ func TestForgedSYN(t *testing.T) {
 // TestMistake: a mistake of ours ends the session that it befell, and no other.
 func TestMistake(t *testing.T) {
 	w := plainWire(t)
-	var told []Event
-	w.in.report = func(e Event) { told = append(told, e) }
+	var told []audit.Event
+	w.in.report = func(e audit.Event) { told = append(told, e) }
 	good := w.in.sessionAt(w.key).control
 	w.in.sessionAt(w.key).control = nil
 	id := w.send(alg.Client, 0, []byte("NOOP\r\n"), nil)
@@ -476,8 +477,8 @@ func TestSecrets(t *testing.T) {
 		"ACCT " + secret + "\x00", "ADAT " + secret + "\r\x00", "PASS" + secret + strings.Repeat("x", 5000),
 	} {
 		w := plainWire(t)
-		var told []Event
-		w.in.report = func(e Event) { told = append(told, e) }
+		var told []audit.Event
+		w.in.report = func(e audit.Event) { told = append(told, e) }
 		w.say(alg.Client, []byte(line+"\r\n"))
 		w.say(alg.Server, []byte("530 no "+line+"\r\n"))
 		if strings.Contains(fmt.Sprint(told), secret) {

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"ftpalg/alg"
+	"ftpalg/alg/audit"
 	"ftpalg/conntrack"
 	"ftpalg/nfq"
 	"ftpalg/policy"
@@ -47,17 +48,17 @@ const (
 type Options struct {
 	Policy    *policy.Policy
 	Conntrack Conntrack
-	Report    func(Event)   // called in order for each session, with a lock held: it must not call back
-	Lossy     bool          // packets may be missing that the receiver had, as in a capture
-	Number    func() uint64 // gives the next session's number; nil counts from 1
-	Refused   uint32        // mark bit for packets that the rules answer with a reset; 0 without such a rule
+	Report    func(audit.Event) // called in order for each session, with a lock held: it must not call back
+	Lossy     bool              // packets may be missing that the receiver had, as in a capture
+	Number    func() uint64     // gives the next session's number; nil counts from 1
+	Refused   uint32            // mark bit for packets that the rules answer with a reset; 0 without such a rule
 }
 
 // Inspector follows all control connections. It is safe for concurrent use.
 type Inspector struct {
 	policy    atomic.Pointer[policy.Policy]
 	conntrack Conntrack
-	report    func(Event)
+	report    func(audit.Event)
 	refused   uint32
 	lossy     bool
 
@@ -156,7 +157,7 @@ func (in *Inspector) Packet(now time.Time, p Packet, seg *nfq.Segment) {
 	case why == alg.NoReason:
 		in.syn(sh, now, p, seg)
 	default:
-		e := Event{Time: now, Kind: EventDeny, Reason: why, From: seg.Src, To: seg.Dst}
+		e := audit.Event{Time: now, Kind: audit.EventDeny, Reason: why, From: seg.Src, To: seg.Dst}
 		if from == alg.Server {
 			e.From, e.To = e.To, e.From
 		}
@@ -167,7 +168,7 @@ func (in *Inspector) Packet(now time.Time, p Packet, seg *nfq.Segment) {
 
 // rescue keeps a mistake of ours to the session that it befell: the gateway serves others.
 func (in *Inspector) rescue(s *session, now time.Time, p Packet, mistake any) {
-	e := Event{Time: now, Kind: EventDeny, Reason: alg.InternalError, Err: fmt.Errorf("%v\n%s", mistake, debug.Stack())}
+	e := audit.Event{Time: now, Kind: audit.EventDeny, Reason: alg.InternalError, Err: fmt.Errorf("%v\n%s", mistake, debug.Stack())}
 	if s != nil {
 		s.refused = true
 		in.giveUpHeld(s, func(g *segment) { in.verdict(g.Packet, nfq.Verdict{}) })
@@ -256,7 +257,7 @@ func (in *Inspector) forget(sh *shard, s *session, now time.Time, why alg.Reason
 	}
 	if !s.refused {
 		in.giveUpHeld(s, func(g *segment) { in.verdict(g.Packet, nfq.Verdict{}) })
-		in.event(s.event(now, Event{Kind: EventEnd, Reason: why}))
+		in.event(s.event(now, audit.Event{Kind: audit.EventEnd, Reason: why}))
 	}
 	sh.dropPair(s)
 	delete(sh.holding, s)

@@ -4,6 +4,7 @@ import (
 	"time"
 
 	"ftpalg/alg"
+	"ftpalg/alg/audit"
 	"ftpalg/nfq"
 )
 
@@ -64,7 +65,7 @@ func (in *Inspector) segment(sh *shard, s *session, from alg.Side, now time.Time
 // clearUrgent makes urgent data ordinary. A receiver takes an urgent byte out of the stream or leaves it in, as it likes,
 // so no reader in between could know what it reads; servers read ABOR in line as well (RFC 6093 section 6 asks for that).
 func (in *Inspector) clearUrgent(s *session, now time.Time, g *segment) {
-	in.event(s.event(now, Event{Kind: EventAudit, Reason: alg.UrgentCleared}))
+	in.event(s.event(now, audit.Event{Kind: audit.EventAudit, Reason: alg.UrgentCleared}))
 	nfq.ClearUrgent(g.data)
 	g.changed = true
 }
@@ -73,7 +74,7 @@ func (in *Inspector) clearUrgent(s *session, now time.Time, g *segment) {
 // (RFC 7413), and a client whose SYN is lost repeats it without.
 func (in *Inspector) beginning(now time.Time, p Packet, seg *nfq.Segment) {
 	if len(seg.Payload) > 0 {
-		in.event(Event{Time: now, Kind: EventAudit, Reason: alg.DataInSYN, From: seg.Src, To: seg.Dst})
+		in.event(audit.Event{Time: now, Kind: audit.EventAudit, Reason: alg.DataInSYN, From: seg.Src, To: seg.Dst})
 	}
 	in.verdict(p, nfq.Verdict{Accept: len(seg.Payload) == 0})
 }
@@ -96,7 +97,7 @@ func (in *Inspector) acknowledge(sh *shard, s *session, of alg.Side, now time.Ti
 		if len(st.early) > 0 && before(st.early[0].seq, ack) {
 			to = st.early[0].seq // what waits behind the gap is not lost
 		}
-		in.event(s.event(now, Event{Kind: EventAudit, Reason: alg.StreamGap}))
+		in.event(s.event(now, audit.Event{Kind: audit.EventAudit, Reason: alg.StreamGap}))
 		s.control.Lose(of, int(to-st.next))
 		in.letGo(s, of)
 		st.next, st.acked, st.known, st.kept = to, to, true, nil
@@ -151,7 +152,7 @@ func (in *Inspector) early(sh *shard, s *session, from alg.Side, now time.Time, 
 // reconcile makes a segment agree with the content that came first, and tells if it did not.
 func (in *Inspector) reconcile(s *session, from alg.Side, now time.Time, g *segment) {
 	if s.streams[from].reconcile(g) {
-		in.event(s.event(now, Event{Kind: EventAudit, Reason: alg.OverlapRewritten}))
+		in.event(s.event(now, audit.Event{Kind: audit.EventAudit, Reason: alg.OverlapRewritten}))
 	}
 }
 

@@ -1,11 +1,11 @@
 package inspect
 
 import (
-	"net/netip"
 	"slices"
 	"time"
 
 	"ftpalg/alg"
+	"ftpalg/alg/audit"
 	"ftpalg/policy"
 )
 
@@ -89,23 +89,9 @@ func (sh *shard) dropPair(s *session) {
 	}
 }
 
-// SessionInfo is what the operator sees of a session.
-type SessionInfo struct {
-	Number         uint64
-	Client, Server netip.AddrPort
-	Rule           string
-	User           string
-	Protection     alg.Protection
-	Pinhole        alg.Pinhole // zero without one
-	PinholeUntil   time.Time
-	Began          time.Time
-	LastSeen       time.Time
-	Refused        bool
-}
-
 // Sessions lists the sessions, oldest first.
-func (in *Inspector) Sessions() []SessionInfo {
-	var list []SessionInfo
+func (in *Inspector) Sessions() []audit.SessionInfo {
+	var list []audit.SessionInfo
 	for i := range in.shards {
 		sh := &in.shards[i]
 		sh.mu.Lock()
@@ -114,12 +100,12 @@ func (in *Inspector) Sessions() []SessionInfo {
 		}
 		sh.mu.Unlock()
 	}
-	slices.SortFunc(list, func(a, b SessionInfo) int { return int(a.Number) - int(b.Number) })
+	slices.SortFunc(list, func(a, b audit.SessionInfo) int { return int(a.Number) - int(b.Number) })
 	return list
 }
 
-func (s *session) info() SessionInfo {
-	i := SessionInfo{
+func (s *session) info() audit.SessionInfo {
+	i := audit.SessionInfo{
 		Number: s.number, Client: s.key.Client, Server: s.key.Server, Rule: s.rule.Name, User: s.user,
 		Began: s.began, LastSeen: s.lastSeen, Refused: s.refused,
 	}
@@ -127,4 +113,19 @@ func (s *session) info() SessionInfo {
 		i.Protection, i.Pinhole, i.PinholeUntil = s.control.Protection(), s.control.Pinhole(), s.pinholeUntil
 	}
 	return i
+}
+
+// event fills in what every event of a session has.
+func (s *session) event(now time.Time, e audit.Event) audit.Event {
+	e.Time, e.Session = now, s.number
+	if !e.To.IsValid() {
+		e.From, e.To = s.key.Client, s.key.Server
+	}
+	return e
+}
+
+func (in *Inspector) event(e audit.Event) {
+	if in.report != nil {
+		in.report(e)
+	}
 }

@@ -5,6 +5,7 @@ import (
 	"time"
 
 	"ftpalg/alg"
+	"ftpalg/alg/audit"
 	"ftpalg/nfq"
 )
 
@@ -26,7 +27,7 @@ func (in *Inspector) syn(sh *shard, now time.Time, p Packet, seg *nfq.Segment) {
 		why = in.justInTime(sh, now, hosts{seg.Dst.Addr(), seg.Src.Addr()}, seg.Src, seg.Dst)
 	}
 	if why != alg.CreditSpent && why != alg.SYNRepeated {
-		in.event(Event{Time: now, Kind: EventAudit, Reason: why, From: seg.Src, To: seg.Dst})
+		in.event(audit.Event{Time: now, Kind: audit.EventAudit, Reason: why, From: seg.Src, To: seg.Dst})
 	}
 	in.verdict(p, nfq.Verdict{Accept: true})
 }

@@ -5,6 +5,7 @@ import (
 	"time"
 
 	"ftpalg/alg"
+	"ftpalg/alg/audit"
 	"ftpalg/conntrack"
 	"ftpalg/nfq"
 )
@@ -70,7 +71,7 @@ func (in *Inspector) reset(s *session, from alg.Side, g *segment, seq uint32) {
 
 // drop drops a segment; its sender will repeat it.
 func (in *Inspector) drop(s *session, now time.Time, g segment, why alg.Reason) {
-	in.event(s.event(now, Event{Kind: EventAudit, Reason: why}))
+	in.event(s.event(now, audit.Event{Kind: audit.EventAudit, Reason: why}))
 	in.verdict(g.Packet, nfq.Verdict{})
 }
 
@@ -89,18 +90,18 @@ func (in *Inspector) carryOut(sh *shard, s *session, now time.Time, current *seg
 			st.overwrite(st.seqAt(e.Start), e.New, current)
 		case alg.End:
 			s.refused = true
-			in.event(s.event(now, Event{Kind: EventEnd, Reason: e.Reason, Text: WireText(e.Text)}))
+			in.event(s.event(now, audit.Event{Kind: audit.EventEnd, Reason: e.Reason, Text: audit.WireText(e.Text)}))
 			sh.noteOpaque(s)
 			in.giveUpHeld(s, in.refuse)
 		case alg.Protect:
 			sh.noteOpaque(s)
-			in.event(s.event(now, Event{Kind: EventProtection, Protection: e.Protection}))
+			in.event(s.event(now, audit.Event{Kind: audit.EventProtection, Protection: e.Protection}))
 		case alg.Login:
 			in.login(s, now, e)
 		case alg.Deny:
-			in.event(s.event(now, Event{Kind: EventDeny, Reason: e.Reason, Text: WireText(e.Text)}))
+			in.event(s.event(now, audit.Event{Kind: audit.EventDeny, Reason: e.Reason, Text: audit.WireText(e.Text)}))
 		case alg.Audit:
-			in.event(s.event(now, Event{Kind: EventAudit, Reason: e.Reason, Text: WireText(e.Text)}))
+			in.event(s.event(now, audit.Event{Kind: audit.EventAudit, Reason: e.Reason, Text: audit.WireText(e.Text)}))
 		}
 	}
 }
@@ -108,9 +109,9 @@ func (in *Inspector) carryOut(sh *shard, s *session, now time.Time, current *seg
 func (in *Inspector) login(s *session, now time.Time, e alg.Effect) {
 	switch {
 	case e.Side == alg.Server: // accepted
-		in.event(s.event(now, Event{Kind: EventLogin, Text: s.user}))
+		in.event(s.event(now, audit.Event{Kind: audit.EventLogin, Text: s.user}))
 	default: // USER, or REIN
-		s.user = WireText(e.Text)
+		s.user = audit.WireText(e.Text)
 	}
 }
 
@@ -126,13 +127,13 @@ func (in *Inspector) open(sh *shard, s *session, now time.Time, p alg.Pinhole) a
 		return alg.PinholeLimit
 	}
 	if err := in.conntrack.Expect(s.expectation(p)); err != nil {
-		in.event(s.event(now, Event{Kind: EventAudit, Reason: alg.ExpectationFailed, Mode: p.Mode, From: p.From, To: p.To, Err: err}))
+		in.event(s.event(now, audit.Event{Kind: audit.EventAudit, Reason: alg.ExpectationFailed, Mode: p.Mode, From: p.From, To: p.To, Err: err}))
 		return alg.ExpectationFailed
 	}
 	in.counts.pinholes.Add(1)
 	sh.open[d] = s
 	s.pinholeUntil = now.Add(s.policy.PinholeTimeout)
-	in.event(s.event(now, Event{Kind: EventPinhole, Mode: p.Mode, From: p.From, To: p.To}))
+	in.event(s.event(now, audit.Event{Kind: audit.EventPinhole, Mode: p.Mode, From: p.From, To: p.To}))
 	return alg.NoReason
 }
 
@@ -153,7 +154,7 @@ func (in *Inspector) closed(sh *shard, s *session, now time.Time, p alg.Pinhole,
 			}
 		}
 	}
-	in.event(s.event(now, Event{Kind: EventClosed, Reason: why, Mode: p.Mode, From: p.From, To: p.To, Err: err}))
+	in.event(s.event(now, audit.Event{Kind: audit.EventClosed, Reason: why, Mode: p.Mode, From: p.From, To: p.To, Err: err}))
 }
 
 func (s *session) expectation(p alg.Pinhole) conntrack.Expectation {

@@ -11,6 +11,7 @@ import (
 	"github.com/google/gopacket/layers"
 
 	"ftpalg/alg"
+	"ftpalg/alg/audit"
 	"ftpalg/conntrack"
 	"ftpalg/nfq"
 	"ftpalg/policy"
@@ -70,14 +71,14 @@ func newWire(t testing.TB, p *policy.Policy, client, server netip.AddrPort) *wir
 	for i := range w.receivers {
 		w.receivers[i] = receiver{isn: w.isn[i], bytes: map[uint32]byte{}}
 	}
-	w.in = New(Options{Policy: p, Conntrack: w.ct, Refused: 1 << 29, Report: func(e Event) {
+	w.in = New(Options{Policy: p, Conntrack: w.ct, Refused: 1 << 29, Report: func(e audit.Event) {
 		if e.Reason == alg.InternalError {
 			t.Errorf("internal error: %v", e.Err)
 		}
 		switch e.Kind {
-		case EventPinhole, EventClosed:
+		case audit.EventPinhole, audit.EventClosed:
 			w.events = append(w.events, fmt.Sprint(e.Kind, e.Reason, e.Mode, e.From, e.To))
-		case EventDeny, EventEnd:
+		case audit.EventDeny, audit.EventEnd:
 			w.events = append(w.events, fmt.Sprint(e.Kind, e.Reason))
 		}
 	}})

@@ -11,7 +11,7 @@ import (
 	"github.com/google/gopacket/pcapgo"
 
 	"ftpalg/alg"
-	"ftpalg/alg/inspect"
+	"ftpalg/alg/audit"
 	"ftpalg/policy"
 )
 
@@ -29,14 +29,14 @@ func FuzzRun(f *testing.F) {
 	f.Add(new(ngFile).section(binary.BigEndian, 0).device(linkRaw, 0, optionResolution, 0, 1, 0x83, 0, 0, 0).enhanced(0, 1, last).bytes)
 	f.Fuzz(func(t *testing.T, file []byte) {
 		began := map[uint64]bool{}
-		_ = Run(bytes.NewReader(file), policy.AllowAll(), func(e inspect.Event) {
+		_ = Run(bytes.NewReader(file), policy.AllowAll(), func(e audit.Event) {
 			if e.Reason == alg.InternalError {
 				t.Errorf("internal error: %v", e.Err)
 			}
 			switch e.Kind {
-			case inspect.EventSession:
+			case audit.EventSession:
 				began[e.Session] = true
-			case inspect.EventPinhole:
+			case audit.EventPinhole:
 				if !began[e.Session] {
 					t.Errorf("pinhole of session %d, which has not begun", e.Session)
 				}

@@ -12,7 +12,7 @@ import (
 	"strings"
 	"testing"
 
-	"ftpalg/alg/inspect"
+	"ftpalg/alg/audit"
 	"ftpalg/nfq"
 	"ftpalg/policy"
 )
@@ -43,7 +43,7 @@ func captureFiles(t *testing.T, dir string) (files []string) {
 }
 
 // replayed gives what `ftpalg replay --json` prints of a capture without a policy, and the events.
-func replayed(t *testing.T, file string) (text []byte, events []inspect.Event, err error) {
+func replayed(t *testing.T, file string) (text []byte, events []audit.Event, err error) {
 	t.Helper()
 	f, err := os.Open(file)
 	if err != nil {
@@ -52,7 +52,7 @@ func replayed(t *testing.T, file string) (text []byte, events []inspect.Event, e
 	defer f.Close()
 	var out bytes.Buffer
 	print := JSON(&out)
-	err = Run(f, policy.AllowAll(), func(e inspect.Event) {
+	err = Run(f, policy.AllowAll(), func(e audit.Event) {
 		events = append(events, e)
 		print(e)
 	})
@@ -98,7 +98,7 @@ func TestPinholesAreTheDataConnections(t *testing.T) {
 			_, events, _ := replayed(t, file)
 			var pinholes []string
 			for _, e := range events {
-				if e.Kind == inspect.EventPinhole {
+				if e.Kind == audit.EventPinhole {
 					pinholes = append(pinholes, e.From.Addr().String()+" → "+e.To.String())
 				}
 			}

@@ -10,6 +10,7 @@ import (
 	"slices"
 	"time"
 
+	"ftpalg/alg/audit"
 	"ftpalg/alg/inspect"
 	"ftpalg/conntrack"
 	"ftpalg/nfq"
@@ -18,7 +19,7 @@ import (
 
 // Run replays a capture (pcap or pcapng, gzip or not) through the policy, and reports events in the capture's time. If
 // the file is damaged or cut off, everything before the damage has been reported when the error comes.
-func Run(r io.Reader, p *policy.Policy, report func(inspect.Event)) error {
+func Run(r io.Reader, p *policy.Policy, report func(audit.Event)) error {
 	file, err := open(r)
 	if err != nil {
 		return err

@@ -9,7 +9,7 @@ import (
 	"time"
 
 	"ftpalg/alg"
-	"ftpalg/alg/inspect"
+	"ftpalg/alg/audit"
 )
 
 // Record is one event as `ftpalg replay --json` prints it, one object a line.
@@ -30,19 +30,19 @@ type Record struct {
 }
 
 // NewRecord gives the record of an event.
-func NewRecord(e inspect.Event) Record {
+func NewRecord(e audit.Event) Record {
 	r := Record{Event: e.Kind.String(), Time: e.Time, Session: e.Session}
 	if e.Reason != alg.NoReason {
 		r.Reason = e.Reason.String()
 	}
 	switch e.Kind {
-	case inspect.EventPinhole, inspect.EventClosed:
+	case audit.EventPinhole, audit.EventClosed:
 		r.Mode, r.From, r.To = e.Mode.String(), e.From.Addr().String(), e.To.String()
-	case inspect.EventProtection:
+	case audit.EventProtection:
 		r.Control, r.Data = e.Protection.Control.String(), e.Protection.Data.String()
-	case inspect.EventLogin:
+	case audit.EventLogin:
 		r.User = e.Text
-	case inspect.EventSession:
+	case audit.EventSession:
 		r.Client, r.Server = address(e.From), address(e.To)
 	default:
 		r.Text = e.Text
@@ -61,16 +61,16 @@ func address(a netip.AddrPort) string {
 }
 
 // JSON gives a reporter that prints records.
-func JSON(w io.Writer) func(inspect.Event) {
+func JSON(w io.Writer) func(audit.Event) {
 	enc := json.NewEncoder(w)
 	enc.SetEscapeHTML(false)
-	return func(e inspect.Event) { _ = enc.Encode(NewRecord(e)) }
+	return func(e audit.Event) { _ = enc.Encode(NewRecord(e)) }
 }
 
 // Text gives a reporter for people: one event a line, with the seconds since the first.
-func Text(w io.Writer) func(inspect.Event) {
+func Text(w io.Writer) func(audit.Event) {
 	var first time.Time
-	return func(e inspect.Event) {
+	return func(e audit.Event) {
 		if first.IsZero() {
 			first = e.Time
 		}

@@ -12,7 +12,7 @@ import (
 	"github.com/google/gopacket"
 	"github.com/google/gopacket/layers"
 
-	"ftpalg/alg/inspect"
+	"ftpalg/alg/audit"
 	"ftpalg/policy"
 )
 
@@ -127,20 +127,20 @@ func pcapFile(order binary.AppendByteOrder, link linkType, packets [][]byte, wra
 func rawFile(packets [][]byte) []byte { return pcapFile(binary.LittleEndian, linkRaw, packets, nil) }
 
 // told replays a file and gives what matters most: pinholes, refusals and ends of sessions.
-func told(file []byte) (events []inspect.Event, list []string, err error) {
-	err = Run(bytes.NewReader(file), policy.AllowAll(), func(e inspect.Event) {
+func told(file []byte) (events []audit.Event, list []string, err error) {
+	err = Run(bytes.NewReader(file), policy.AllowAll(), func(e audit.Event) {
 		events = append(events, e)
 		switch r := NewRecord(e); e.Kind {
-		case inspect.EventPinhole:
+		case audit.EventPinhole:
 			list = append(list, r.Mode+" "+r.From+" "+r.To)
-		case inspect.EventDeny, inspect.EventEnd:
+		case audit.EventDeny, audit.EventEnd:
 			list = append(list, r.Event+" "+r.Reason)
 		}
 	})
 	return events, list, err
 }
 
-func expect(t *testing.T, file []byte, want ...string) []inspect.Event {
+func expect(t *testing.T, file []byte, want ...string) []audit.Event {
 	t.Helper()
 	events, got, err := told(file)
 	if err != nil {

@@ -5,8 +5,8 @@ import (
 	"time"
 
 	"ftpalg/alg"
+	"ftpalg/alg/audit"
 	"ftpalg/alg/ftp"
-	"ftpalg/alg/inspect"
 	"ftpalg/policy"
 )
 
@@ -25,7 +25,7 @@ type outside interface {
 	// stand in its place, or "".
 	begin(alg.Direction)
 	finish(code int) string
-	report(inspect.Event)
+	report(audit.Event)
 	// hangUp ends the session when what was sent is out.
 	hangUp(alg.Reason)
 }
@@ -280,7 +280,7 @@ func (d *dialogue) feed(now time.Time, from alg.Side, wire []byte) (why alg.Reas
 		case alg.Login:
 			d.login(e)
 		case alg.Audit:
-			d.out.report(inspect.Event{Kind: inspect.EventAudit, Reason: e.Reason, Text: inspect.WireText(e.Text)})
+			d.out.report(audit.Event{Kind: audit.EventAudit, Reason: e.Reason, Text: audit.WireText(e.Text)})
 		}
 	}
 	return why
@@ -288,10 +288,10 @@ func (d *dialogue) feed(now time.Time, from alg.Side, wire []byte) (why alg.Reas
 
 func (d *dialogue) login(e alg.Effect) {
 	if e.Side == alg.Client { // USER, or REIN
-		d.user = inspect.WireText(e.Text)
+		d.user = audit.WireText(e.Text)
 		return
 	}
-	d.out.report(inspect.Event{Kind: inspect.EventLogin, Text: d.user})
+	d.out.report(audit.Event{Kind: audit.EventLogin, Text: d.user})
 }
 
 // end ends the session by our decision, which the client is told.
@@ -301,7 +301,7 @@ func (d *dialogue) end(why alg.Reason) {
 	}
 	d.reply(why.Reply())
 	d.over = true
-	d.out.report(inspect.Event{Kind: inspect.EventEnd, Reason: why})
+	d.out.report(audit.Event{Kind: audit.EventEnd, Reason: why})
 	d.out.hangUp(why)
 }
 
@@ -312,7 +312,7 @@ func (d *dialogue) refuse(why alg.Reason, text []byte) {
 }
 
 func (d *dialogue) denied(why alg.Reason, text []byte) {
-	d.out.report(inspect.Event{Kind: inspect.EventDeny, Reason: why, Text: inspect.WireText(text)})
+	d.out.report(audit.Event{Kind: audit.EventDeny, Reason: why, Text: audit.WireText(text)})
 }
 
 // reply sends the client a line of our own.

@@ -10,7 +10,7 @@ import (
 	"time"
 
 	"ftpalg/alg"
-	"ftpalg/alg/inspect"
+	"ftpalg/alg/audit"
 	"ftpalg/policy"
 )
 
@@ -55,8 +55,8 @@ func (o *stageHand) shut(p alg.Pinhole, why alg.Reason) { o.note("shut %s", why)
 func (o *stageHand) begin(alg.Direction)                { o.note("begin") }
 func (o *stageHand) finish(int) string                  { return o.instead }
 
-func (o *stageHand) report(e inspect.Event) {
-	if e.Kind == inspect.EventDeny {
+func (o *stageHand) report(e audit.Event) {
+	if e.Kind == audit.EventDeny {
 		o.note("deny %s", e.Reason)
 	}
 }

@@ -17,7 +17,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"ftpalg/alg"
-	"ftpalg/alg/inspect"
+	"ftpalg/alg/audit"
 	"ftpalg/conntrack"
 	"ftpalg/policy"
 )
@@ -51,10 +51,10 @@ type Options struct {
 	Policy       *policy.Policy
 	Certificates Certificates
 	Conntrack    Conntrack
-	Report       func(inspect.Event) // called from many goroutines
-	Number       func() uint64       // gives the next session's number
-	RelayMark    uint32              // connmark bit: data connections of such a control connection come here
-	OwnMark      uint32              // mark of the packets of our own sockets
+	Report       func(audit.Event) // called from many goroutines
+	Number       func() uint64     // gives the next session's number
+	RelayMark    uint32            // connmark bit: data connections of such a control connection come here
+	OwnMark      uint32            // mark of the packets of our own sockets
 }
 
 // Gateway carries the terminated control connections and their relayed data connections.
@@ -129,7 +129,7 @@ func (g *Gateway) accept(ctx context.Context, l net.Listener) error {
 		case errors.Is(err, net.ErrClosed):
 			return fmt.Errorf("terminate: %w", err)
 		case err != nil:
-			g.Report(inspect.Event{Time: time.Now(), Kind: inspect.EventAudit, Reason: alg.InternalError, Err: err})
+			g.Report(audit.Event{Time: time.Now(), Kind: audit.EventAudit, Reason: alg.InternalError, Err: err})
 			time.Sleep(acceptPause)
 			continue
 		}
@@ -147,13 +147,13 @@ func (g *Gateway) carry(ctx context.Context, c *net.TCPConn) {
 	}
 	d := now.policy.Decide(from.Addr(), to)
 	if d.Action != policy.Terminate {
-		g.Report(inspect.Event{Time: time.Now(), Kind: inspect.EventDeny, Reason: alg.PolicyDenied, From: from, To: to})
+		g.Report(audit.Event{Time: time.Now(), Kind: audit.EventDeny, Reason: alg.PolicyDenied, From: from, To: to})
 		reset(c)
 		return
 	}
 	s := g.newSession(now, d, c)
 	if !g.begin(s) {
-		s.report(inspect.Event{Kind: inspect.EventDeny, Reason: alg.SessionLimit})
+		s.report(audit.Event{Kind: audit.EventDeny, Reason: alg.SessionLimit})
 		s.turnAway(alg.SessionLimit)
 		return
 	}
@@ -194,14 +194,14 @@ func (g *Gateway) end(s *session) {
 }
 
 // Sessions lists the sessions, oldest first.
-func (g *Gateway) Sessions() []inspect.SessionInfo {
+func (g *Gateway) Sessions() []audit.SessionInfo {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	var list []inspect.SessionInfo
+	var list []audit.SessionInfo
 	for s := range g.sessions {
 		list = append(list, s.Info())
 	}
-	slices.SortFunc(list, func(a, b inspect.SessionInfo) int { return int(a.Number) - int(b.Number) })
+	slices.SortFunc(list, func(a, b audit.SessionInfo) int { return int(a.Number) - int(b.Number) })
 	return list
 }
 

@@ -7,8 +7,8 @@ import (
 	"strings"
 
 	"ftpalg/alg"
+	"ftpalg/alg/audit"
 	"ftpalg/alg/ftp"
-	"ftpalg/alg/inspect"
 	"ftpalg/policy"
 )
 
@@ -181,12 +181,12 @@ func (d *dialogue) authAnswered(x exchange, reply ftp.Reply, l line) {
 	case x == authTLS && (reply.Code == 500 || reply.Code == 502 || reply.Code == 504):
 		d.ask(authSSL, "AUTH SSL") // MS-FTPS 1.3: a server may know only one of the names
 	case d.refused == policy.Plain:
-		d.out.report(inspect.Event{Kind: inspect.EventAudit, Reason: alg.AUTHRefused, Text: inspect.WireText(l.text)})
+		d.out.report(audit.Event{Kind: audit.EventAudit, Reason: alg.AUTHRefused, Text: audit.WireText(l.text)})
 		d.acceptAUTH()
 	case reply.Positive():
 		d.end(alg.NotFTP)
 	default:
-		d.out.report(inspect.Event{Kind: inspect.EventAudit, Reason: alg.AUTHRefused, Text: inspect.WireText(l.text)})
+		d.out.report(audit.Event{Kind: audit.EventAudit, Reason: alg.AUTHRefused, Text: audit.WireText(l.text)})
 		d.reply(fmt.Sprintf("%d %s", reply.Code, reply.Text))
 	}
 }
@@ -225,7 +225,7 @@ func (d *dialogue) protected() {
 		p.Control = alg.TLS
 	}
 	d.control.SetProtection(p)
-	d.out.report(inspect.Event{Kind: inspect.EventProtection, Protection: p})
+	d.out.report(audit.Event{Kind: audit.EventProtection, Protection: p})
 }
 
 const iac = 0xff

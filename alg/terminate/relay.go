@@ -12,7 +12,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"ftpalg/alg"
-	"ftpalg/alg/inspect"
+	"ftpalg/alg/audit"
 	"ftpalg/conntrack"
 	"ftpalg/policy"
 )
@@ -58,7 +58,7 @@ func (s *session) open(p alg.Pinhole) alg.Reason {
 		return alg.ProtectionDiffers
 	}
 	if err := s.markMaster(relayed); err != nil {
-		s.report(inspect.Event{Kind: inspect.EventAudit, Reason: alg.ExpectationFailed, Err: err})
+		s.report(audit.Event{Kind: audit.EventAudit, Reason: alg.ExpectationFailed, Err: err})
 		return alg.ExpectationFailed
 	}
 	n := s.newPromise(p, relayed)
@@ -67,13 +67,13 @@ func (s *session) open(p alg.Pinhole) alg.Reason {
 	}
 	if err := s.gateway.Conntrack.Expect(n.expectation()); err != nil {
 		s.gateway.drop(n)
-		s.report(inspect.Event{Kind: inspect.EventAudit, Reason: alg.ExpectationFailed, Mode: p.Mode, From: p.From, To: p.To, Err: err})
+		s.report(audit.Event{Kind: audit.EventAudit, Reason: alg.ExpectationFailed, Mode: p.Mode, From: p.From, To: p.To, Err: err})
 		return alg.ExpectationFailed
 	}
 	s.abandonPromise()
 	s.promise = n
 	s.setPinhole(p, n.until)
-	s.report(inspect.Event{Kind: inspect.EventPinhole, Mode: p.Mode, From: p.From, To: p.To})
+	s.report(audit.Event{Kind: audit.EventPinhole, Mode: p.Mode, From: p.From, To: p.To})
 	return alg.NoReason
 }
 
@@ -136,8 +136,8 @@ func (s *session) shut(p alg.Pinhole, why alg.Reason) {
 
 func (s *session) closed(n *promise, why alg.Reason, err error) {
 	s.setPinhole(alg.Pinhole{}, time.Time{})
-	s.report(inspect.Event{
-		Kind: inspect.EventClosed, Reason: why, Mode: n.pinhole.Mode, From: n.pinhole.From, To: n.pinhole.To, Err: err,
+	s.report(audit.Event{
+		Kind: audit.EventClosed, Reason: why, Mode: n.pinhole.Mode, From: n.pinhole.From, To: n.pinhole.To, Err: err,
 	})
 }
 
@@ -273,15 +273,15 @@ func (g *Gateway) data(ctx context.Context, c *net.TCPConn, d door) {
 	n := g.take(d)
 	if n == nil || !n.relayed {
 		from, to := endpoints(c)
-		g.Report(inspect.Event{Time: time.Now(), Kind: inspect.EventDeny, Reason: alg.NoSession, From: from, To: to})
+		g.Report(audit.Event{Time: time.Now(), Kind: audit.EventDeny, Reason: alg.NoSession, From: from, To: to})
 		reset(c)
 		return
 	}
 	n.used()
 	defer n.settle()
 	if err := n.carry(ctx, c); err != nil {
-		n.session.report(inspect.Event{
-			Kind: inspect.EventAudit, Reason: alg.DataFailed, Mode: n.pinhole.Mode, From: n.pinhole.From, To: n.pinhole.To, Err: err,
+		n.session.report(audit.Event{
+			Kind: audit.EventAudit, Reason: alg.DataFailed, Mode: n.pinhole.Mode, From: n.pinhole.From, To: n.pinhole.To, Err: err,
 		})
 	}
 }

@@ -12,7 +12,7 @@ import (
 	"time"
 
 	"ftpalg/alg"
-	"ftpalg/alg/inspect"
+	"ftpalg/alg/audit"
 	"ftpalg/policy"
 )
 
@@ -46,7 +46,7 @@ type session struct {
 	marked  bool     // data connections come here
 
 	infoMu sync.Mutex
-	info   inspect.SessionInfo
+	info   audit.SessionInfo
 }
 
 func (g *Gateway) newSession(now *inForce, d policy.Decision, c *net.TCPConn) *session {
@@ -65,7 +65,7 @@ func (g *Gateway) newSession(now *inForce, d policy.Decision, c *net.TCPConn) *s
 	for side := range s.dialogue.side {
 		s.dialogue.side[side].data = alg.Clear
 	}
-	s.info = inspect.SessionInfo{
+	s.info = audit.SessionInfo{
 		Number: s.number, Client: client, Server: server, Rule: d.Rule.Name, Began: time.Now(), LastSeen: time.Now(),
 		Protection: alg.Protection{Control: alg.Clear, Data: alg.Clear},
 	}
@@ -75,17 +75,17 @@ func (g *Gateway) newSession(now *inForce, d policy.Decision, c *net.TCPConn) *s
 // run carries the session from its beginning to its end.
 func (s *session) run(ctx context.Context) {
 	defer s.close()
-	s.report(inspect.Event{Kind: inspect.EventSession})
+	s.report(audit.Event{Kind: audit.EventSession})
 	greeting, err := s.connect(ctx)
 	if err != nil {
 		why := failure(err)
-		s.report(inspect.Event{Kind: inspect.EventEnd, Reason: why, Err: err})
+		s.report(audit.Event{Kind: audit.EventEnd, Reason: why, Err: err})
 		s.turnAway(why)
 		return
 	}
 	if s.implicit {
 		if err := s.secureClient(); err != nil {
-			s.report(inspect.Event{Kind: inspect.EventEnd, Reason: alg.ClientTLS, Err: err})
+			s.report(audit.Event{Kind: audit.EventEnd, Reason: alg.ClientTLS, Err: err})
 			return
 		}
 		// MS-FTPS 1.3: as if AUTH TLS, PBSZ 0 and PROT P had been given.
@@ -224,7 +224,7 @@ func (s *session) prepareClient() bool {
 	if s.due && !s.over {
 		s.due = false
 		if err := s.secureClient(); err != nil {
-			s.end(inspect.Event{Kind: inspect.EventEnd, Reason: alg.ClientTLS, Err: err})
+			s.end(audit.Event{Kind: audit.EventEnd, Reason: alg.ClientTLS, Err: err})
 		}
 	}
 	return !s.over
@@ -236,11 +236,11 @@ func (s *session) lost(err error) {
 	if timedOut(err) {
 		why = alg.IdleTimeout
 	}
-	s.end(inspect.Event{Kind: inspect.EventEnd, Reason: why})
+	s.end(audit.Event{Kind: audit.EventEnd, Reason: why})
 }
 
 // end ends the session: both readers stop.
-func (s *session) end(e inspect.Event) {
+func (s *session) end(e audit.Event) {
 	if s.over {
 		return
 	}
@@ -261,7 +261,7 @@ func (s *session) abandon() {
 	s.gateway.running.Go(func() {
 		s.mu.Lock()
 		defer s.mu.Unlock()
-		s.end(inspect.Event{Kind: inspect.EventEnd, Reason: alg.GatewayStopped})
+		s.end(audit.Event{Kind: audit.EventEnd, Reason: alg.GatewayStopped})
 	})
 }
 
@@ -319,7 +319,7 @@ func (s *session) secure(side alg.Side) error {
 		return nil
 	}
 	if err := s.secureServer(); err != nil {
-		s.report(inspect.Event{Kind: inspect.EventAudit, Reason: alg.UpstreamTLS, Err: err})
+		s.report(audit.Event{Kind: audit.EventAudit, Reason: alg.UpstreamTLS, Err: err})
 		return err
 	}
 	return nil
@@ -328,16 +328,16 @@ func (s *session) secure(side alg.Side) error {
 func (s *session) unsecure(side alg.Side) error {
 	err := s.peers[side].unsecure()
 	if err != nil {
-		s.end(inspect.Event{Kind: inspect.EventEnd, Reason: alg.ConnectionClosed, Err: fmt.Errorf("CCC, %s: %w", side, err)})
+		s.end(audit.Event{Kind: audit.EventEnd, Reason: alg.ConnectionClosed, Err: fmt.Errorf("CCC, %s: %w", side, err)})
 	}
 	return err
 }
 
 func (s *session) hangUp(why alg.Reason) {
-	s.end(inspect.Event{Kind: inspect.EventEnd, Reason: why})
+	s.end(audit.Event{Kind: audit.EventEnd, Reason: why})
 }
 
-func (s *session) report(e inspect.Event) {
+func (s *session) report(e audit.Event) {
 	e.Time, e.Session = time.Now(), s.number
 	if !e.To.IsValid() {
 		e.From, e.To = s.client, s.server
@@ -346,9 +346,9 @@ func (s *session) report(e inspect.Event) {
 	s.infoMu.Lock()
 	defer s.infoMu.Unlock()
 	switch e.Kind {
-	case inspect.EventProtection:
+	case audit.EventProtection:
 		s.info.Protection = e.Protection
-	case inspect.EventLogin:
+	case audit.EventLogin:
 		s.info.User = e.Text
 	}
 }
@@ -361,7 +361,7 @@ func (s *session) touch() {
 }
 
 // Info is what the operator sees of the session.
-func (s *session) Info() inspect.SessionInfo {
+func (s *session) Info() audit.SessionInfo {
 	s.infoMu.Lock()
 	defer s.infoMu.Unlock()
 	return s.info

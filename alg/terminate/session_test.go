@@ -20,7 +20,7 @@ import (
 	"testing"
 	"time"
 
-	"ftpalg/alg/inspect"
+	"ftpalg/alg/audit"
 	"ftpalg/conntrack"
 	"ftpalg/policy"
 )
@@ -131,7 +131,7 @@ type world struct {
 	client  *end
 	front   net.Listener
 	back    net.Listener
-	events  chan inspect.Event
+	events  chan audit.Event
 }
 
 const worldPolicy = `
@@ -164,11 +164,11 @@ func newWorld(t *testing.T, implicit bool, change func(*policy.Policy)) *world {
 	if change != nil {
 		change(p)
 	}
-	w := &world{t: t, certs: newCertificates(t), table: &table{}, front: front, back: back, events: make(chan inspect.Event, 1000)}
+	w := &world{t: t, certs: newCertificates(t), table: &table{}, front: front, back: back, events: make(chan audit.Event, 1000)}
 	w.gateway = New(Options{
 		Policy: p, Certificates: w.certs, Conntrack: w.table, RelayMark: 1, OwnMark: 2,
 		Number: func() uint64 { return 1 },
-		Report: func(e inspect.Event) { w.events <- e },
+		Report: func(e audit.Event) { w.events <- e },
 	})
 	ctx, cancel := context.WithCancel(context.Background())
 	served := make(chan error, 1)

@@ -9,7 +9,7 @@ import (
 	"time"
 
 	"ftpalg/alg"
-	"ftpalg/alg/inspect"
+	"ftpalg/alg/audit"
 )
 
 // Log lines are collected and written together: packets must not wait for a log, nor each line wake a thread.
@@ -102,11 +102,11 @@ func (l *lineWriter) close() {
 
 // newReporter gives the function that logs events: the session's number first, wire text quoted. Refusals and audit
 // lines, which strangers can cause, are at most rate() a second; the others are counted.
-func newReporter(log *slog.Logger, rate func() int) func(inspect.Event) {
+func newReporter(log *slog.Logger, rate func() int) func(audit.Event) {
 	limit := &limiter{}
-	return func(e inspect.Event) {
+	return func(e audit.Event) {
 		level := levels[e.Kind]
-		if level >= slog.LevelWarn || e.Kind == inspect.EventAudit {
+		if level >= slog.LevelWarn || e.Kind == audit.EventAudit {
 			ok, suppressed := limit.allow(e.Time, rate())
 			if suppressed > 0 {
 				log.Warn("lines suppressed", "count", suppressed)
@@ -119,17 +119,17 @@ func newReporter(log *slog.Logger, rate func() int) func(inspect.Event) {
 	}
 }
 
-var levels = map[inspect.EventKind]slog.Level{
-	inspect.EventDeny: slog.LevelWarn,
+var levels = map[audit.EventKind]slog.Level{
+	audit.EventDeny: slog.LevelWarn,
 }
 
-var eventMessages = map[inspect.EventKind]string{
-	inspect.EventSession: "session", inspect.EventLogin: "login", inspect.EventProtection: "protection",
-	inspect.EventPinhole: "pinhole", inspect.EventClosed: "pinhole closed", inspect.EventDeny: "deny",
-	inspect.EventAudit: "audit", inspect.EventEnd: "session ended",
+var eventMessages = map[audit.EventKind]string{
+	audit.EventSession: "session", audit.EventLogin: "login", audit.EventProtection: "protection",
+	audit.EventPinhole: "pinhole", audit.EventClosed: "pinhole closed", audit.EventDeny: "deny",
+	audit.EventAudit: "audit", audit.EventEnd: "session ended",
 }
 
-func eventAttrs(e inspect.Event) []slog.Attr {
+func eventAttrs(e audit.Event) []slog.Attr {
 	attrs := make([]slog.Attr, 0, 8)
 	if e.Session != 0 {
 		attrs = append(attrs, slog.Uint64("session", e.Session))
@@ -138,13 +138,13 @@ func eventAttrs(e inspect.Event) []slog.Attr {
 		attrs = append(attrs, slog.String("reason", e.Reason.String()))
 	}
 	switch e.Kind {
-	case inspect.EventPinhole, inspect.EventClosed:
+	case audit.EventPinhole, audit.EventClosed:
 		attrs = append(attrs, slog.String("mode", e.Mode.String()),
 			slog.String("from", e.From.Addr().String()), slog.String("to", e.To.String()))
-	case inspect.EventProtection:
+	case audit.EventProtection:
 		attrs = append(attrs, slog.String("control", e.Protection.Control.String()),
 			slog.String("data", e.Protection.Data.String()))
-	case inspect.EventLogin:
+	case audit.EventLogin:
 		attrs = append(attrs, slog.String("user", e.Text))
 	default:
 		if e.From.IsValid() {

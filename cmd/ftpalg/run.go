@@ -17,6 +17,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"ftpalg/alg"
+	"ftpalg/alg/audit"
 	"ftpalg/alg/inspect"
 	"ftpalg/alg/terminate"
 	"ftpalg/alg/terminate/cert"
@@ -79,7 +80,7 @@ type daemon struct {
 	helper    conntrack.Helper
 	conntrack *conntrack.Conn
 	inspector *inspect.Inspector
-	report    func(inspect.Event)
+	report    func(audit.Event)
 	policy    *policy.Policy // as last loaded; only the reload task changes it
 	certs     *cert.Store    // the same
 
@@ -208,7 +209,7 @@ func (d *daemon) openQueue(ctx context.Context, num uint16) (*nfq.Queue, error) 
 	handle := func(p *nfq.Packet) {
 		<-opened
 		if err := decoder.Decode(p.Data, &seg); err != nil {
-			d.report(inspect.Event{Time: time.Now(), Kind: inspect.EventAudit, Reason: alg.Undecodable, Err: err})
+			d.report(audit.Event{Time: time.Now(), Kind: audit.EventAudit, Reason: alg.Undecodable, Err: err})
 			_ = q.Verdict(p.ID, nfq.Verdict{})
 			return
 		}

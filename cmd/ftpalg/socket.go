@@ -11,7 +11,7 @@ import (
 	"os"
 	"time"
 
-	"ftpalg/alg/inspect"
+	"ftpalg/alg/audit"
 )
 
 // defaultSocket is where the running daemon answers root's questions.
@@ -107,14 +107,14 @@ func (d *daemon) answerOne(c net.Conn) {
 	}
 }
 
-func newSessionRecord(s inspect.SessionInfo) sessionRecord {
+func newSessionRecord(s audit.SessionInfo) sessionRecord {
 	return sessionRecord{
 		Session: s.Number, Client: s.Client, Server: s.Server, Rule: s.Rule, User: s.User, Refused: s.Refused,
 		Control: s.Protection.Control.String(), Data: s.Protection.Data.String(), Began: s.Began, Seen: s.LastSeen,
 	}
 }
 
-func newPinholeRecord(s inspect.SessionInfo) pinholeRecord {
+func newPinholeRecord(s audit.SessionInfo) pinholeRecord {
 	return pinholeRecord{
 		Session: s.Number, Mode: s.Pinhole.Mode.String(),
 		From: s.Pinhole.From.Addr().String(), To: s.Pinhole.To.String(), Until: s.PinholeUntil,

@@ -8,7 +8,7 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
-	"ftpalg/alg/inspect"
+	"ftpalg/alg/audit"
 	"ftpalg/alg/terminate"
 	"ftpalg/alg/terminate/cert"
 	"ftpalg/policy"
@@ -62,8 +62,8 @@ func (d *daemon) renew() {
 }
 
 // allSessions lists the sessions of both front ends, oldest first.
-func (d *daemon) allSessions() []inspect.SessionInfo {
+func (d *daemon) allSessions() []audit.SessionInfo {
 	all := append(d.inspector.Sessions(), d.terminating.Sessions()...)
-	slices.SortFunc(all, func(a, b inspect.SessionInfo) int { return cmp.Compare(a.Number, b.Number) })
+	slices.SortFunc(all, func(a, b audit.SessionInfo) int { return cmp.Compare(a.Number, b.Number) })
 	return all
 }

@@ -17,6 +17,7 @@ import (
 	"time"
 
 	"ftpalg/alg"
+	"ftpalg/alg/audit"
 	"ftpalg/alg/inspect"
 	"ftpalg/conntrack"
 	"ftpalg/nfq"
@@ -58,7 +59,7 @@ func newFleet(n int) (*fleet, error) {
 		return nil, err
 	}
 	f := &fleet{decoder: nfq.NewDecoder(), packet: make([]byte, headers, 2048), seq: make([][2]uint32, n)}
-	f.in = inspect.New(inspect.Options{Policy: p, Conntrack: nothing{}, Report: func(inspect.Event) { f.events++ }})
+	f.in = inspect.New(inspect.Options{Policy: p, Conntrack: nothing{}, Report: func(audit.Event) { f.events++ }})
 	f.packet[0], f.packet[9], f.packet[32] = 0x45, 6, 5<<4 // header lengths, and that it is TCP
 	return f, nil
 }

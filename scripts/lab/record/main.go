@@ -18,7 +18,7 @@ import (
 	"syscall"
 	"time"
 
-	"ftpalg/alg/inspect"
+	"ftpalg/alg/audit"
 	"ftpalg/alg/replay"
 	"ftpalg/policy"
 	"ftpalg/scripts/lab"
@@ -131,11 +131,11 @@ func settled(file string) (bool, error) {
 	}
 	defer f.Close()
 	begun, ended := 0, 0
-	err = replay.Run(f, policy.AllowAll(), func(e inspect.Event) {
+	err = replay.Run(f, policy.AllowAll(), func(e audit.Event) {
 		switch e.Kind {
-		case inspect.EventSession:
+		case audit.EventSession:
 			begun++
-		case inspect.EventEnd:
+		case audit.EventEnd:
 			ended++
 		}
 	})

@@ -1,4 +1,5 @@
-package inspect
+// Package audit is what the front ends tell the operator: events, and the sessions that there are.
+package audit
 
 import (
 	"bytes"
@@ -39,21 +40,6 @@ type Event struct {
 	Protection alg.Protection
 	Text       string // wire text, not quoted, with secrets taken out
 	Err        error
-}
-
-// event fills in what every event of a session has.
-func (s *session) event(now time.Time, e Event) Event {
-	e.Time, e.Session = now, s.number
-	if !e.To.IsValid() {
-		e.From, e.To = s.key.Client, s.key.Server
-	}
-	return e
-}
-
-func (in *Inspector) event(e Event) {
-	if in.report != nil {
-		in.report(e)
-	}
 }
 
 // maxText bounds the wire text of an event.
