@@ -2,6 +2,7 @@ package terminate
 
 import (
 	"crypto/tls"
+	"errors"
 	"io"
 	"net"
 	"testing"
@@ -14,31 +15,37 @@ import (
 // benchChunk is what one operation of BenchmarkRelay moves.
 const benchChunk = 8 << 20
 
-// newRelay gives a relay between two ends, which are given as well. TLS is on both sides or on none.
-func newRelay(b testing.TB, secure bool) (r *relay, client, server net.Conn) {
+// newRelay gives a relay between two ends, which are given as well, with TLS on the sides that have it.
+func newRelay(t testing.TB, clientTLS, serverTLS bool) (r *relay, client, server net.Conn) {
+	t.Helper()
 	var near, far *net.TCPConn
-	client, near = pipe(b)
-	server, far = pipe(b)
+	client, near = pipe(t)
+	server, far = pipe(t)
 	p := policy.AllowAll()
 	p.Limits.IdleTimeout = time.Minute
 	s := &session{policy: p, rule: &p.Rules[0]}
 	n := s.newPromise(alg.Pinhole{}, true)
 	r = &relay{promise: n, halves: [2]*half{newHalf(near), newHalf(far)}}
-	if secure {
-		certs := newCertificates(b)
-		c, s := tlsClient(client), tls.Server(server, certs.base)
-		go c.Handshake()
-		go s.Handshake()
-		for side, over := range []func(net.Conn) *tls.Conn{
-			func(c net.Conn) *tls.Conn { return tls.Server(c, certs.base) }, tlsClient,
-		} {
-			if err := r.halves[side].secure(testTimeout, over); err != nil {
-				b.Fatal(err)
-			}
-		}
-		client, server = c, s
+	certs := newCertificates(t)
+	asServer := func(c net.Conn) *tls.Conn { return tls.Server(c, certs.base) }
+	if clientTLS {
+		client = shake(t, client, tlsClient, r.halves[alg.Client], asServer)
+	}
+	if serverTLS {
+		server = shake(t, server, asServer, r.halves[alg.Server], tlsClient)
 	}
 	return r, client, server
+}
+
+// shake brings TLS between an end and a relay's half.
+func shake(t testing.TB, end net.Conn, as func(net.Conn) *tls.Conn, h *half, over func(net.Conn) *tls.Conn) net.Conn {
+	t.Helper()
+	c, done := as(&finConn{Conn: end}), make(chan error, 1)
+	go func() { done <- c.Handshake() }()
+	if err := errors.Join(h.secure(testTimeout, over), <-done); err != nil {
+		t.Fatal(err)
+	}
+	return c
 }
 
 // pipe gives the two ends of a TCP connection.
@@ -64,7 +71,7 @@ func pipe(b testing.TB) (net.Conn, *net.TCPConn) {
 func BenchmarkRelay(b *testing.B) {
 	for name, secure := range map[string]bool{"plain": false, "TLS": true} {
 		b.Run(name, func(b *testing.B) {
-			r, client, server := newRelay(b, secure)
+			r, client, server := newRelay(b, secure, secure)
 			go r.pump()
 			go func() {
 				buf := make([]byte, 256<<10)

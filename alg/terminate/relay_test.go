@@ -1,0 +1,136 @@
+package terminate
+
+import (
+	"bytes"
+	"crypto/rand"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"testing"
+	"time"
+
+	"ftpalg/alg"
+)
+
+// halfCloser is an end that can say that it has sent everything.
+type halfCloser interface{ CloseWrite() error }
+
+// tcpOf is the TCP connection of an end, which TLS may lie above.
+func tcpOf(c net.Conn) *net.TCPConn {
+	if t, ok := c.(*tls.Conn); ok {
+		return t.NetConn().(*finConn).Conn.(*net.TCPConn)
+	}
+	return c.(*net.TCPConn)
+}
+
+// eachProtection runs a test with TLS on both sides of a relay, on one, and on none.
+func eachProtection(t *testing.T, test func(t *testing.T, r *relay, client, server net.Conn)) {
+	for _, clientTLS := range []bool{false, true} {
+		for _, serverTLS := range []bool{false, true} {
+			t.Run(fmt.Sprintf("client TLS %v, server TLS %v", clientTLS, serverTLS), func(t *testing.T) {
+				r, client, server := newRelay(t, clientTLS, serverTLS)
+				client.SetDeadline(time.Now().Add(testTimeout))
+				server.SetDeadline(time.Now().Add(testTimeout))
+				test(t, r, client, server)
+			})
+		}
+	}
+}
+
+// finished ends an end's direction as it should be: with close_notify where there is TLS, and then FIN.
+func finished(t *testing.T, c net.Conn) {
+	t.Helper()
+	err := c.(halfCloser).CloseWrite()
+	if _, ok := c.(*tls.Conn); ok {
+		err = errors.Join(err, tcpOf(c).CloseWrite())
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+// What is sent arrives, in either direction, and so does its end; the other direction stays open (half-close).
+func TestRelayMoves(t *testing.T) {
+	eachProtection(t, func(t *testing.T, r *relay, client, server net.Conn) {
+		done := make(chan error, 1)
+		go func() { done <- r.pump() }()
+		sent := make([]byte, 3<<20)
+		_, _ = rand.Read(sent)
+		for _, way := range [][2]net.Conn{{client, server}, {server, client}} {
+			go func() {
+				way[0].Write(sent)
+				finished(t, way[0])
+			}()
+			got, err := io.ReadAll(way[1])
+			if !complete(way[1]) {
+				t.Error("what was sent to its end looks cut short")
+			}
+			if err != nil || !bytes.Equal(got, sent) {
+				t.Fatalf("%d of %d bytes arrived as they were: %v", len(got), len(sent), err)
+			}
+		}
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+	})
+}
+
+// complete reads to the end and says whether it was one: close_notify where there is TLS, and FIN where there is none.
+func complete(c net.Conn) bool {
+	_, err := io.Copy(io.Discard, c)
+	if t, ok := c.(*tls.Conn); ok {
+		return err == nil && !t.NetConn().(*finConn).fin.Load()
+	}
+	return err == nil
+}
+
+// A transfer that was cut short never looks complete to the other side: whatever it sends before it is gone.
+func TestRelayTruncates(t *testing.T) {
+	cuts := map[string]func(c net.Conn){
+		"FIN":   func(c net.Conn) { tcpOf(c).CloseWrite() }, // without close_notify
+		"reset": func(c net.Conn) { reset(tcpOf(c)) },
+	}
+	for name, cut := range cuts {
+		t.Run(name, func(t *testing.T) {
+			eachProtection(t, func(t *testing.T, r *relay, client, server net.Conn) {
+				if _, secure := client.(*tls.Conn); !secure && name == "FIN" {
+					return // a FIN is how a transfer without TLS ends
+				}
+				go r.pump()
+				client.Write([]byte("half of it"))
+				if _, err := io.ReadFull(server, make([]byte, 10)); err != nil {
+					t.Fatal(err)
+				}
+				cut(client)
+				if complete(server) {
+					t.Error("what was cut short looks complete to the server")
+				}
+			})
+		})
+	}
+}
+
+// A transfer over the limit ends with 552, and does not look complete to the server.
+func TestRelayLimit(t *testing.T) {
+	eachProtection(t, func(t *testing.T, r *relay, client, server net.Conn) {
+		r.promise.session.rule.MaxSize = 1000
+		done := make(chan error, 1)
+		go func() { done <- r.pump() }()
+		go func() {
+			client.Write(make([]byte, 5000))
+			finished(t, client)
+		}()
+		if complete(server) {
+			t.Error("what was cut short looks complete to the server")
+		}
+		server.Close()
+		if err := <-done; !errors.Is(err, errTooLarge) {
+			t.Errorf("the relay ended with %v", err)
+		}
+		if got := r.promise.instead; got != alg.TooLarge.Reply() {
+			t.Errorf("the reply is %q", got)
+		}
+	})
+}
