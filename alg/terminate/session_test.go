@@ -285,12 +285,12 @@ func TestExplicit(t *testing.T) {
 		c.hear("220 ready")
 		c.say("AUTH "+mechanism, "USER injected")
 		s.hear("AUTH TLS")
-		s.say("234 go on")
+		s.say("234 go on", "230 injected")
 		s.secure(w.tlsServer)
 		c.hear("234 ")
-		c.secure(tlsClient)
+		c.secure(tlsClient) // and nothing injected comes first
 		c.say("USER lab")
-		s.hear("USER lab") // and not the injected one
+		s.hear("USER lab") // nor here
 		s.say("331 more")
 		c.hear("331 more")
 		c.say("PBSZ 0")

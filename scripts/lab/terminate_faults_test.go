@@ -1,0 +1,133 @@
+package lab
+
+import (
+	"bytes"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"net/netip"
+	"os"
+	"strings"
+	"testing"
+	"time"
+)
+
+// terminating is the demo's policy with its rule terminating, for a stage whose certificate ftpalg shows as well.
+func terminating(t *testing.T, s *Stage, extra string) string {
+	t.Helper()
+	key := strings.TrimSuffix(s.Server.CA, "cert.pem") + "key.pem"
+	return policyWith(t,
+		"    action: inspect\n    opaque: pinhole\n    opaque-active: pinhole\n", "    action: terminate\n    data: relay\n",
+		"    addresses: [198.51.100.2, \"2001:db8:2::2\"]\n", "    addresses: [198.51.100.2, \"2001:db8:2::2\"]\n"+
+			"    certificates: [{certificate: "+s.Server.CA+", key: "+key+"}]\n    upstream: {verify: "+s.Server.CA+"}\n") + extra
+}
+
+// reload has ftpalg read another policy, and waits until it is in force.
+func reload(t *testing.T, s *Stage, d *Daemon, text string) {
+	t.Helper()
+	mark := d.Mark()
+	if err := errors.Join(os.WriteFile(s.Lab.Path("policy.yaml"), []byte(text), 0o600), d.Reload()); err != nil {
+		t.Fatal(err)
+	}
+	waitLog(t, d, mark, "policy reloaded", "")
+}
+
+// Outcome: a reload that begins to terminate leaves inspected sessions alone, and one that goes on leaves terminated ones
+// alone; each session is carried as it began.
+func TestReloadToTerminate(t *testing.T) {
+	s := newFaultStage(t)
+	d := startFTPAlg(t, s.Lab, Policy())
+	inspected := login(t, s, plainPASV)
+	reload(t, s, d, terminating(t, s, ""))
+	mark := d.Mark()
+	terminated := login(t, s, opaquePASV)
+	waitLog(t, d, mark, "login", "") // what stays encrypted tells no name
+	reload(t, s, d, terminating(t, s, "bounce: peer\n"))
+	download(t, s, inspected, plainPASV)
+	download(t, s, terminated, opaquePASV)
+	do(t, inspected, 221, "QUIT")
+	do(t, terminated, 221, "QUIT")
+}
+
+// Outcome: renewed certificates are shown to new clients, and the sessions that were there go on.
+func TestCertificateRenewed(t *testing.T) {
+	s := newFaultStage(t)
+	d := startFTPAlg(t, s.Lab, terminating(t, s, ""))
+	before := login(t, s, opaquePASV)
+	cert, key, err := newCertificate()
+	if err != nil {
+		t.Fatal(err)
+	}
+	old, err := os.ReadFile(s.Server.CA)
+	if err != nil {
+		t.Fatal(err)
+	}
+	// The server keeps what it read; the clients, and ftpalg as a client, have to trust both.
+	keyFile := strings.TrimSuffix(s.Server.CA, "cert.pem") + "key.pem"
+	if err := errors.Join(os.WriteFile(s.Server.CA, append(bytes.Clone(cert), old...), 0o644), os.WriteFile(keyFile, key, 0o600)); err != nil {
+		t.Fatal(err)
+	}
+	reload(t, s, d, terminating(t, s, ""))
+	after := login(t, s, opaquePASV)
+	if shown(after).Equal(shown(before)) {
+		t.Error("the renewed certificate is not shown")
+	}
+	download(t, s, before, opaquePASV)
+	download(t, s, after, opaquePASV)
+}
+
+// shown is the certificate that a session's client was shown.
+func shown(c *control) *x509.Certificate { return c.conn.(*tls.Conn).ConnectionState().PeerCertificates[0] }
+
+// Outcome: a terminated session ends with the daemon, and both its ends see that at once; the rules stay and nothing is
+// forwarded past them; a successor carries new sessions, and leaves nothing behind when it ends.
+func TestTerminatedAndKilled(t *testing.T) {
+	s := newFaultStage(t)
+	first := startFTPAlg(t, s.Lab, terminating(t, s, ""))
+	c := login(t, s, opaquePASV)
+	before := ruleset(t, s.Lab) + routing(t, s.Lab)
+	kill(t, first)
+	if err := c.conn.SetDeadline(time.Now().Add(patience)); err != nil {
+		t.Fatal(err)
+	}
+	if line, err := c.ReadLine(); err == nil || errors.Is(err, os.ErrDeadlineExceeded) {
+		t.Errorf("the client read %q, %v, not that its session is over", line, err)
+	}
+	if n := answered(t, s.Lab, Client, []netip.AddrPort{netip.AddrPortFrom(Addr(Server, IPv4), ExplicitPort)}); n > 0 {
+		t.Error("a client reached the server while nobody terminated its connection")
+	}
+	if after := ruleset(t, s.Lab) + routing(t, s.Lab); after != before {
+		t.Errorf("the rules did not stay when the daemon was killed:\n%s", after)
+	}
+	second := startFTPAlg(t, s.Lab, terminating(t, s, ""))
+	if after := ruleset(t, s.Lab) + routing(t, s.Lab); after != before {
+		t.Errorf("the rules of the successor are not those that it found:\n%s\nbefore:\n%s", after, before)
+	}
+	for _, scenario := range []Scenario{opaquePASV, plainPASV, plainEPSV6} {
+		c := login(t, s, scenario)
+		download(t, s, c, scenario)
+		do(t, c, 221, "QUIT")
+	}
+	if err := second.Stop(); err != nil {
+		t.Fatal(err)
+	}
+	if after := ruleset(t, s.Lab) + routing(t, s.Lab); strings.Contains(after, "-A") || strings.Contains(after, "21021") {
+		t.Errorf("rules are still there when the daemon has ended:\n%s", after)
+	}
+}
+
+// routing is the gateway's policy routing, and the routes that are not in its main tables.
+func routing(t *testing.T, l *Lab) string {
+	t.Helper()
+	var all strings.Builder
+	for _, family := range []string{"-4", "-6"} {
+		for _, what := range [][]string{{"rule", "show"}, {"route", "show", "table", "all", "proto", "21"}} {
+			out, err := l.Run(t.Context(), Gateway, "ip", append([]string{family}, what...)...)
+			if err != nil {
+				t.Fatal(err)
+			}
+			all.WriteString(out)
+		}
+	}
+	return all.String()
+}
