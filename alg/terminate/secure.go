@@ -12,6 +12,7 @@ import (
 
 	"ftpalg/alg"
 	"ftpalg/alg/ftp"
+	"ftpalg/policy"
 )
 
 // secureServer begins TLS with the server. Its sessions are kept for the data connections, which resume them: the name is
@@ -152,19 +153,27 @@ const maxGreeting = 64
 // errRefused says that the server refused a command that the policy depends on.
 var errRefused = errors.New("the server refuses")
 
-// negotiate speaks to a server that the policy wants explicit TLS with: greeting, AUTH, handshake, and protection of the
-// data connections. It gives the greeting.
-func (s *session) negotiate() ([]line, error) {
+// negotiate speaks to a server that the policy wants TLS with, whatever the client does: greeting, AUTH and handshake in
+// their order, and protection of the data connections. It asks for that in implicit mode too, which not every server takes
+// for granted. It gives the greeting.
+func (s *session) negotiate(channel policy.Channel) (greeting []line, err error) {
 	deadline := time.Now().Add(s.greetingTimeout())
+	if channel == policy.Implicit {
+		if err := s.secureServer(); err != nil {
+			return nil, err
+		}
+	}
 	greeting, code, err := s.answer(deadline)
 	if err != nil || code != 220 {
 		return greeting, err // a refusal is the client's to read
 	}
-	if err := s.mustAsk(deadline, "AUTH TLS", "AUTH SSL"); err != nil {
-		return nil, err
-	}
-	if err := s.secureServer(); err != nil {
-		return nil, err
+	if channel == policy.Explicit {
+		if err := s.mustAsk(deadline, "AUTH TLS", "AUTH SSL"); err != nil {
+			return nil, err
+		}
+		if err := s.secureServer(); err != nil {
+			return nil, err
+		}
 	}
 	if err := s.mustAsk(deadline, "PBSZ 0"); err != nil {
 		return nil, err

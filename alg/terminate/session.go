@@ -129,11 +129,11 @@ func (s *session) connect(ctx context.Context) (greeting []line, err error) {
 	s.peers[alg.Server] = &peer{tcp: c, in: lineReader{limit: 2 * s.policy.Limits.Line}}
 	s.greeted = time.Now().Add(s.greetingTimeout())
 	s.mu.Unlock()
-	switch channel {
-	case policy.Implicit:
-		err = s.secureServer()
-	case policy.Explicit:
-		greeting, err = s.negotiate()
+	switch {
+	case channel == policy.Implicit && s.implicit:
+		err = s.secureServer() // the client says the rest
+	case channel == policy.Implicit || channel == policy.Explicit:
+		greeting, err = s.negotiate(channel)
 	default:
 		return nil, nil
 	}
