@@ -4,6 +4,7 @@ import (
 	"context"
 	_ "embed"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"net/netip"
 	"regexp"
@@ -28,11 +29,13 @@ func (m Mode) Active() bool { return m == PORT || m == EPRT }
 // Protection is how the control connection is carried.
 type Protection string
 
-// The protections. The gateway holds no key for the two with TLS, so they stay opaque to it.
+// The protections.
 const (
 	Plain    Protection = "plain"
-	Explicit Protection = "explicit"
+	Explicit Protection = "explicit" // AUTH TLS (RFC 4217)
 	Implicit Protection = "implicit"
+	AuthSSL  Protection = "auth-ssl" // the same under its older name
+	CCC      Protection = "ccc"      // AUTH TLS, and clear text again behind the login
 )
 
 // Port returns the control port.
@@ -48,6 +51,7 @@ type Job struct {
 	Host       netip.Addr
 	Mode       Mode
 	Protection Protection
+	Clear      bool   // PROT C: the data connections are in clear text
 	CA         string // file with the certificate to trust
 	TLS12      bool   // no newer version than TLS 1.2
 	Get, Into  string // remote name, local path
@@ -69,8 +73,8 @@ type ClientKind struct {
 	Name string
 	// command returns the client's arguments and what it reads from standard input. The client held has none.
 	command func(Job) (argv []string, stdin string)
-	// verb finds an FTP command in the client's verbose output.
-	verb *regexp.Regexp
+	// said finds an FTP command, with its argument, in the client's verbose output.
+	said *regexp.Regexp
 	// tls finds the version of TLS there; nil if the client does not tell.
 	tls *regexp.Regexp
 	// cannot returns why the client itself cannot do it, or nothing.
@@ -79,22 +83,45 @@ type ClientKind struct {
 
 // Clients are the FTP clients that the lab can run.
 var Clients = []ClientKind{
-	{Name: "curl", command: curl, cannot: canAll,
-		verb: regexp.MustCompile(`(?m)^> ([A-Z]+)`), tls: regexp.MustCompile(`SSL connection using (\S+)`)},
+	{Name: "curl", command: curl, cannot: curlCannot,
+		said: regexp.MustCompile(`(?m)^> ([A-Z]+[^\r\n]*)`), tls: regexp.MustCompile(`SSL connection using (\S+)`)},
 	{Name: "lftp", command: lftp, cannot: lftpCannot,
-		verb: regexp.MustCompile(`(?m)^---> ([A-Z]+)`)},
+		said: regexp.MustCompile(`(?m)^---> ([A-Z]+[^\r\n]*)`)},
 	{Name: "ftplib", command: ftplib, cannot: canAll,
-		verb: regexp.MustCompile(`(?m)^\*cmd\* '([A-Z]+)`), tls: regexp.MustCompile(`(?m)^tls: (\S+)`)},
+		said: regexp.MustCompile(`(?m)^\*cmd\* '([A-Z]+[^']*)`), tls: regexp.MustCompile(`(?m)^tls: (\S+)`)},
 	{Name: "tnftp", command: tnftp, cannot: tnftpCannot,
-		verb: regexp.MustCompile(`(?m)^---> ([A-Z]+)`)},
+		said: regexp.MustCompile(`(?m)^---> ([A-Z]+[^\r\n]*)`)},
 	held,
 }
 
+// Fresh is a client for terminated connections only: it does not resume the control connection's session, and most servers
+// do not have that.
+var Fresh = ClientKind{Name: "fresh", command: fresh, cannot: freshCannot,
+	said: regexp.MustCompile(`(?m)^\*cmd\* '([A-Z]+[^']*)`), tls: regexp.MustCompile(`(?m)^tls: (\S+)`)}
+
 func canAll(Scenario) string { return "" }
 
+// curlCannot: curl has no word for AUTH, and sends AUTH SSL before AUTH TLS.
+func curlCannot(s Scenario) string {
+	if s.Data != Closed && s.Protection == Explicit && s.Server.authSSL {
+		return "curl sends AUTH SSL first, and never gets to AUTH TLS"
+	}
+	return ""
+}
+
+func freshCannot(s Scenario) string {
+	if s.Clear || s.Protection == Plain {
+		return "without TLS on data connections there is nothing to resume: see ftplib"
+	}
+	return ""
+}
+
 func lftpCannot(s Scenario) string {
-	if s.Mode == EPRT && s.Family == IPv4 {
+	switch {
+	case s.Mode == EPRT && s.Family == IPv4:
 		return "lftp sends PORT over IPv4"
+	case s.Mode == EPSV && s.Family == IPv4 && s.Protection == AuthSSL:
+		return "lftp takes EPSV over IPv4 only if FEAT says so, and then AUTH as well"
 	}
 	return ""
 }
@@ -116,8 +143,15 @@ func curl(j Job) ([]string, string) {
 	case EPRT:
 		options = append(options, "--ftp-port", "-")
 	}
-	if j.Protection != Plain {
+	switch {
+	case j.Protection == Plain:
+	case j.Clear:
+		options = append(options, "--ftp-ssl-control", "--cacert", j.CA)
+	default:
 		options = append(options, "--ssl-reqd", "--cacert", j.CA)
+	}
+	if j.Protection == CCC {
+		options = append(options, "--ftp-ssl-ccc", "--ftp-ssl-ccc-mode", "active")
 	}
 	if j.TLS12 {
 		options = append(options, "--tls-max", "1.2")
@@ -129,19 +163,24 @@ func curl(j Job) ([]string, string) {
 }
 
 func lftp(j Job) ([]string, string) {
-	tls, priority := "no", "NORMAL"
-	if j.Protection != Plain {
-		tls = "yes"
+	auth, priority := "TLS", "NORMAL"
+	if j.Protection == AuthSSL {
+		auth = "SSL"
 	}
 	if j.TLS12 {
 		priority += ":-VERS-TLS1.3"
 	}
+	word := func(b bool) string { return strings.ToLower(yes(b)) }
+	tls := word(j.Protection != Plain)
 	script := []string{
 		"debug 9", "set cmd:fail-exit yes", "set net:max-retries 1", "set net:timeout 20",
-		"set ftp:ssl-allow " + tls, "set ftp:ssl-force " + tls, "set ftp:ssl-protect-data " + tls,
+		"set ftp:ssl-allow " + tls, "set ftp:ssl-force " + tls,
+		"set ftp:ssl-auth " + auth, "set ftp:use-feat " + word(j.Protection != AuthSSL), // it would choose by FEAT
+		"set ftp:ssl-use-ccc " + word(j.Protection == CCC),
+		"set ftp:ssl-protect-data " + word(j.Protection != Plain && !j.Clear),
 		"set ssl:ca-file " + j.CA, "set ssl:priority " + priority,
-		"set ftp:passive-mode " + strings.ToLower(yes(!j.Mode.Active())),
-		"set ftp:prefer-epsv " + strings.ToLower(yes(j.Mode == EPSV)),
+		"set ftp:verify-address yes", // that data comes from the server's own address
+		"set ftp:passive-mode " + word(!j.Mode.Active()), "set ftp:prefer-epsv " + word(j.Mode == EPSV),
 		fmt.Sprintf("open -u %s,%s %s", User, Password, j.url("")),
 		fmt.Sprintf("get %s -o %s", j.Get, j.Into),
 		fmt.Sprintf("put %s -o %s", j.Put, j.As),
@@ -153,10 +192,16 @@ func lftp(j Job) ([]string, string) {
 //go:embed ftplib_client.py
 var ftplibScript string
 
-func ftplib(j Job) ([]string, string) {
+// ftplib resumes the control connection's TLS session on data connections, as vsftpd and ProFTPD want it.
+func ftplib(j Job) ([]string, string) { return ftplibWith(j, true) }
+
+// fresh is ftplib as it comes: each data connection has a TLS session of its own.
+func fresh(j Job) ([]string, string) { return ftplibWith(j, false) }
+
+func ftplibWith(j Job, reuse bool) ([]string, string) {
 	arguments, err := json.Marshal(map[string]any{
 		"host": j.Host, "port": j.Protection.Port(), "user": User, "password": Password, "ca": j.CA,
-		"protection": j.Protection, "mode": j.Mode, "tls12": j.TLS12,
+		"protection": j.Protection, "clear": j.Clear, "mode": j.Mode, "tls12": j.TLS12, "reuse": reuse,
 		"get": j.Get, "into": j.Into, "put": j.Put, "as": j.As,
 	})
 	if err != nil {
@@ -187,16 +232,58 @@ func (l *Lab) StartClient(ctx context.Context, kind ClientKind, j Job) (*Proc, e
 	return l.Start(ctx, Client, "sh", append([]string{"-c", withInput, j.Home, stdin}, argv...)...)
 }
 
+// commands returns what a client said to the server, in order.
+func (k ClientKind) commands(output string) []string {
+	var all []string
+	for _, match := range k.said.FindAllStringSubmatch(output, -1) {
+		all = append(all, match[1])
+	}
+	return all
+}
+
 // dataVerbs returns the data commands that a client sent, each once, in order.
 func (k ClientKind) dataVerbs(output string) []Mode {
 	var modes []Mode
-	for _, match := range k.verb.FindAllStringSubmatch(output, -1) {
-		mode := Mode(match[1])
+	for _, command := range k.commands(output) {
+		verb, _, _ := strings.Cut(command, " ")
+		mode := Mode(verb)
 		if slices.Contains([]Mode{PASV, EPSV, PORT, EPRT}, mode) && !slices.Contains(modes, mode) {
 			modes = append(modes, mode)
 		}
 	}
 	return modes
+}
+
+// checkProtection compares what a client said about protection with the scenario's.
+func (k ClientKind) checkProtection(scenario Scenario, output string) error {
+	said := k.commands(output)
+	var errs []error
+	for command, want := range map[string]bool{
+		"AUTH SSL": scenario.Protection == AuthSSL, "CCC": scenario.Protection == CCC,
+		"AUTH TLS": scenario.Protection == Explicit || scenario.Protection == CCC,
+	} {
+		if curlChooses := k.Name == "curl" && scenario.Protection != AuthSSL && strings.HasPrefix(command, "AUTH"); curlChooses {
+			continue
+		}
+		if slices.Contains(said, command) != want {
+			errs = append(errs, fmt.Errorf("the client sent %s: %t, not %t", command, !want, want))
+		}
+	}
+	if strings.Contains(output, "Failed to clear the command channel") { // curl goes on all the same
+		errs = append(errs, errors.New("CCC was refused"))
+	}
+	// RFC 4217 section 9: in clear text is what AUTH begins with; implicit FTPS begins with TLS on data connections.
+	level := map[bool]string{false: "PROT C", true: "PROT P"}
+	last := level[scenario.Protection == Implicit]
+	for _, command := range said {
+		if strings.HasPrefix(command, "PROT ") {
+			last = command
+		}
+	}
+	if scenario.Protection != Plain && last != level[!scenario.Clear] {
+		errs = append(errs, fmt.Errorf("the client sent %s", last))
+	}
+	return errors.Join(errs...)
 }
 
 // checkTLS compares the version of TLS that a client says it used with the scenario's.

@@ -1,7 +1,7 @@
-"""One upload and one download with Python's ftplib, for the lab.
+"""One download and one upload with Python's ftplib, for the lab.
 
-Arguments: JSON with host, port, user, password, ca, protection, mode, tls12, get, into, put, as.
-ftplib prints every command, because the lab checks that the mode was really used.
+Arguments: JSON with host, port, user, password, ca, protection, clear, mode, tls12, reuse, get, into, put, as.
+ftplib prints every command, because the lab checks that the mode and the protection were really used.
 """
 import ftplib, json, socket, ssl, sys
 
@@ -21,19 +21,44 @@ class Modes:
             return self.sendeprt(host, port)
         return super().sendport(host, port)
 
+    def ntransfercmd(self, cmd, rest=None):
+        conn, size = super().ntransfercmd(cmd, rest)
+        ours, theirs = self.sock.getpeername()[0], conn.getpeername()[0]
+        if ours != theirs:
+            raise OSError(f"data comes from {theirs}, not from {ours}")
+        return conn, size
+
 
 class Plain(Modes, ftplib.FTP):
     pass
 
 
-class TLS(Modes, ftplib.FTP_TLS):
-    """Data connections resume the control connection's session, which vsftpd and ProFTPD insist on."""
+class FTPS(ftplib.FTP_TLS):
+    """Data connections may resume the control connection's session, which vsftpd and ProFTPD insist on."""
+
+    def secure(self, sock, session=None):
+        return self.context.wrap_socket(sock, server_hostname=self.host, session=session)
+
+    def auth(self):
+        answer = self.voidcmd("AUTH SSL" if job["protection"] == "auth-ssl" else "AUTH TLS")
+        self.sock = self.secure(self.sock)
+        self.file = self.sock.makefile("r", encoding=self.encoding)
+        return answer
+
+    def ccc(self):
+        self.session = self.sock.session  # gone with the TLS
+        return super().ccc()
 
     def ntransfercmd(self, cmd, rest=None):
         conn, size = ftplib.FTP.ntransfercmd(self, cmd, rest)
         if self._prot_p:
-            conn = self.context.wrap_socket(conn, server_hostname=self.host, session=self.sock.session)
+            session = self.session if job["protection"] == "ccc" else self.sock.session
+            conn = self.secure(conn, session if job["reuse"] else None)
         return conn, size
+
+
+class TLS(Modes, FTPS):
+    pass
 
 
 class Implicit(TLS):
@@ -43,7 +68,7 @@ class Implicit(TLS):
         self.host, self.port, self.timeout = host, port, timeout
         raw = socket.create_connection((host, port), timeout)
         self.af = raw.family
-        self.sock = self.context.wrap_socket(raw, server_hostname=host)
+        self.sock = self.secure(raw)
         self.file = self.sock.makefile("r", encoding=self.encoding)
         self.welcome = self.getresp()
         return self.welcome
@@ -62,7 +87,10 @@ def connect():
     ftp.login(job["user"], job["password"])
     if job["protection"] != "plain":
         print("tls:", ftp.sock.version())
-        ftp.prot_p()
+        ftp.voidcmd("PBSZ 0")
+        ftp.prot_c() if job["clear"] else ftp.prot_p()
+        if job["protection"] == "ccc":
+            ftp.ccc()
     ftp.set_pasv(job["mode"] in ("PASV", "EPSV"))
     return ftp
 

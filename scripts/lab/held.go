@@ -55,8 +55,9 @@ func (s *Stage) login(c *control, scenario Scenario) error {
 	if _, _, err := c.ReadResponse(220); err != nil {
 		return fmt.Errorf("greeting: %w", err)
 	}
-	if scenario.Protection == Explicit {
-		if _, err := c.do(234, "AUTH TLS"); err != nil {
+	auth := map[Protection]string{Explicit: "AUTH TLS", AuthSSL: "AUTH SSL", CCC: "AUTH TLS"}[scenario.Protection]
+	if auth != "" {
+		if _, err := c.do(234, auth); err != nil {
 			return err
 		}
 		c.upgrade(config)
@@ -73,7 +74,7 @@ func (s *Stage) login(c *control, scenario Scenario) error {
 	if _, err := c.do(200, "PBSZ 0"); err != nil {
 		return err
 	}
-	_, err = c.do(200, "PROT P")
+	_, err = c.do(200, "PROT "+scenario.Level())
 	return err
 }
 
@@ -160,7 +161,7 @@ func (s *Stage) hold(ctx context.Context, scenario Scenario, mark int, result *R
 	if err != nil {
 		return err
 	}
-	if scenario.Protection == Plain {
+	if !scenario.opaque() {
 		err = s.holdPlain(ctx, scenario, mark, promised, result)
 	} else {
 		err = s.holdOpaque(scenario, promised, result)

@@ -104,7 +104,7 @@ func collect(fds []unix.PollFd, open map[int32]netip.AddrPort, result *ProbeResu
 			if err != nil {
 				return fmt.Errorf("lab: SO_ERROR: %w", err)
 			}
-			if reply := syscall.Errno(code); reply != 0 && reply != unix.ECONNREFUSED {
+			if reply := syscall.Errno(code); reply != 0 && reply != unix.ECONNREFUSED && reply != unix.ECONNRESET {
 				return fmt.Errorf("lab: probe to %s: %w: neither an answer nor silence", open[fd.Fd], reply)
 			}
 			result.Answered = append(result.Answered, open[fd.Fd])

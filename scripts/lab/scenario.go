@@ -2,6 +2,17 @@ package lab
 
 import "strings"
 
+// DataPath is how ftpalg carries the data connections of a control connection.
+type DataPath string
+
+// The data paths. Closed is how connections are inspected, whose TLS stays closed; with the others ftpalg terminates them.
+const (
+	Closed DataPath = ""
+	Direct DataPath = "direct"
+	Relay  DataPath = "relay"
+	Auto   DataPath = "auto"
+)
+
 // Scenario is one row of the demo's table.
 type Scenario struct {
 	Server     ServerKind
@@ -9,18 +20,30 @@ type Scenario struct {
 	Mode       Mode
 	Family     Family
 	Protection Protection
+	Clear      bool // PROT C: data connections are in clear text although the control connection has TLS
+	Data       DataPath
 }
 
-// Scenarios returns every combination, those that cannot be included: the table says why they are not run.
+// Scenarios returns every combination, those that cannot be included: the table says why they are not run. Those of one
+// server with one data path follow one another.
 func Scenarios() []Scenario {
 	var all []Scenario
 	for _, server := range Servers {
-		for _, client := range Clients {
-			for _, protection := range []Protection{Plain, Explicit, Implicit} {
-				for _, mode := range []Mode{PASV, EPSV, PORT, EPRT} {
-					for _, family := range []Family{IPv4, IPv6} {
-						all = append(all, Scenario{server, client, mode, family, protection})
-					}
+		all = append(all, inspected(server)...)
+		for _, data := range []DataPath{Direct, Relay, Auto} {
+			all = append(all, terminated(server, data)...)
+		}
+	}
+	return all
+}
+
+// inspected returns the combinations in which the gateway holds no key.
+func inspected(server ServerKind) (all []Scenario) {
+	for _, client := range Clients {
+		for _, protection := range []Protection{Plain, Explicit, Implicit} {
+			for _, mode := range []Mode{PASV, EPSV, PORT, EPRT} {
+				for _, family := range []Family{IPv4, IPv6} {
+					all = append(all, Scenario{Server: server, Client: client, Mode: mode, Family: family, Protection: protection})
 				}
 			}
 		}
@@ -28,37 +51,110 @@ func Scenarios() []Scenario {
 	return all
 }
 
+// terminated returns the combinations in which ftpalg has the server's key. Auto comes to direct or relay, so few clients
+// are enough for it; plain sessions are there for the client that knows nothing else.
+func terminated(server ServerKind, data DataPath) (all []Scenario) {
+	clients := append([]ClientKind{Fresh}, Clients...)
+	if data == Auto {
+		clients = []ClientKind{Clients[0], Clients[2]}
+	}
+	for _, client := range clients {
+		s := Scenario{Server: server, Client: client, Data: data}
+		if s.Protection = Plain; client.Name == "tnftp" {
+			all = append(all, s.inEachMode()...)
+			continue
+		}
+		for _, s.Protection = range []Protection{Explicit, AuthSSL, Implicit, CCC} {
+			for _, s.Clear = range []bool{false, true} {
+				all = append(all, s.inEachMode()...)
+			}
+		}
+	}
+	return all
+}
+
+// inEachMode returns a scenario in all modes that there are (RFC 2428).
+func (s Scenario) inEachMode() (all []Scenario) {
+	for _, s.Mode = range []Mode{PASV, EPSV, PORT, EPRT} {
+		for _, s.Family = range []Family{IPv4, IPv6} {
+			if s.exists() {
+				all = append(all, s)
+			}
+		}
+	}
+	return all
+}
+
+// exists tells whether the mode can carry an address of the family.
+func (s Scenario) exists() bool { return s.Family == IPv4 || s.Mode == EPSV || s.Mode == EPRT }
+
 // String returns the scenario's name, as `go test -run` takes it.
 func (s Scenario) String() string {
-	return strings.Join([]string{s.Server.Name, s.Client.Name, string(s.Protection), string(s.Mode), s.Family.String()}, "/")
+	name := []string{s.Server.Name, s.Client.Name, string(s.Protection)}
+	if s.Data != Closed {
+		name = append(name, s.Level(), string(s.Data))
+	}
+	return strings.Join(append(name, string(s.Mode), s.Family.String()), "/")
+}
+
+// Level returns the protection level of data connections (RFC 2228): C or P.
+func (s Scenario) Level() string {
+	if s.protectsData() {
+		return "P"
+	}
+	return "C"
+}
+
+func (s Scenario) protectsData() bool { return s.Protection != Plain && !s.Clear }
+
+// opaque tells whether the gateway cannot read the control connection.
+func (s Scenario) opaque() bool { return s.Data == Closed && s.Protection != Plain }
+
+// needsReuse tells whether the server wants data connections to resume the control connection's TLS session. ProFTPD does
+// not when CCC has ended it.
+func (s Scenario) needsReuse() bool {
+	return s.Server.insists && s.protectsData() && s.Protection != CCC
+}
+
+// relayed tells whether the data connections come to ftpalg.
+func (s Scenario) relayed() bool {
+	return s.Data == Relay || s.Data == Auto && s.Server.insists && s.protectsData()
 }
 
 // TLS12 tells whether the session is kept to TLS 1.2: the rows over IPv6 are, those over IPv4 take TLS 1.3.
 func (s Scenario) TLS12() bool { return s.Protection != Plain && s.Family == IPv6 }
 
-// NotApplicable returns why client and server cannot do this even without a gateway, or nothing.
+// NotApplicable returns why client and server cannot do this even without a gateway, or why no gateway can do it this way,
+// or nothing.
 func (s Scenario) NotApplicable() string {
 	switch {
-	case s.Family == IPv6 && (s.Mode == PASV || s.Mode == PORT):
+	case !s.exists():
 		return string(s.Mode) + " cannot carry an IPv6 address (RFC 2428)"
 	case s.Protection == Implicit && !s.Server.Implicit:
 		return s.Server.Name + " has no implicit FTPS"
 	}
-	return s.Client.cannot(s)
+	why := s.Client.cannot(s)
+	if why == "" && s.Data != Closed {
+		why = s.unable()
+	}
+	if why == "" && s.Data == Direct && s.needsReuse() && s.Client.command != nil {
+		why = s.Server.Name + " wants its own TLS session resumed, and the client's is ftpalg's: it has to be relayed"
+	}
+	return why
 }
 
 // Doubted tells whether the scenario has to be tried without a firewall first. The curl of Debian 12 (7.88) leaves the
 // data connection of active FTPS without TLS and hangs; other versions do not.
 func (s Scenario) Doubted() bool {
-	return s.Client.Name == "curl" && s.Protection != Plain && s.Mode.Active()
+	return s.Client.Name == "curl" && s.protectsData() && s.Mode.Active()
 }
 
 // scans tells whether the scenario's own client spends its pinhole on a port that nobody announced: see holdOpaque.
-func (s Scenario) scans() bool { return s.Client.Name == held.Name && s.Protection != Plain }
+func (s Scenario) scans() bool { return s.Client.command == nil && s.opaque() }
 
-// direction says who connects to whom. initiator and target are the hosts between which data connections are made, and the ranges that their ports come
-// from: promised has those that may be announced, never has those that are not. stranger is the host that stands
-// beside the initiator and was promised nothing.
+// direction says who connects to whom. initiator and target are the hosts between which data connections are made, and
+// the ranges that their ports come from: promised has those that may be announced, never has those that are not. stranger
+// is the host that stands beside the initiator and was promised nothing.
 type direction struct {
 	initiator, target, stranger Host
 	promised, never             Ports

@@ -12,8 +12,10 @@ import (
 	"fmt"
 	"math/big"
 	"net"
+	"net/netip"
 	"os"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"time"
 )
@@ -38,7 +40,11 @@ const serverStart = 20 * time.Second
 type ServerKind struct {
 	Name     string
 	Implicit bool // the server can listen for implicit FTPS
+	authSSL  bool // it knows AUTH SSL
+	insists  bool // it wants data connections to resume the control connection's TLS session
 	program  string
+	// transferred finds a completed transfer in the server's log, and the client's address in it.
+	transferred *regexp.Regexp
 	// config returns the text of the configuration file (empty if there is none) and the program's arguments.
 	config func(s site, port uint16) (text string, args []string)
 }
@@ -54,9 +60,12 @@ type site struct {
 
 // Servers are the FTP servers that the lab can run.
 var Servers = []ServerKind{
-	{Name: "vsftpd", Implicit: true, program: "usr/sbin/vsftpd", config: vsftpd},
-	{Name: "proftpd", Implicit: true, program: "usr/sbin/proftpd", config: proftpd},
-	{Name: "pure-ftpd", Implicit: false, program: "usr/sbin/pure-ftpd", config: pureFTPd},
+	{Name: "vsftpd", Implicit: true, authSSL: true, insists: true, program: "usr/sbin/vsftpd", config: vsftpd,
+		transferred: regexp.MustCompile(`OK (?:DOWN|UP)LOAD: Client "([^"]+)"`)},
+	{Name: "proftpd", Implicit: true, authSSL: true, insists: true, program: "usr/sbin/proftpd", config: proftpd,
+		transferred: regexp.MustCompile(`\d{4} \d+ (\S+) \d+ .* c\n`)},
+	{Name: "pure-ftpd", program: "usr/sbin/pure-ftpd", config: pureFTPd,
+		transferred: regexp.MustCompile(`(?m)^(\S+) - \S+ \[.*\] "(?:GET|PUT) \S*" 200 `)},
 }
 
 // vsftpd insists on data connections that resume the control connection's TLS session.
@@ -111,6 +120,7 @@ AuthOrder mod_auth_unix.c
 RequireValidShell off
 WtmpLog off
 SystemLog %[5]s.log
+TransferLog %[5]s.transfers.log
 PidFile %[5]s.pid
 ScoreboardFile %[5]s.scoreboard
 DelayEngine off
@@ -134,6 +144,7 @@ func pureFTPd(s site, port uint16) (string, []string) {
 		"--bind", fmt.Sprint(port), "--tls", "1", "--certfile", s.cert + "," + s.key,
 		"--passiveportrange", fmt.Sprintf("%d:%d", ServerPassive.First, ServerPassive.Last),
 		"--login", "unix", "--noanonymous", "--dontresolve", "--pidfile", s.conf + ".pid",
+		"--altlog", "clf:" + s.conf + ".log",
 	}
 }
 
@@ -147,10 +158,10 @@ func yes(b bool) string {
 // FTPServer is an FTP server that runs in the lab.
 type FTPServer struct {
 	Kind ServerKind
-	// CA is the file with the certificate that clients have to trust.
-	CA    string
-	home  string
-	procs []*Proc
+	// CA is the file with the certificate that clients have to trust: the server's own. Key is the file with its key.
+	CA, Key string
+	home    string
+	procs   []*Proc
 }
 
 // File returns the path of a file in the account's home directory.
@@ -170,6 +181,16 @@ func (s *FTPServer) Logs() string {
 	return all.String()
 }
 
+// transfers counts the completed transfers of a client in the server's log.
+func (s *FTPServer) transfers(client netip.Addr) (n int) {
+	for _, match := range s.Kind.transferred.FindAllStringSubmatch(s.Logs(), -1) {
+		if addr, err := netip.ParseAddr(match[1]); err == nil && addr.Unmap() == client {
+			n++
+		}
+	}
+	return n
+}
+
 // StartServer starts an FTP server on the server host: on port 21 for plain and explicit FTPS, and on port 990 for
 // implicit FTPS if it can. It returns when the server listens. serversDir is where scripts/setup unpacked the servers.
 func (l *Lab) StartServer(ctx context.Context, kind ServerKind, serversDir string) (*FTPServer, error) {
@@ -181,7 +202,7 @@ func (l *Lab) StartServer(ctx context.Context, kind ServerKind, serversDir strin
 		return nil, fmt.Errorf("lab: %w: run scripts/setup", err)
 	}
 	dir := l.Path(kind.Name)
-	srv := &FTPServer{Kind: kind, CA: filepath.Join(dir, "cert.pem"), home: filepath.Join(dir, "home")}
+	srv := &FTPServer{Kind: kind, CA: filepath.Join(dir, "cert.pem"), Key: filepath.Join(dir, "key.pem"), home: filepath.Join(dir, "home")}
 	if err := prepareServer(ctx, dir, srv.home); err != nil {
 		return nil, err
 	}
@@ -191,7 +212,7 @@ func (l *Lab) StartServer(ctx context.Context, kind ServerKind, serversDir strin
 	}
 	for _, port := range ports {
 		s := site{
-			tree: tree, work: filepath.Join(dir, "empty"), cert: srv.CA, key: filepath.Join(dir, "key.pem"),
+			tree: tree, work: filepath.Join(dir, "empty"), cert: srv.CA, key: srv.Key,
 			conf: filepath.Join(dir, fmt.Sprintf("port%d", port)),
 		}
 		proc, err := l.startServerProcess(ctx, kind, s, port)

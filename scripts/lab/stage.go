@@ -39,6 +39,7 @@ type Stage struct {
 	Server *FTPServer
 	Daemon *Daemon
 	config Config
+	data   DataPath // that ftpalg runs for
 	// doubts remembers which kinds of session were found not to work without a firewall either.
 	doubts map[string]string
 }
@@ -125,6 +126,9 @@ func (s *Stage) Run(ctx context.Context, scenario Scenario) Result {
 		result.NotApplicable, result.Err = s.doubt(ctx, scenario)
 	}
 	if result.NotApplicable == "" && result.Err == nil {
+		result.Err = s.carry(ctx, scenario.Data)
+	}
+	if result.NotApplicable == "" && result.Err == nil {
 		s.run(ctx, scenario, &result)
 	}
 	result.Took = time.Since(start)
@@ -138,6 +142,11 @@ func (s *Stage) run(ctx context.Context, scenario Scenario, result *Result) {
 		s.conclude(scenario, mark, 1, result)
 		return
 	}
+	before, err := s.connections(scenario)
+	if err != nil {
+		result.Err = err
+		return
+	}
 	probing, cancel := context.WithCancel(ctx)
 	defer cancel()
 	first := make(chan error, 1)
@@ -146,6 +155,7 @@ func (s *Stage) run(ctx context.Context, scenario Scenario, result *Result) {
 	time.AfterFunc(reportGrace, cancel)
 	result.Err = errors.Join(result.Err, <-first)
 	s.conclude(scenario, mark, transfers, result)
+	result.Err = errors.Join(result.Err, s.checkPath(scenario, before, result.Pinholes))
 }
 
 // conclude checks what ftpalg reported of a session, which needed so many pinholes, and that nothing is left of it.
@@ -204,9 +214,10 @@ func (s *Stage) transfer(ctx context.Context, scenario Scenario, timeout time.Du
 	if err != nil {
 		return fmt.Errorf("lab: %w", err)
 	}
+	seen := s.Server.transfers(Addr(Client, scenario.Family))
 	proc, err := s.Lab.StartClient(ctx, scenario.Client, Job{
 		Host: Addr(Server, scenario.Family), Mode: scenario.Mode, Protection: scenario.Protection,
-		CA: s.Server.CA, TLS12: scenario.TLS12(), Home: s.Lab.Dir,
+		Clear: scenario.Clear, CA: s.Server.CA, TLS12: scenario.TLS12(), Home: s.Lab.Dir,
 		Get: "down.bin", Into: into, Put: put, As: "up.bin",
 	})
 	if err != nil {
@@ -219,8 +230,24 @@ func (s *Stage) transfer(ctx context.Context, scenario Scenario, timeout time.Du
 	if verbs := scenario.Client.dataVerbs(proc.Output()); !slices.Equal(verbs, []Mode{scenario.Mode}) {
 		err = errors.Join(err, fmt.Errorf("the client sent %v, not %s", verbs, scenario.Mode))
 	}
-	return errors.Join(err, scenario.Client.checkTLS(scenario, proc.Output()),
-		sameSum("download", into, down), sameSum("upload", s.Server.File("up.bin"), up))
+	return errors.Join(err, scenario.Client.checkTLS(scenario, proc.Output()), scenario.Client.checkProtection(scenario, proc.Output()),
+		sameSum("download", into, down), sameSum("upload", s.Server.File("up.bin"), up), s.checkSeen(scenario, seen+transfers))
+}
+
+// checkSeen fails unless the server's log has so many transfers of the client's own address.
+func (s *Stage) checkSeen(scenario Scenario, want int) error {
+	ctx, cancel := context.WithTimeout(context.Background(), reportGrace)
+	defer cancel()
+	client := Addr(Client, scenario.Family)
+	n := 0
+	err := Wait(ctx, "the server's log", func() (bool, error) {
+		n = s.Server.transfers(client)
+		return n >= want, nil
+	})
+	if err != nil || n != want {
+		return fmt.Errorf("the server's log has %d transfers of %s, want %d", n, client, want)
+	}
+	return nil
 }
 
 // lastLines returns the end of a program's output, in one line: enough to see what it stopped at.
@@ -243,7 +270,7 @@ func sameSum(what, path string, want []byte) error {
 // doubt tries a session without a firewall, and returns why the scenario does not apply if the client fails even then.
 // The answer is kept for the other scenarios of the same kind.
 func (s *Stage) doubt(ctx context.Context, scenario Scenario) (reason string, err error) {
-	kind := scenario.Client.Name + "/" + string(scenario.Protection)
+	kind := scenario.Client.Name // what it cannot do is the same however the control connection is protected
 	if reason, known := s.doubts[kind]; known {
 		return reason, nil
 	}
@@ -266,7 +293,7 @@ func checkPinholes(scenario Scenario, want int, pinholes []Event) error {
 		errs = append(errs, fmt.Errorf("%d pinholes for %d data connections", len(pinholes), want))
 	}
 	mode := string(scenario.Mode)
-	if scenario.Protection != Plain {
+	if scenario.opaque() {
 		mode = "JIT" // the gateway cannot read the command
 	}
 	way := scenario.direction()
@@ -294,7 +321,7 @@ func (s *Stage) probeDuring(ctx context.Context, scenario Scenario, mark int, re
 	target := Addr(way.target, scenario.Family)
 	elsewhere := Targets(target, way.never)
 	probes := []probe{{way.stranger, append(slices.Clone(elsewhere), first.To), &result.Stranger}}
-	if scenario.Protection == Plain {
+	if !scenario.opaque() {
 		probes = append(probes, probe{way.initiator, elsewhere, &result.Beyond})
 	}
 	return s.refused(probes...)

@@ -1,0 +1,134 @@
+package lab
+
+import (
+	"context"
+	"fmt"
+	"net/netip"
+	"slices"
+	"strings"
+
+	"ftpalg/conntrack"
+)
+
+// terminatePolicy is the policy that terminated sessions run under. Clients are shown the server's own certificate.
+const terminatePolicy = `version: 1
+servers:
+  - name: files
+    addresses: [198.51.100.2, "2001:db8:2::2"]
+    explicit: [%d]
+    implicit: [%d]
+    passive: %d-%d
+    certificates:
+      - {certificate: %s, key: %s}
+    upstream:
+      verify: %s
+%sclients:
+  - name: office
+    addresses: [192.0.2.0/24, "2001:db8:1::/64"]
+rules:
+  - name: office to files
+    from: office
+    to: files
+    action: terminate
+%slimits:
+  audit-rate: 10000
+%s`
+
+// Termination is what a policy says of terminated sessions, beyond what all of the lab's say: lines of YAML, each without
+// indentation and line end.
+type Termination struct{ Upstream, Rule, Limits []string }
+
+// Policy returns the policy file for the server.
+func (t Termination) Policy(s *FTPServer) string {
+	return fmt.Sprintf(terminatePolicy, ExplicitPort, ImplicitPort, PolicyPassive.First, PolicyPassive.Last,
+		s.CA, s.Key, s.CA, indent(6, t.Upstream), indent(4, t.Rule), indent(2, t.Limits))
+}
+
+func indent(by int, lines []string) string {
+	var text strings.Builder
+	for _, line := range lines {
+		text.WriteString(strings.Repeat(" ", by) + line + "\n")
+	}
+	return text.String()
+}
+
+// policy returns the policy file for a data path. With auto it says which server insists on session reuse; how ftpalg finds
+// that out by itself has a test of its own.
+func (s *Stage) policy(data DataPath) string {
+	if data == Closed {
+		return Policy()
+	}
+	t := Termination{Rule: []string{"data: " + string(data)}}
+	if data == Auto && s.Server.Kind.insists {
+		t.Upstream = []string{"session-reuse: required"}
+	}
+	return t.Policy(s.Server)
+}
+
+// carry has ftpalg run with the policy for a data path.
+func (s *Stage) carry(ctx context.Context, data DataPath) error {
+	if s.data == data {
+		return nil
+	}
+	return s.Restart(ctx, data, s.policy(data))
+}
+
+// Restart runs ftpalg with another policy.
+func (s *Stage) Restart(ctx context.Context, data DataPath, policy string) error {
+	if err := s.Daemon.Stop(); err != nil {
+		return err
+	}
+	// It outlives the scenario that needs it first.
+	d, err := s.Lab.StartDaemon(context.WithoutCancel(ctx), s.config.Binary, policy)
+	if err == nil {
+		s.Daemon, s.data = d, data
+	}
+	return err
+}
+
+// connections lists what the gateway's connection tracking knows of connections to the data ports of a scenario, by their
+// identities.
+func (s *Stage) connections(scenario Scenario) (map[uint32]conntrack.Entry, error) {
+	var kernel *conntrack.Conn
+	err := s.Lab.InNS(Gateway, func() (err error) {
+		kernel, err = conntrack.Dial()
+		return err
+	})
+	if err != nil {
+		return nil, err
+	}
+	defer kernel.Close()
+	way := scenario.direction()
+	list, err := kernel.Connections(func(to netip.AddrPort) bool {
+		return to.Addr() == Addr(way.target, scenario.Family) && way.promised.Contains(to.Port())
+	})
+	byID := make(map[uint32]conntrack.Entry)
+	for _, entry := range list {
+		byID[entry.ID] = entry
+	}
+	return byID, err
+}
+
+// checkPath tells by the connections that a session made how its data connections went: through the kernel each is one
+// connection, through ftpalg it is two, and in both of a relayed one each end sees the other's own address.
+func (s *Stage) checkPath(scenario Scenario, before map[uint32]conntrack.Entry, pinholes []Event) error {
+	after, err := s.connections(scenario)
+	if err != nil {
+		return err
+	}
+	want, how := len(pinholes), "through the kernel"
+	if scenario.relayed() {
+		want, how = 2*len(pinholes), "relayed"
+	}
+	made := 0
+	for id, entry := range after {
+		_, old := before[id]
+		if !old && slices.ContainsFunc(pinholes, func(p Event) bool { return entry.Orig.Dst == p.To && entry.Orig.Src.Addr() == p.From }) {
+			made++
+		}
+	}
+	if made != want {
+		return fmt.Errorf("%d connections for %d pinholes, want %d: data is to go %s", made, len(pinholes), want, how)
+	}
+	return nil
+}
