@@ -118,24 +118,31 @@ func (s *session) markMaster(relayed bool) error {
 	return err
 }
 
-// shut withdraws a pinhole. If it is not there any more it was used.
+// shut withdraws a pinhole. If it is not there any more it was used. A relayed connection is on its way then: it may wait to
+// be accepted while the server, which has sent all it had, says that the transfer is over. It finds its promise kept.
 func (s *session) shut(p alg.Pinhole, why alg.Reason) {
 	n := s.promise
-	if n == nil || n.pinhole != p || !s.gateway.drop(n) {
+	if n == nil || n.pinhole != p || !s.gateway.keeps(n) {
 		return // its connection is here, and that was reported
 	}
 	err := s.gateway.Conntrack.Withdraw(n.expectation())
 	if errors.Is(err, conntrack.ErrNotFound) {
-		err = nil
-		if why != alg.TimedOut {
+		if err = nil; why != alg.TimedOut {
 			why = alg.Used
 		}
+	}
+	if n.relayed && why == alg.Used || !s.gateway.drop(n) {
+		return
 	}
 	s.closed(n, why, err)
 }
 
 func (s *session) closed(n *promise, why alg.Reason, err error) {
-	s.setPinhole(alg.Pinhole{}, time.Time{})
+	s.infoMu.Lock()
+	if s.info.Pinhole == n.pinhole { // and not one that was promised later
+		s.info.Pinhole, s.info.PinholeUntil = alg.Pinhole{}, time.Time{}
+	}
+	s.infoMu.Unlock()
 	s.report(audit.Event{
 		Kind: audit.EventClosed, Reason: why, Mode: n.pinhole.Mode, From: n.pinhole.From, To: n.pinhole.To, Err: err,
 	})
@@ -220,6 +227,13 @@ func (g *Gateway) promise(n *promise, limit int) alg.Reason {
 	return alg.NoReason
 }
 
+// keeps says whether a promise is on the books.
+func (g *Gateway) keeps(n *promise) bool {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return g.doors[n.door()] == n
+}
+
 // drop takes a promise off the books, and says whether it was on them.
 func (g *Gateway) drop(n *promise) bool {
 	g.mu.Lock()
@@ -265,6 +279,8 @@ func (n *promise) lapse() {
 	if s.promise == n && s.dialogue.control.Pinhole() == n.pinhole {
 		s.shut(n.pinhole, alg.TimedOut)
 		s.dialogue.control.Expire()
+	} else if s.gateway.drop(n) {
+		s.closed(n, alg.Used, nil) // by a connection that did not come to be
 	}
 }
 
@@ -291,7 +307,7 @@ func (n *promise) used() {
 	s := n.session
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.dialogue.control.Pinhole() == n.pinhole {
+	if s.promise == n && s.dialogue.control.Pinhole() == n.pinhole {
 		s.dialogue.control.Expire()
 	}
 	s.closed(n, alg.Used, nil)
@@ -332,8 +348,14 @@ func (n *promise) waitBegun(ctx context.Context) bool {
 		return true
 	case <-n.gone:
 	case <-ctx.Done():
+		return false
 	}
-	return false
+	select {
+	case <-n.begun: // before the next data command came
+		return true
+	default:
+		return false
+	}
 }
 
 // secure brings both halves to their protection. The two handshakes run side by side, as neither end waits for the other.
