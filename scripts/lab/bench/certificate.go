@@ -62,10 +62,10 @@ func (g *gateway) writeCertificate() error {
 		os.WriteFile(g.Path(bothFile), append(chain, key...), 0o600))
 }
 
-// pinned leaves TLS one version, one key exchange and so, on machines with AES in hardware, one cipher suite:
-// TLS_AES_128_GCM_SHA256. Each program here would choose its own otherwise.
+// pinned leaves TLS one version and so, on machines with AES in hardware, one cipher suite: TLS_AES_128_GCM_SHA256. The key
+// exchange is X25519, which every program here has (vsftpd has only P-256). Each would choose its own otherwise.
 func pinned(c *tls.Config) *tls.Config {
-	c.MinVersion, c.CurvePreferences = tls.VersionTLS13, []tls.CurveID{tls.X25519}
+	c.MinVersion, c.CurvePreferences = tls.VersionTLS13, []tls.CurveID{tls.X25519, tls.CurveP256}
 	return c
 }
 

@@ -126,11 +126,14 @@ func (c *ftpClient) fetch(name string, size int, buf []byte) error {
 	if err != nil {
 		return err
 	}
-	var from io.Reader = data
+	var from io.ReadWriter = data
 	if c.private {
 		from = tls.Client(data, c.tls)
 	}
 	got, err := drain(from, buf)
+	if err == nil {
+		err = closeNotify(from)
+	}
 	if err == nil && got != size {
 		err = fmt.Errorf("%d bytes arrived of the %d of file %s", got, size, name)
 	}
@@ -174,7 +177,10 @@ func announced(reply string) (uint16, error) {
 func (c *ftpClient) quit() error {
 	err := c.command("QUIT", "221")
 	if err == nil {
-		_, err = drain(c.conn, make([]byte, 64))
+		_, err = drain(c.rw, make([]byte, 64))
+	}
+	if err == nil {
+		err = closeNotify(c.rw)
 	}
 	return errors.Join(err, c.conn.Close())
 }

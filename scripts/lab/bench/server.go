@@ -81,7 +81,7 @@ func (s *ftpServer) accept(listener int, implicit bool) error {
 var plainReplies = map[string]string{
 	"USER": "331 Password required.\r\n", "PASS": "230 Logged in.\r\n", "NOOP": "200 NOOP ok.\r\n",
 	"TYPE": "200 Type set.\r\n", "PWD": "257 \"/\" is the current directory.\r\n", "PBSZ": "200 PBSZ=0.\r\n",
-	"PROT": "200 Protection set.\r\n", "FEAT": "211 No features.\r\n",
+	"PROT": "200 Protection set.\r\n", "FEAT": "211-Features:\r\n AUTH TLS\r\n PBSZ\r\n PROT\r\n211 End\r\n",
 }
 
 // session serves one control connection.
@@ -114,7 +114,9 @@ func (s *ftpServer) session(c *stream, private bool) error {
 		case "RETR":
 			err = s.retrieve(rw, data, string(argument), private)
 		case "QUIT":
-			_, err = io.WriteString(rw, "221 Goodbye.\r\n")
+			if _, err = io.WriteString(rw, "221 Goodbye.\r\n"); err == nil {
+				err = closeNotify(rw)
+			}
 			return err
 		default:
 			reply, known := plainReplies[string(verb)]
@@ -125,6 +127,14 @@ func (s *ftpServer) session(c *stream, private bool) error {
 		}
 	}
 	return err
+}
+
+// closeNotify says in TLS, if that is in use, that nothing follows: some wait for it (RFC 8446 section 6.1).
+func closeNotify(rw io.ReadWriter) error {
+	if over, ok := rw.(*tls.Conn); ok {
+		return over.CloseWrite()
+	}
+	return nil
 }
 
 // passive opens the next free passive port and announces it.

@@ -125,7 +125,7 @@ func (b *bench) reportTerminatedData(ctx context.Context) error {
 	}{
 		{"TLS on both sides", implicitTLS, []int{routed, relayed, modProxy, haProxy, stunnel},
 			overBest(relayed, haProxy, stunnel), relayTarget, "ftpalg relay / better of HAProxy, stunnel"},
-		{"PROT C, spliced", explicitRaw, []int{routed, relayed, modProxy}, overBest(relayed, routed), spliceTarget, "ftpalg relay / routed"},
+		{"PROT C, spliced", explicitRaw, []int{routed, relayed}, overBest(relayed, routed), spliceTarget, "ftpalg relay / routed"},
 		{"PROT C, past ftpalg", explicitRaw, []int{routed, direct}, overBest(direct, routed), directTarget, "ftpalg direct / routed"},
 	} {
 		size, rounds := b.relayMebibytes, b.relayRounds
