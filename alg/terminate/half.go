@@ -26,7 +26,9 @@ var buffers = sync.Pool{New: func() any { return new([bufferSize]byte) }}
 type half struct {
 	tcp *net.TCPConn
 	raw *finConn
-	tls *tls.Conn // nil in clear text
+	// In clear text these are nil.
+	bulk *bulkConn
+	tls  *tls.Conn
 }
 
 func newHalf(c *net.TCPConn) *half { return &half{tcp: c, raw: &finConn{Conn: c}} }
@@ -34,7 +36,8 @@ func newHalf(c *net.TCPConn) *half { return &half{tcp: c, raw: &finConn{Conn: c}
 func (h *half) secure(timeout time.Duration, over func(net.Conn) *tls.Conn) error {
 	ctx, cancel := context.WithTimeout(context.Background(), timeout)
 	defer cancel()
-	c := over(h.raw)
+	h.bulk = newBulkConn(h.raw)
+	c := over(&recordConn{Conn: h.bulk})
 	if err := c.HandshakeContext(ctx); err != nil {
 		return err
 	}
@@ -168,13 +171,12 @@ func copyN(dst, src *half, n int64) (int64, error) {
 	defer buffers.Put(buf)
 	var moved int64
 	for moved < n {
-		k, err := src.reader().Read(buf[:min(bufferSize, n-moved)])
+		k, err := src.read(buf[:min(bufferSize, n-moved)])
 		if k > 0 {
-			w, werr := dst.writer().Write(buf[:k])
-			moved += int64(w)
-			if werr != nil {
-				return moved, werr
+			if err := dst.write(buf[:k]); err != nil {
+				return moved, err
 			}
+			moved += int64(k)
 		}
 		if err != nil {
 			return moved, err
@@ -183,14 +185,29 @@ func copyN(dst, src *half, n int64) (int64, error) {
 	return moved, nil
 }
 
-func (h *half) reader() io.Reader {
-	if h.tls != nil {
-		return h.tls
+// read reads what has arrived.
+func (h *half) read(b []byte) (n int, err error) {
+	n, err = h.reader().Read(b)
+	for err == nil && n < len(b) && h.tls != nil && h.bulk.whole() {
+		var more int
+		more, err = h.tls.Read(b[n:])
+		n += more
 	}
-	return h.tcp
+	return n, err
 }
 
-func (h *half) writer() io.Writer {
+// write writes all of b. Its records leave together.
+func (h *half) write(b []byte) error {
+	if h.tls == nil {
+		_, err := h.tcp.Write(b)
+		return err
+	}
+	h.bulk.hold()
+	_, err := h.tls.Write(b)
+	return errors.Join(err, h.bulk.release())
+}
+
+func (h *half) reader() io.Reader {
 	if h.tls != nil {
 		return h.tls
 	}

@@ -41,6 +41,7 @@ func (r *lineReader) next(conn net.Conn, idle time.Time) (line, error) {
 	r.wire = r.wire[:0]
 	for deadline := idle; ; {
 		if len(r.buf) == 0 {
+			r.buf = nil
 			if err := r.fill(conn, deadline); err != nil {
 				if timedOut(err) && r.lines.Partial() > 0 {
 					err = fmt.Errorf("%w: %w", errSlowLine, err)

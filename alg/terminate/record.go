@@ -1,9 +1,11 @@
 package terminate
 
 import (
+	"bufio"
 	"encoding/binary"
 	"io"
 	"net"
+	"sync"
 	"sync/atomic"
 )
 
@@ -60,4 +62,68 @@ func (c *finConn) Read(b []byte) (int, error) {
 		c.fin.Store(true)
 	}
 	return n, err
+}
+
+// bulkConn reads and writes several TLS records with one system call. It is read through a recordConn, so that it knows
+// where a record begins.
+type bulkConn struct {
+	net.Conn
+	in *bufio.Reader
+
+	mu     sync.Mutex
+	holds  bool // what is written waits
+	out    []byte
+	broken error // of a write: a record may be cut off, so nothing can follow
+}
+
+// maxRecord is the length of the longest TLS record (RFC 5246 section 6.2.3; RFC 8446 section 5.2 has less).
+const maxRecord = recordHeader + 1<<14 + 2048
+
+func newBulkConn(c net.Conn) *bulkConn {
+	return &bulkConn{Conn: c, in: bufio.NewReaderSize(c, bufferSize+maxRecord)}
+}
+
+func (c *bulkConn) Read(b []byte) (int, error) { return c.in.Read(b) }
+
+// whole says whether a whole record is here already, so that reading it does not wait. It may hold no data, but then it is
+// one of those that follow a handshake at once, or rare.
+func (c *bulkConn) whole() bool {
+	if c.in.Buffered() < recordHeader {
+		return false
+	}
+	header, err := c.in.Peek(recordHeader)
+	return err == nil && c.in.Buffered() >= recordHeader+int(binary.BigEndian.Uint16(header[3:]))
+}
+
+// hold has what is written wait for release.
+func (c *bulkConn) hold() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.holds = true
+}
+
+// release writes what has waited.
+func (c *bulkConn) release() error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	err := c.write(c.out)
+	c.holds, c.out = false, c.out[:0]
+	return err
+}
+
+func (c *bulkConn) Write(b []byte) (int, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.holds {
+		c.out = append(c.out, b...)
+		return len(b), nil
+	}
+	return len(b), c.write(b)
+}
+
+func (c *bulkConn) write(b []byte) error {
+	if c.broken == nil && len(b) > 0 {
+		_, c.broken = c.Conn.Write(b)
+	}
+	return c.broken
 }

@@ -13,25 +13,47 @@ import (
 	"ftpalg/scripts/lab"
 )
 
-// ftpClient is one control connection, seen from the client.
-type ftpClient struct {
-	conn *stream
-	rw   io.ReadWriter
-	in   *lines
+// dialect is how a client speaks to a server.
+type dialect struct {
+	port     uint16
+	implicit bool // TLS comes first
+	auth     bool // AUTH TLS comes before the login (RFC 4217 section 4)
+	private  bool // data connections have TLS as well
 }
 
-// login opens a control connection from the network namespace of the calling thread and logs in.
-func (g *gateway) login(port uint16, secure bool) (*ftpClient, error) {
-	conn, err := dial(uint16(g.nextPort.Add(1)), netip.AddrPortFrom(lab.Addr(lab.Server, lab.IPv4), port))
+// plain is FTP without TLS, and opaque is FTPS whose data connections are clear.
+var (
+	plain  = dialect{port: benchPort}
+	opaque = dialect{port: benchPort, auth: true}
+)
+
+// ftpClient is one control connection, seen from the client.
+type ftpClient struct {
+	conn    *stream
+	rw      io.ReadWriter
+	in      *lines
+	tls     *tls.Config
+	to      netip.Addr // what takes the data connections
+	private bool
+}
+
+// connect opens a control connection from the network namespace of the calling thread, up to where the client would log in.
+func (g *gateway) connect(d dialect) (*ftpClient, error) {
+	conn, err := dial(uint16(g.nextPort.Add(1)), netip.AddrPortFrom(g.to, d.port))
 	if err != nil {
 		return nil, err
 	}
-	c := &ftpClient{conn: conn, rw: conn, in: &lines{from: conn}}
-	if _, err = c.reply("220"); err == nil && secure {
+	c := &ftpClient{conn: conn, rw: conn, in: &lines{from: conn}, to: g.to, private: d.private}
+	if d.implicit {
 		err = c.secure()
 	}
 	if err == nil {
-		err = errors.Join(c.command("USER "+lab.User, "331"), c.command("PASS "+lab.Password, "230"), c.command("TYPE I", "200"))
+		_, err = c.reply("220")
+	}
+	if err == nil && d.auth {
+		if err = c.command("AUTH TLS", "234"); err == nil {
+			err = c.secure()
+		}
 	}
 	if err != nil {
 		return nil, errors.Join(err, conn.Close())
@@ -39,14 +61,31 @@ func (g *gateway) login(port uint16, secure bool) (*ftpClient, error) {
 	return c, nil
 }
 
-// secure puts the control connection inside TLS (RFC 4217 section 4). The server's certificate is not what is tested.
+// secure puts the control connection inside TLS.
 func (c *ftpClient) secure() error {
-	if err := c.command("AUTH TLS", "234"); err != nil {
-		return err
+	c.tls = clientTLS()
+	over := tls.Client(c.conn, c.tls)
+	c.rw, c.in = over, &lines{from: over}
+	return over.Handshake()
+}
+
+// login is connect, and the client logs in.
+func (g *gateway) login(d dialect) (*ftpClient, error) {
+	c, err := g.connect(d)
+	if err != nil {
+		return nil, err
 	}
-	c.rw = tls.Client(c.conn, &tls.Config{InsecureSkipVerify: true})
-	c.in = &lines{from: c.rw}
-	return nil
+	err = errors.Join(c.command("USER "+lab.User, "331"), c.command("PASS "+lab.Password, "230"), c.command("TYPE I", "200"))
+	switch {
+	case d.auth && d.private:
+		err = errors.Join(err, c.command("PBSZ 0", "200"), c.command("PROT P", "200"))
+	case d.implicit && !d.private: // MS-FTPS 1.3: P unless something else is said
+		err = errors.Join(err, c.command("PROT C", "200"))
+	}
+	if err != nil {
+		return nil, errors.Join(err, c.conn.Close())
+	}
+	return c, nil
 }
 
 // command sends a command and checks the code of its reply.
@@ -83,11 +122,18 @@ func (c *ftpClient) fetch(name string, size int, buf []byte) error {
 	if _, err = io.WriteString(c.rw, "RETR "+name+"\r\n"); err != nil {
 		return err
 	}
-	data, err := dial(0, netip.AddrPortFrom(lab.Addr(lab.Server, lab.IPv4), port))
+	data, err := dial(0, netip.AddrPortFrom(c.to, port))
 	if err != nil {
 		return err
 	}
-	got, err := drain(data, buf)
+	var from io.ReadWriter = data
+	if c.private {
+		from = tls.Client(data, c.tls)
+	}
+	got, err := drain(from, buf)
+	if err == nil {
+		err = closeNotify(from)
+	}
 	if err == nil && got != size {
 		err = fmt.Errorf("%d bytes arrived of the %d of file %s", got, size, name)
 	}
@@ -101,7 +147,7 @@ func (c *ftpClient) fetch(name string, size int, buf []byte) error {
 }
 
 // drain reads a data connection to its end.
-func drain(data *stream, buf []byte) (total int, err error) {
+func drain(data io.Reader, buf []byte) (total int, err error) {
 	for {
 		n, err := data.Read(buf)
 		total += n
@@ -131,18 +177,21 @@ func announced(reply string) (uint16, error) {
 func (c *ftpClient) quit() error {
 	err := c.command("QUIT", "221")
 	if err == nil {
-		_, err = drain(c.conn, make([]byte, 64))
+		_, err = drain(c.rw, make([]byte, 64))
+	}
+	if err == nil {
+		err = closeNotify(c.rw)
 	}
 	return errors.Join(err, c.conn.Close())
 }
 
 // wholeSession connects, logs in, fetches one small file and quits.
-func (g *gateway) wholeSession(port uint16, secure bool, file string, size int) error {
-	c, err := g.login(port, secure)
+func (g *gateway) wholeSession(d dialect) error {
+	c, err := g.login(d)
 	if err != nil {
 		return err
 	}
-	if err := c.fetch(file, size, make([]byte, 4<<10)); err != nil {
+	if err := c.fetch(strconv.Itoa(small), small, make([]byte, 4<<10)); err != nil {
 		return errors.Join(err, c.conn.Close())
 	}
 	return c.quit()

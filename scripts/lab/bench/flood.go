@@ -143,7 +143,7 @@ func (b *bench) underFlood(ctx context.Context, from lab.Host, count int, work f
 }
 
 // toil is what a client does while there is a flood, over and over: some commands, and a whole session.
-func (b *bench) toil(client *ftpClient, secure bool) func(*floodResult) error {
+func (b *bench) toil(client *ftpClient, d dialect) func(*floodResult) error {
 	g := b.gateways[daemon]
 	return func(r *floodResult) error {
 		took, err := client.noops(warmUp)
@@ -152,7 +152,7 @@ func (b *bench) toil(client *ftpClient, secure bool) func(*floodResult) error {
 		}
 		r.commands = append(r.commands, took...)
 		start := time.Now()
-		err = g.InNS(lab.Client, func() error { return g.wholeSession(benchPort, secure, strconv.Itoa(small), small) })
+		err = g.InNS(lab.Client, func() error { return g.wholeSession(d) })
 		r.sessions = append(r.sessions, time.Since(start))
 		return err
 	}
@@ -162,22 +162,22 @@ func (b *bench) toil(client *ftpClient, secure bool) func(*floodResult) error {
 // connection inside TLS, so that a SYN goes all the way to the question whether a credit is left.
 func (b *bench) reportFlood(ctx context.Context) error {
 	g := b.gateways[daemon]
-	var client, opaque *ftpClient
+	var client, flooder *ftpClient
 	err := g.InNS(lab.Client, func() (err error) {
-		client, err = g.login(benchPort, false)
+		client, err = g.login(plain)
 		return err
 	})
 	if err == nil {
 		defer client.conn.Close()
 		err = g.InNS(lab.Client2, func() (err error) {
-			opaque, err = g.login(benchPort, true)
+			flooder, err = g.login(opaque)
 			return err
 		})
 	}
 	if err != nil {
 		return err
 	}
-	defer opaque.conn.Close()
+	defer flooder.conn.Close()
 	alone, err := b.underFlood(ctx, lab.Client2, b.floodSYNs, nil)
 	if err != nil {
 		return fmt.Errorf("the flood alone: %w", err)
@@ -186,16 +186,16 @@ func (b *bench) reportFlood(ctx context.Context) error {
 		measure: "SYN flood: ftpalg CPU per SYN, µs",
 		cells:   [ways]string{daemon: fmt.Sprintf("%.1f", micros(alone.cpu)/float64(alone.syns))},
 	})
-	for _, secure := range []bool{false, true} {
-		quiet, err := b.underFlood(ctx, lab.Client2, 0, b.toil(client, secure))
+	for _, d := range []dialect{plain, opaque} {
+		quiet, err := b.underFlood(ctx, lab.Client2, 0, b.toil(client, d))
 		if err != nil {
 			return fmt.Errorf("without a flood: %w", err)
 		}
-		flooded, err := b.underFlood(ctx, lab.Client2, b.floodSYNs, b.toil(client, secure))
+		flooded, err := b.underFlood(ctx, lab.Client2, b.floodSYNs, b.toil(client, d))
 		if err != nil {
 			return fmt.Errorf("during the flood: %w", err)
 		}
-		b.compareFlood(quiet, flooded, secure)
+		b.compareFlood(quiet, flooded, d.auth)
 	}
 	return nil
 }

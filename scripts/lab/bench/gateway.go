@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -37,26 +38,42 @@ limits:
   sessions-per-client: 200000
 `
 
-// The positions of the four ways in the table, and in all results.
+// The ways to carry FTP, and their positions in all results.
 const (
-	routed = iota
-	kernelHelper
+	routed       = iota
+	kernelHelper // the first four do not open TLS
 	floor
 	daemon
+	relayed // the others do: ftpalg, whose policy has it relay data connections
+	direct  // the same ftpalg, with data connections that the kernel forwards
+	modProxy
+	haProxy
+	stunnel
 	ways
 )
 
-var wayNames = [ways]string{"routed", "kernel helper", "floor", "ftpalg"}
+var wayNames = [ways]string{
+	"routed", "kernel helper", "floor", "ftpalg", "ftpalg relay", "ftpalg direct", "mod_proxy", "HAProxy", "stunnel",
+}
+
+// The ways that are compared with one another: each part of the table has one column for each.
+var (
+	inspectingWays  = []int{routed, kernelHelper, floor, daemon}
+	terminatingWays = []int{routed, relayed, direct, modProxy, haProxy, stunnel}
+)
 
 // queue is the number of the queue, in the floor's rules and in ftpalg's.
 const queue = "21"
 
-// gateway is a lab of its own whose gateway carries FTP in one of the four ways. All four stand side by side, so that
-// rounds can be interleaved without changing anything between them.
+// gateway is a lab of its own whose gateway carries FTP in one of the ways. All stand side by side, so that rounds can be
+// interleaved without changing anything between them.
 type gateway struct {
 	*lab.Lab
 	way      int
-	proc     *lab.Proc     // what packets are queued to, if anything
+	host     lab.Host      // where the clients are
+	to       netip.Addr    // whom they connect to: the server, or the gateway in its place
+	proc     *lab.Proc     // what the packets or the connections go through, if anything
+	vsftpd   bool          // whether it runs beside the benchmark's own server
 	nextPort atomic.Uint32 // the source port of the control connection before
 }
 
@@ -72,13 +89,15 @@ func newGateway(ctx context.Context, way int, p programs) (*gateway, error) {
 	if err != nil {
 		return nil, err
 	}
-	g := &gateway{Lab: l, way: way}
-	setUp := [ways]func(context.Context, programs) error{g.open, g.helped, g.queued, g.guarded}[way]
-	if err = g.widen(ctx); err == nil {
+	g := &gateway{Lab: l, way: way, host: lab.Client, to: lab.Addr(lab.Server, lab.IPv4)}
+	setUp := [ways]func(context.Context, programs) error{
+		g.open, g.helped, g.queued, g.guarded, g.terminated, nil, g.modProxied, g.haProxied, g.stunnelled,
+	}[way]
+	if err = errors.Join(g.writeCertificate(), g.widen(ctx)); err == nil {
 		err = setUp(ctx, p)
 	}
 	if err == nil {
-		_, err = g.launch(ctx, lab.Server, serverReady, p.self, "serve")
+		_, err = g.launch(ctx, lab.Server, serverReady, p.self, "serve", g.Path(certificateFile), g.Path(keyFile))
 	}
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("%s: %w", wayNames[way], err), l.Close())
@@ -93,8 +112,12 @@ const firstSource = 2000
 // widen lets the client's other connections have more ports than the lab gives them.
 func (g *gateway) widen(ctx context.Context) error {
 	g.nextPort.Store(firstSource)
-	_, err := g.Run(ctx, lab.Client, "sysctl", "-q", "-w", "net.ipv4.ip_local_port_range=40000 65000")
-	return err
+	var errs []error
+	for _, client := range []lab.Host{lab.Client, lab.Client2} {
+		_, err := g.Run(ctx, client, "sysctl", "-q", "-w", "net.ipv4.ip_local_port_range=40000 65000")
+		errs = append(errs, err)
+	}
+	return errors.Join(errs...)
 }
 
 // open is the gateway without a firewall.
@@ -127,9 +150,12 @@ func (g *gateway) queued(ctx context.Context, p programs) (err error) {
 }
 
 // guarded is ftpalg with its own rules, as `ftpalg run` installs them.
-func (g *gateway) guarded(ctx context.Context, p programs) (err error) {
+func (g *gateway) guarded(ctx context.Context, p programs) error { return g.daemon(ctx, p, policyText) }
+
+// daemon runs ftpalg with a policy.
+func (g *gateway) daemon(ctx context.Context, p programs, policy string) (err error) {
 	file := g.Path("policy.yaml")
-	if err := os.WriteFile(file, []byte(policyText), 0o600); err != nil {
+	if err := os.WriteFile(file, []byte(policy), 0o600); err != nil {
 		return err
 	}
 	g.proc, err = g.launch(ctx, lab.Gateway, `"msg":"ready"`, p.ftpalg, "run", "--policy", file,
@@ -149,6 +175,11 @@ func (g *gateway) rules(ctx context.Context, lines ...string) error {
 // launch starts a program and waits until it says that it is ready. What it prints goes to a file, as a service's log
 // does, and not through this process, whose time is measured.
 func (g *gateway) launch(ctx context.Context, h lab.Host, ready, program string, args ...string) (*lab.Proc, error) {
+	return g.start(ctx, h, func(printed string) (bool, error) { return strings.Contains(printed, ready), nil }, program, args...)
+}
+
+// start is launch with any sign that the program is ready.
+func (g *gateway) start(ctx context.Context, h lab.Host, ready func(printed string) (bool, error), program string, args ...string) (*lab.Proc, error) {
 	log := g.Path(filepath.Base(program) + ".log")
 	shell := append([]string{"-c", `exec "$@" >"$0" 2>&1`, log, program}, args...)
 	proc, err := g.Start(ctx, h, "sh", shell...)
@@ -165,10 +196,10 @@ func (g *gateway) launch(ctx context.Context, h lab.Host, ready, program string,
 		default:
 		}
 		printed, err = os.ReadFile(log)
-		if errors.Is(err, os.ErrNotExist) {
-			err = nil
+		if err != nil && !errors.Is(err, os.ErrNotExist) {
+			return false, err
 		}
-		return strings.Contains(string(printed), ready), err
+		return ready(string(printed))
 	})
 	if err != nil {
 		return nil, fmt.Errorf("%w: it printed %q", err, printed)
@@ -204,9 +235,12 @@ func (g *gateway) cpu() (time.Duration, error) {
 	return sum, nil
 }
 
-// startVsftpd puts vsftpd beside the benchmark's own server in every lab.
-func (b *bench) startVsftpd(ctx context.Context) error {
-	for _, g := range b.gateways {
+// startVsftpd puts vsftpd beside the benchmark's own server in the labs of these gateways.
+func (b *bench) startVsftpd(ctx context.Context, gateways []*gateway) error {
+	for _, g := range gateways {
+		if g.vsftpd {
+			continue
+		}
 		server, err := g.StartServer(ctx, lab.Servers[0], b.servers)
 		if err == nil {
 			err = os.WriteFile(server.File(strconv.Itoa(small)), make([]byte, small), 0o644)
@@ -214,6 +248,7 @@ func (b *bench) startVsftpd(ctx context.Context) error {
 		if err != nil {
 			return fmt.Errorf("%s: %w", wayNames[g.way], err)
 		}
+		g.vsftpd = true
 	}
 	return nil
 }

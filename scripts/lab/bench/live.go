@@ -47,9 +47,9 @@ type roundTrips struct {
 // control measures the round trip of NOOP over one control connection that is logged in.
 func (b *bench) control(ctx context.Context, rounds, commands int) (*roundTrips, error) {
 	var clients [ways]*ftpClient
-	for _, g := range b.gateways {
+	for _, g := range b.inspecting() {
 		err := g.InNS(lab.Client, func() (err error) {
-			clients[g.way], err = g.login(benchPort, false)
+			clients[g.way], err = g.login(plain)
 			return err
 		})
 		if err != nil {
@@ -60,7 +60,7 @@ func (b *bench) control(ctx context.Context, rounds, commands int) (*roundTrips,
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
 	result := &roundTrips{}
-	err := interleave(ctx, b.gateways, rounds, func(g *gateway) error {
+	err := interleave(ctx, b.inspecting(), rounds, func(g *gateway) error {
 		return result.batch(g, clients[g.way], commands)
 	})
 	return result, err
@@ -122,13 +122,13 @@ const reuseTimeout = time.Minute
 func (b *bench) reuse(ctx context.Context, sessions int) (stalls [ways]int, err error) {
 	ctx, cancel := context.WithTimeout(ctx, reuseTimeout)
 	defer cancel()
-	err = interleave(ctx, b.gateways, sessions, func(g *gateway) error {
+	err = interleave(ctx, b.inspecting(), sessions, func(g *gateway) error {
 		next := g.nextPort.Load()
 		defer g.nextPort.Store(next)
 		return lab.Wait(ctx, "the client to be done with its port", func() (free bool, err error) {
 			g.nextPort.Store(reused - 1)
 			start := time.Now()
-			err = g.many(1, func() error { return g.wholeSession(benchPort, false, strconv.Itoa(small), small) })
+			err = g.many(1, func() error { return g.wholeSession(plain) })
 			if errors.Is(err, unix.EADDRNOTAVAIL) {
 				return false, nil // the server has not acknowledged the end of the connection before yet
 			}
@@ -154,13 +154,13 @@ type sessionRates struct {
 // sessions measures whole sessions per second, run by so many clients at a time.
 func (b *bench) sessions(ctx context.Context, port uint16, clients, rounds, each int) (*sessionRates, error) {
 	var rates sessionRates
-	err := interleave(ctx, b.gateways, rounds, func(g *gateway) error {
+	err := interleave(ctx, b.inspecting(), rounds, func(g *gateway) error {
 		var stalls atomic.Int64
 		start := time.Now()
 		if err := g.many(clients, func() error {
 			for range each {
 				began := time.Now()
-				if err := g.wholeSession(port, false, strconv.Itoa(small), small); err != nil {
+				if err := g.wholeSession(dialect{port: port}); err != nil {
 					return err
 				}
 				if time.Since(began) > stalled {
@@ -178,12 +178,12 @@ func (b *bench) sessions(ctx context.Context, port uint16, clients, rounds, each
 	return &rates, err
 }
 
-// many runs f several times at once, on threads in the client's namespace.
+// many runs f several times at once, on threads in the namespace of the gateway's client.
 func (g *gateway) many(n int, f func() error) error {
 	errs := make([]error, n)
 	var all sync.WaitGroup
 	for i := range n {
-		all.Go(func() { errs[i] = g.InNS(lab.Client, f) })
+		all.Go(func() { errs[i] = g.InNS(g.host, f) })
 	}
 	all.Wait()
 	return errors.Join(errs...)
@@ -194,9 +194,9 @@ func (b *bench) throughput(ctx context.Context, rounds, mebibytes int) (*series,
 	var rates series
 	buf := make([]byte, 256<<10)
 	size := mebibytes << 20
-	err := interleave(ctx, b.gateways, rounds, func(g *gateway) error {
+	err := interleave(ctx, b.inspecting(), rounds, func(g *gateway) error {
 		return g.InNS(lab.Client, func() error {
-			c, err := g.login(benchPort, false)
+			c, err := g.login(plain)
 			if err != nil {
 				return err
 			}
@@ -217,7 +217,7 @@ func (b *bench) expectations(n int) (p50, p99 float64, err error) {
 	var control *ftpClient
 	var ct *conntrack.Conn
 	err = errors.Join(
-		g.InNS(lab.Client, func() (err error) { control, err = g.login(benchPort, false); return err }),
+		g.InNS(lab.Client, func() (err error) { control, err = g.login(plain); return err }),
 		g.InNS(lab.Gateway, func() (err error) { ct, err = conntrack.Dial(); return err }))
 	if err != nil {
 		return 0, 0, err

@@ -1,7 +1,7 @@
-// Command bench compares four ways to carry FTP across a gateway: routed without a firewall, the kernel's own helper, a
-// C program that accepts every queued packet at once (the floor of what a queue costs), and ftpalg. scripts/bench builds
-// what it needs. It prints one table; a target that is missed is shown and is no failure, something that could not be
-// measured is.
+// Command bench compares ways to carry FTP across a gateway: routed without a firewall, the kernel's own helper, a C program
+// that accepts every queued packet at once (the floor of what a queue costs), and ftpalg; and for FTPS that is opened on the
+// gateway, ftpalg with ProFTPD's mod_proxy, HAProxy and stunnel. scripts/bench builds what it needs. It prints one table; a
+// target that is missed is shown and is no failure, something that could not be measured is.
 package main
 
 import (
@@ -29,7 +29,7 @@ func dispatch(args []string) error {
 	if len(args) > 1 {
 		switch args[1] {
 		case "serve":
-			return serve()
+			return serve(args[2:])
 		case "memory":
 			return memoryChild(args[2:])
 		}
@@ -61,6 +61,11 @@ type extent struct {
 	memory, costs                             []int // numbers of sessions
 	costRounds, costCommands, allocationsRuns int
 	floodSYNs                                 int
+	idle                                      int // terminated sessions
+	handshakeRounds, handshakes               int // by each of several clients
+	terminatedRounds, terminated              int // the same, of sessions
+	realRounds, real                          int // the same, against vsftpd
+	relayRounds, relayMebibytes               int
 }
 
 // full takes some minutes, short well below one.
@@ -71,6 +76,8 @@ var (
 		bulkRounds: 30, mebibytes: 512, expectations: 5000,
 		memory: []int{10_000, 100_000}, costs: []int{1, 100, 10_000, 100_000},
 		costRounds: 20, costCommands: 20_000, allocationsRuns: 1000, floodSYNs: 20_000,
+		idle: 2000, handshakeRounds: 8, handshakes: 15, terminatedRounds: 8, terminated: 8, realRounds: 3, real: 3,
+		relayRounds: 10, relayMebibytes: 256,
 	}
 	short = extent{
 		controlRounds: 6, commands: 50,
@@ -78,6 +85,8 @@ var (
 		bulkRounds: 2, mebibytes: 32, expectations: 50,
 		memory: []int{1000}, costs: []int{1, 1000},
 		costRounds: 3, costCommands: 1000, allocationsRuns: 100, floodSYNs: 1000,
+		idle: 50, handshakeRounds: 2, handshakes: 2, terminatedRounds: 2, terminated: 1, realRounds: 1, real: 1,
+		relayRounds: 2, relayMebibytes: 16,
 	}
 )
 
@@ -85,7 +94,7 @@ var (
 type bench struct {
 	extent
 	programs
-	gateways []*gateway // by way
+	gateways [ways]*gateway // those that are built
 	table    table
 	cost     []float64 // ns in process for a command, by number of sessions
 	load     string    // of the machine, before the benchmark
@@ -94,19 +103,23 @@ type bench struct {
 // measurement is one thing that is measured. Those that need no gateway come first.
 type measurement struct {
 	name    string
-	network bool
+	ways    []int // what it compares
 	measure func(*bench, context.Context) error
 }
 
 var measurements = []measurement{
-	{"memory", false, (*bench).reportMemory},
-	{"cost", false, (*bench).reportCost},
-	{"allocations", false, (*bench).reportAllocations},
-	{"control", true, (*bench).reportControl},
-	{"sessions", true, (*bench).reportSessions},
-	{"throughput", true, (*bench).reportThroughput},
-	{"expectation", true, (*bench).reportExpectations},
-	{"flood", true, (*bench).reportFlood},
+	{"memory", nil, (*bench).reportMemory},
+	{"cost", nil, (*bench).reportCost},
+	{"allocations", nil, (*bench).reportAllocations},
+	{"control", inspectingWays, (*bench).reportControl},
+	{"sessions", inspectingWays, (*bench).reportSessions},
+	{"throughput", inspectingWays, (*bench).reportThroughput},
+	{"expectation", inspectingWays, (*bench).reportExpectations},
+	{"flood", inspectingWays, (*bench).reportFlood},
+	{"terminated-memory", terminatingWays, (*bench).reportTerminatedMemory},
+	{"terminated-handshakes", terminatingWays, (*bench).reportHandshakes},
+	{"terminated-sessions", terminatingWays, (*bench).reportTerminatedSessions},
+	{"terminated-data", terminatingWays, (*bench).reportTerminatedData},
 }
 
 // run measures everything with only in its name and prints the table, also if some of it failed.
@@ -123,11 +136,9 @@ func run(ctx context.Context, w io.Writer, p programs, size extent, only string)
 			continue
 		}
 		fmt.Fprintf(os.Stderr, "bench: %s (%.0f s so far)\n", m.name, time.Since(start).Seconds())
-		if m.network {
-			if err := b.build(ctx); err != nil {
-				errs = append(errs, err)
-				break
-			}
+		if err := b.build(ctx, m.ways); err != nil {
+			errs = append(errs, err)
+			break
 		}
 		if err := m.measure(b, ctx); err != nil {
 			errs = append(errs, fmt.Errorf("%s not measured: %w", m.name, err))
@@ -137,22 +148,42 @@ func run(ctx context.Context, w io.Writer, p programs, size extent, only string)
 	return errors.Join(append(errs, b.table.print(w))...)
 }
 
-// build makes the gateways, once.
-func (b *bench) build(ctx context.Context) error {
-	for way := len(b.gateways); way < ways; way++ {
+// build makes the gateways of these ways, unless they are there already.
+func (b *bench) build(ctx context.Context, of []int) error {
+	for _, way := range of {
+		if b.gateways[way] != nil {
+			continue
+		}
+		if way == direct {
+			b.gateways[way] = b.gateways[relayed].beside()
+			continue
+		}
 		g, err := newGateway(ctx, way, b.programs)
 		if err != nil {
 			return err
 		}
-		b.gateways = append(b.gateways, g)
+		b.gateways[way] = g
 	}
 	return nil
 }
 
+// those gives the gateways of some ways.
+func (b *bench) those(of ...int) []*gateway {
+	var some []*gateway
+	for _, way := range of {
+		some = append(some, b.gateways[way])
+	}
+	return some
+}
+
+func (b *bench) inspecting() []*gateway { return b.those(inspectingWays...) }
+
 func (b *bench) close() error {
 	var errs []error
-	for _, g := range b.gateways {
-		errs = append(errs, g.Close())
+	for way, g := range b.gateways {
+		if g != nil && way != direct {
+			errs = append(errs, g.Close())
+		}
 	}
 	return errors.Join(errs...)
 }

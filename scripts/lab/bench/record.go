@@ -45,7 +45,7 @@ var dialogue = []string{
 
 // recordTLS has the dialogue over a real TLS session, and gives what an onlooker saw of it.
 func recordTLS() ([]flight, error) {
-	certificate, err := newCertificate()
+	shown, err := certificate()
 	if err != nil {
 		return nil, err
 	}
@@ -53,7 +53,7 @@ func recordTLS() ([]flight, error) {
 	defer a.Close()
 	r := &recorder{}
 	client := tls.Client(side{a, alg.Client, r}, &tls.Config{InsecureSkipVerify: true})
-	server := tls.Server(side{b, alg.Server, r}, &tls.Config{Certificates: []tls.Certificate{certificate}})
+	server := tls.Server(side{b, alg.Server, r}, &tls.Config{Certificates: []tls.Certificate{shown}})
 	served := make(chan error, 1)
 	go func() {
 		defer b.Close()

@@ -87,7 +87,7 @@ func (b *bench) reportSessions(ctx context.Context) error {
 		{"vsftpd", 21, 1, b.vsftpdRounds, b.vsftpdSessions},
 	} {
 		if kind.port == 21 {
-			if err := b.startVsftpd(ctx); err != nil {
+			if err := b.startVsftpd(ctx, b.inspecting()); err != nil {
 				return err
 			}
 		}

@@ -3,6 +3,7 @@ package main
 import (
 	"bytes"
 	"crypto/tls"
+	"errors"
 	"fmt"
 	"io"
 	"net/netip"
@@ -16,8 +17,12 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// benchPort is the control port of the benchmark's own FTP server; vsftpd has port 21 beside it.
-const benchPort = 2121
+// The control ports of the benchmark's own FTP server, for plain and explicit and for implicit FTPS. vsftpd has port 21
+// beside it.
+const (
+	benchPort    = 2121
+	implicitPort = 2990
+)
 
 // serverReady is what the server prints when it listens.
 const serverReady = "serving"
@@ -32,25 +37,39 @@ type ftpServer struct {
 	next atomic.Uint32 // numbers the passive ports, all of lab.NeverPassive in turn
 }
 
-// serve is the program `bench serve`, which runs on the lab's server.
-func serve() error {
-	certificate, err := newCertificate()
+// serve is the program `bench serve CERTIFICATE KEY`, which runs on the lab's server.
+func serve(args []string) error {
+	if len(args) != 2 {
+		return errors.New("usage: bench serve CERTIFICATE KEY")
+	}
+	config, err := serverTLS(args[0], args[1])
 	if err != nil {
 		return err
 	}
-	s := &ftpServer{tls: &tls.Config{Certificates: []tls.Certificate{certificate}}}
-	listener, err := listen(netip.AddrPortFrom(lab.Addr(lab.Server, lab.IPv4), benchPort))
-	if err != nil {
-		return err
+	s := &ftpServer{tls: config}
+	var listeners [2]int
+	for i, port := range []uint16{benchPort, implicitPort} {
+		if listeners[i], err = listen(netip.AddrPortFrom(lab.Addr(lab.Server, lab.IPv4), port)); err != nil {
+			return err
+		}
 	}
 	fmt.Println(serverReady)
+	failed := make(chan error)
+	for i, listener := range listeners {
+		go func() { failed <- s.accept(listener, i == 1) }()
+	}
+	return <-failed
+}
+
+// accept serves what connects to one control port.
+func (s *ftpServer) accept(listener int, implicit bool) error {
 	for {
 		c, err := accept(listener)
 		if err != nil {
 			return err
 		}
 		go func() {
-			if err := s.session(c); err != nil && err != io.EOF {
+			if err := s.session(c, implicit); err != nil && err != io.EOF {
 				fmt.Fprintln(os.Stderr, "session:", err)
 			}
 			_ = c.Close()
@@ -62,12 +81,15 @@ func serve() error {
 var plainReplies = map[string]string{
 	"USER": "331 Password required.\r\n", "PASS": "230 Logged in.\r\n", "NOOP": "200 NOOP ok.\r\n",
 	"TYPE": "200 Type set.\r\n", "PWD": "257 \"/\" is the current directory.\r\n", "PBSZ": "200 PBSZ=0.\r\n",
-	"PROT": "200 Protection set.\r\n",
+	"PROT": "200 Protection set.\r\n", "FEAT": "211-Features:\r\n AUTH TLS\r\n PBSZ\r\n PROT\r\n211 End\r\n",
 }
 
 // session serves one control connection.
-func (s *ftpServer) session(c *stream) error {
+func (s *ftpServer) session(c *stream, private bool) error {
 	var rw io.ReadWriter = c
+	if private {
+		rw = tls.Server(c, s.tls)
+	}
 	in := &lines{from: rw}
 	data := -1 // the listener that the last PASV opened
 	defer func() { _ = unix.Close(data) }()
@@ -83,13 +105,18 @@ func (s *ftpServer) session(c *stream) error {
 			_, err = io.WriteString(rw, "234 Go on with TLS.\r\n")
 			rw = tls.Server(c, s.tls)
 			in = &lines{from: rw}
+		case "PROT":
+			private = string(argument) == "P"
+			_, err = io.WriteString(rw, plainReplies["PROT"])
 		case "PASV":
 			_ = unix.Close(data)
 			data, err = s.passive(rw)
 		case "RETR":
-			err = retrieve(rw, data, string(argument))
+			err = s.retrieve(rw, data, string(argument), private)
 		case "QUIT":
-			_, err = io.WriteString(rw, "221 Goodbye.\r\n")
+			if _, err = io.WriteString(rw, "221 Goodbye.\r\n"); err == nil {
+				err = closeNotify(rw)
+			}
 			return err
 		default:
 			reply, known := plainReplies[string(verb)]
@@ -100,6 +127,14 @@ func (s *ftpServer) session(c *stream) error {
 		}
 	}
 	return err
+}
+
+// closeNotify says in TLS, if that is in use, that nothing follows: some wait for it (RFC 8446 section 6.1).
+func closeNotify(rw io.ReadWriter) error {
+	if over, ok := rw.(*tls.Conn); ok {
+		return over.CloseWrite()
+	}
+	return nil
 }
 
 // passive opens the next free passive port and announces it.
@@ -123,7 +158,7 @@ func announcement(at netip.AddrPort) string {
 }
 
 // retrieve sends a file of as many bytes as its name says.
-func retrieve(w io.Writer, listener int, name string) error {
+func (s *ftpServer) retrieve(w io.Writer, listener int, name string, private bool) error {
 	size, err := strconv.Atoi(name)
 	if err != nil {
 		return err
@@ -131,9 +166,13 @@ func retrieve(w io.Writer, listener int, name string) error {
 	if _, err = io.WriteString(w, "150 Here it comes.\r\n"); err != nil {
 		return err
 	}
-	data, err := accept(listener)
+	conn, err := accept(listener)
 	if err != nil {
 		return err
+	}
+	var data io.WriteCloser = conn
+	if private {
+		data = tls.Server(conn, s.tls)
 	}
 	for err == nil && size > 0 {
 		var n int

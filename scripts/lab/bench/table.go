@@ -3,10 +3,11 @@ package main
 import (
 	"fmt"
 	"io"
+	"slices"
 	"text/tabwriter"
 )
 
-// row is one line of the table: what was measured, and what came of it in each of the four ways.
+// row is one line of the table: what was measured, and what came of it in each of the ways.
 type row struct {
 	measure string
 	cells   [ways]string
@@ -29,27 +30,54 @@ func (t *table) note(format string, args ...any) {
 
 // print writes the table and the notes below it.
 func (t *table) print(w io.Writer) error {
-	tw := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
-	fmt.Fprintln(tw, "measure\trouted\tkernel helper\tfloor\tftpalg\tratio\ttarget\t")
-	for _, r := range t.rows {
-		fmt.Fprintf(tw, "%s\t", r.measure)
-		for _, cell := range r.cells {
-			fmt.Fprintf(tw, "%s\t", orDash(cell))
+	for _, columns := range [][]int{inspectingWays, terminatingWays} {
+		if err := t.part(w, columns); err != nil {
+			return err
 		}
-		fmt.Fprintf(tw, "%s\t%s\t%s\n", orDash(r.ratio), orDash(r.target), r.met)
 	}
-	if err := tw.Flush(); err != nil {
-		return err
-	}
-	for i, note := range t.notes {
-		if i == 0 {
-			fmt.Fprintln(w)
-		}
+	for _, note := range t.notes {
 		if _, err := fmt.Fprintln(w, "-", note); err != nil {
 			return err
 		}
 	}
 	return nil
+}
+
+// part writes the rows that have something to say in these columns, and a line without anything behind them.
+func (t *table) part(w io.Writer, columns []int) error {
+	tw := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
+	fmt.Fprint(tw, "measure\t")
+	for _, way := range columns {
+		fmt.Fprintf(tw, "%s\t", wayNames[way])
+	}
+	fmt.Fprintln(tw, "ratio\ttarget\t")
+	var any bool
+	for _, r := range t.rows {
+		if !r.speaksOf(columns) {
+			continue
+		}
+		any = true
+		fmt.Fprintf(tw, "%s\t", r.measure)
+		for _, way := range columns {
+			fmt.Fprintf(tw, "%s\t", orDash(r.cells[way]))
+		}
+		fmt.Fprintf(tw, "%s\t%s\t%s\n", orDash(r.ratio), orDash(r.target), r.met)
+	}
+	if !any {
+		return nil
+	}
+	fmt.Fprintln(tw)
+	return tw.Flush()
+}
+
+// speaksOf says whether all that a row has to say is in these columns.
+func (r *row) speaksOf(columns []int) bool {
+	for way, cell := range r.cells {
+		if cell != "" && !slices.Contains(columns, way) {
+			return false
+		}
+	}
+	return true
 }
 
 func orDash(s string) string {
