@@ -54,6 +54,7 @@ type Job struct {
 	Clear      bool   // PROT C: the data connections are in clear text
 	CA         string // file with the certificate to trust
 	TLS12      bool   // no newer version than TLS 1.2
+	TLS13      bool   // no older version than TLS 1.3
 	Get, Into  string // remote name, local path
 	Put, As    string // local path, remote name
 	Home       string // directory that the client may litter
@@ -201,7 +202,7 @@ func fresh(j Job) ([]string, string) { return ftplibWith(j, false) }
 func ftplibWith(j Job, reuse bool) ([]string, string) {
 	arguments, err := json.Marshal(map[string]any{
 		"host": j.Host, "port": j.Protection.Port(), "user": User, "password": Password, "ca": j.CA,
-		"protection": j.Protection, "clear": j.Clear, "mode": j.Mode, "tls12": j.TLS12, "reuse": reuse,
+		"protection": j.Protection, "clear": j.Clear, "mode": j.Mode, "tls12": j.TLS12, "tls13": j.TLS13, "reuse": reuse,
 		"get": j.Get, "into": j.Into, "put": j.Put, "as": j.As,
 	})
 	if err != nil {

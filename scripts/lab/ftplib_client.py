@@ -1,6 +1,7 @@
 """One download and one upload with Python's ftplib, for the lab.
 
-Arguments: JSON with host, port, user, password, ca, protection, clear, mode, tls12, reuse, get, into, put, as.
+Arguments: JSON with host, port, user, password, ca, protection, clear, mode, tls12, tls13,
+reuse, get, into, put, as.
 ftplib prints every command, because the lab checks that the mode and the protection were really used.
 """
 import ftplib, json, socket, ssl, sys
@@ -81,6 +82,8 @@ def connect():
         context = ssl.create_default_context(cafile=job["ca"])
         if job["tls12"]:
             context.maximum_version = ssl.TLSVersion.TLSv1_2
+        if job["tls13"]:
+            context.minimum_version = ssl.TLSVersion.TLSv1_3
         ftp = (Implicit if job["protection"] == "implicit" else TLS)(context=context)
     ftp.set_debuglevel(1)
     ftp.connect(job["host"], job["port"], timeout=20)

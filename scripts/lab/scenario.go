@@ -22,6 +22,7 @@ type Scenario struct {
 	Protection Protection
 	Clear      bool // PROT C: data connections are in clear text although the control connection has TLS
 	Data       DataPath
+	TLS13      bool // the client speaks no older version
 }
 
 // Scenarios returns every combination, those that cannot be included: the table says why they are not run. Those of one

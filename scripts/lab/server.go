@@ -42,6 +42,7 @@ type ServerKind struct {
 	Implicit bool // the server can listen for implicit FTPS
 	authSSL  bool // it knows AUTH SSL
 	insists  bool // it wants data connections to resume the control connection's TLS session
+	setup    Setup
 	program  string
 	// transferred finds a completed transfer in the server's log, and the client's address in it.
 	transferred *regexp.Regexp
@@ -56,6 +57,7 @@ type site struct {
 	cert string
 	key  string
 	conf string
+	Setup
 }
 
 // Servers are the FTP servers that the lab can run.
@@ -86,24 +88,28 @@ secure_chroot_dir=%s
 vsftpd_log_file=%s
 xferlog_enable=YES
 xferlog_std_format=NO
-ssl_enable=YES
+ssl_enable=%s
 implicit_ssl=%s
-force_local_logins_ssl=NO
-force_local_data_ssl=NO
+force_local_logins_ssl=%[8]s
+force_local_data_ssl=%[8]s
 require_ssl_reuse=YES
 debug_ssl=YES
 ssl_ciphers=HIGH
 rsa_cert_file=%s
 rsa_private_key_file=%s
-`, port, ServerPassive.First, ServerPassive.Last, s.work, s.conf+".log", yes(port == ImplicitPort), s.cert, s.key)
+`, port, ServerPassive.First, ServerPassive.Last, s.work, s.conf+".log", s.choose("NO", "YES", "YES"), yes(port == ImplicitPort),
+		s.choose("NO", "NO", "YES"), s.cert, s.key)
 	return text, []string{s.conf}
 }
 
 // proftpd insists on session reuse too, which is its default: the option that would lift it is absent.
 func proftpd(s site, port uint16) (string, []string) {
-	options := ""
+	options, versions := "", "TLSv1.2 TLSv1.3"
 	if port == ImplicitPort {
 		options = "TLSOptions UseImplicitSSL"
+	}
+	if s.TLS12 {
+		versions = "TLSv1.2"
 	}
 	text := fmt.Sprintf(`ModulePath %s/usr/lib/proftpd
 LoadModule mod_tls.c
@@ -126,22 +132,23 @@ ScoreboardFile %[5]s.scoreboard
 DelayEngine off
 ControlsEngine off
 AllowOverwrite on
-TLSEngine on
+TLSEngine %[6]s
 TLSLog %[5]s.tls.log
-TLSProtocol TLSv1.2 TLSv1.3
-TLSRequired off
+TLSProtocol %[7]s
+TLSRequired %[8]s
 TLSVerifyClient off
-TLSRSACertificateFile %[6]s
-TLSRSACertificateKeyFile %[7]s
-%[8]s
-`, s.tree, port, ServerPassive.First, ServerPassive.Last, s.conf, s.cert, s.key, options)
+TLSRSACertificateFile %[9]s
+TLSRSACertificateKeyFile %[10]s
+%[11]s
+`, s.tree, port, ServerPassive.First, ServerPassive.Last, s.conf, s.choose("off", "on", "on"), versions,
+		s.choose("off", "off", "on"), s.cert, s.key, options)
 	return text, []string{"-n", "-q", "-c", s.conf}
 }
 
 // pureFTPd has no option for implicit FTPS.
 func pureFTPd(s site, port uint16) (string, []string) {
 	return "", []string{
-		"--bind", fmt.Sprint(port), "--tls", "1", "--certfile", s.cert + "," + s.key,
+		"--bind", fmt.Sprint(port), "--tls", s.choose("0", "1", "3"), "--certfile", s.cert + "," + s.key,
 		"--passiveportrange", fmt.Sprintf("%d:%d", ServerPassive.First, ServerPassive.Last),
 		"--login", "unix", "--noanonymous", "--dontresolve", "--pidfile", s.conf + ".pid",
 		"--altlog", "clf:" + s.conf + ".log",
@@ -192,7 +199,7 @@ func (s *FTPServer) transfers(client netip.Addr) (n int) {
 }
 
 // StartServer starts an FTP server on the server host: on port 21 for plain and explicit FTPS, and on port 990 for
-// implicit FTPS if it can. It returns when the server listens. serversDir is where scripts/setup unpacked the servers.
+// implicit FTPS, as far as it can. It returns when the server listens. serversDir is where scripts/setup unpacked the servers.
 func (l *Lab) StartServer(ctx context.Context, kind ServerKind, serversDir string) (*FTPServer, error) {
 	tree, err := filepath.Abs(filepath.Join(serversDir, kind.Name))
 	if err != nil {
@@ -206,13 +213,9 @@ func (l *Lab) StartServer(ctx context.Context, kind ServerKind, serversDir strin
 	if err := prepareServer(ctx, dir, srv.home); err != nil {
 		return nil, err
 	}
-	ports := []uint16{ExplicitPort}
-	if kind.Implicit {
-		ports = append(ports, ImplicitPort)
-	}
-	for _, port := range ports {
+	for _, port := range kind.ports() {
 		s := site{
-			tree: tree, work: filepath.Join(dir, "empty"), cert: srv.CA, key: srv.Key,
+			tree: tree, work: filepath.Join(dir, "empty"), cert: srv.CA, key: srv.Key, Setup: kind.setup,
 			conf: filepath.Join(dir, fmt.Sprintf("port%d", port)),
 		}
 		proc, err := l.startServerProcess(ctx, kind, s, port)

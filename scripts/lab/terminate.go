@@ -75,8 +75,10 @@ func (s *Stage) carry(ctx context.Context, data DataPath) error {
 
 // Restart runs ftpalg with another policy.
 func (s *Stage) Restart(ctx context.Context, data DataPath, policy string) error {
-	if err := s.Daemon.Stop(); err != nil {
-		return err
+	if s.Daemon != nil {
+		if err := s.Daemon.Stop(); err != nil {
+			return err
+		}
 	}
 	// It outlives the scenario that needs it first.
 	d, err := s.Lab.StartDaemon(context.WithoutCancel(ctx), s.config.Binary, policy)
