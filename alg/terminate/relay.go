@@ -47,7 +47,7 @@ func (s *session) relays() bool {
 	}
 	client, server := s.dialogue.side[alg.Client].data, s.dialogue.side[alg.Server].data
 	return client != server || s.rule.MaxSize > 0 || s.rule.TLS.RequireReuse ||
-		client == alg.TLS && (s.target.Upstream.SessionReuse || !s.tickets.sameCertificate || s.gateway.insists(s.server.Addr()))
+		client == alg.TLS && (s.target.Upstream.SessionReuse || !s.tickets.alike || s.gateway.insists(s.server.Addr()))
 }
 
 // open promises a data connection. It stands when this returns NoReason (design rule 2).

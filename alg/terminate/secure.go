@@ -42,8 +42,10 @@ func (s *session) secureClient() error {
 	if !s.peers[alg.Client].tls.ConnectionState().DidResume {
 		s.tickets.resumed = ""
 	}
-	peer := s.peers[alg.Server].certificate()
-	s.tickets.sameCertificate = shown != nil && peer != nil && slices.Equal(shown.Certificate[0], peer.Raw)
+	client, server := s.peers[alg.Client], s.peers[alg.Server]
+	peer := server.certificate()
+	s.tickets.alike = shown != nil && peer != nil && slices.Equal(shown.Certificate[0], peer.Raw) &&
+		client.tls.ConnectionState().Version == server.tls.ConnectionState().Version
 	return nil
 }
 
@@ -79,12 +81,12 @@ const ticketMark = "ftpalg:"
 // tickets binds TLS sessions to their control connection: what a client is given on it, or on its data connections, can be
 // resumed on its data connections and on no others.
 type tickets struct {
-	scope           string // begins the marks of all control connections under the same rule to the same server
-	own             string // the mark of this control connection
-	resumed         string // the mark in the ticket that the control connection itself resumed
-	upstream        *tls.Config
-	data            *tls.Config // towards the client
-	sameCertificate bool        // the client was shown the server's own
+	scope    string // begins the marks of all control connections under the same rule to the same server
+	own      string // the mark of this control connection
+	resumed  string // the mark in the ticket that the control connection itself resumed
+	upstream *tls.Config
+	data     *tls.Config // towards the client
+	alike    bool        // the client was shown the server's own certificate, in the version of TLS that the server speaks
 }
 
 func newTickets(scope string) tickets {

@@ -23,9 +23,9 @@ func Bridges() []Bridge {
 		{"AUTH SSL only, to a server without it", pureFTPd,
 			Scenario{Client: ftplib, Mode: EPSV, Protection: AuthSSL, Data: Direct}, nil},
 		{"implicit only, to explicit only", vsftpd.with(Setup{Only: Explicit}),
-			Scenario{Client: ftplib, Mode: PASV, Protection: Implicit, Data: Relay}, []string{"control: explicit"}},
+			Scenario{Client: ftplib, Mode: PASV, Protection: Implicit, Data: Relay}, []string{"control: explicit", "session-reuse: required"}},
 		{"explicit only, to implicit only", proftpd.with(Setup{Only: Implicit}),
-			Scenario{Client: curl, Mode: EPSV, Protection: AuthSSL, Data: Relay}, []string{"control: implicit"}},
+			Scenario{Client: curl, Mode: EPSV, Protection: AuthSSL, Data: Relay}, []string{"control: implicit", "session-reuse: required"}},
 		{"plain, to ProFTPD's TLSRequired on", proftpd.with(Setup{RequireTLS: true}),
 			Scenario{Client: tnftp, Mode: PASV, Protection: Plain, Data: Relay}, []string{"control: explicit"}},
 		{"plain, to Pure-FTPd's --tls 3", pureFTPd.with(Setup{RequireTLS: true}),
@@ -38,7 +38,7 @@ func Bridges() []Bridge {
 			Scenario{Client: curl, Mode: PASV, Protection: AuthSSL, Data: Relay}, []string{"control: plain"}},
 		{"implicit, to a server without TLS", pureFTPd.with(Setup{NoTLS: true}),
 			Scenario{Client: ftplib, Mode: EPRT, Protection: Implicit, Data: Relay}, []string{"control: plain"}},
-		{"TLS 1.3 only, to TLS 1.2 only", proftpd.with(Setup{TLS12: true}),
+		{"TLS 1.3 only, to TLS 1.2 only", proftpd.with(Setup{TLS12: true, AnySession: true}),
 			Scenario{Client: ftplib, Mode: EPSV, Protection: Explicit, TLS13: true, Data: Relay}, nil},
 		{"no session reuse, to a server that insists", vsftpd,
 			Scenario{Client: Fresh, Mode: PASV, Protection: Explicit, Data: Relay}, []string{"session-reuse: required"}},
@@ -79,7 +79,8 @@ type Setup struct {
 	Only       Protection // Explicit or Implicit: it listens on that port alone
 	NoTLS      bool       // it has none
 	RequireTLS bool       // it wants it for logins and for data
-	TLS12      bool       // no newer version
+	TLS12      bool       // no newer version than TLS 1.2
+	AnySession bool       // data connections need not resume the control connection's session
 }
 
 func (k ServerKind) with(s Setup) ServerKind {

@@ -108,6 +108,9 @@ func proftpd(s site, port uint16) (string, []string) {
 	if port == ImplicitPort {
 		options = "TLSOptions UseImplicitSSL"
 	}
+	if s.AnySession {
+		options += "\nTLSOptions NoSessionReuseRequired"
+	}
 	if s.TLS12 {
 		versions = "TLSv1.2"
 	}

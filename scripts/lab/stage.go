@@ -164,7 +164,7 @@ func (s *Stage) conclude(scenario Scenario, mark, pinholes int, result *Result) 
 	// Without the strangers' probes, which would bury what happened to the session itself.
 	stranger := Addr(scenario.direction().stranger, scenario.Family).String()
 	log := slices.DeleteFunc(s.Daemon.Since(mark), func(e Event) bool { return strings.Contains(e.Line, stranger) })
-	err := errors.Join(s.waitClosed(scenario), s.probeAfter(scenario, result))
+	err := errors.Join(s.waitClosed(scenario, mark), s.probeAfter(scenario, result))
 	result.Pinholes = s.waitPinholes(mark, pinholes) // with those that should not be, if any
 	result.Err = errors.Join(result.Err, err, checkPinholes(scenario, pinholes, result.Pinholes))
 	if result.Err != nil {
@@ -174,7 +174,10 @@ func (s *Stage) conclude(scenario Scenario, mark, pinholes int, result *Result) 
 
 // waitClosed waits until the gateway has seen that the client's control connection closes: the client's last packet may
 // be on its way when the client is gone already, and until then its session is alive and may have a credit.
-func (s *Stage) waitClosed(scenario Scenario) error {
+func (s *Stage) waitClosed(scenario Scenario, mark int) error {
+	if scenario.Data != Closed {
+		return s.waitEnded(mark)
+	}
 	ctx, cancel := context.WithTimeout(context.Background(), reportGrace)
 	defer cancel()
 	var open string

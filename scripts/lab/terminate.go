@@ -91,11 +91,7 @@ func (s *Stage) Restart(ctx context.Context, data DataPath, policy string) error
 // connections lists what the gateway's connection tracking knows of connections to the data ports of a scenario, by their
 // identities.
 func (s *Stage) connections(scenario Scenario) (map[uint32]conntrack.Entry, error) {
-	var kernel *conntrack.Conn
-	err := s.Lab.InNS(Gateway, func() (err error) {
-		kernel, err = conntrack.Dial()
-		return err
-	})
+	kernel, err := s.kernel()
 	if err != nil {
 		return nil, err
 	}
@@ -133,4 +129,45 @@ func (s *Stage) checkPath(scenario Scenario, before map[uint32]conntrack.Entry, 
 		return fmt.Errorf("%d connections for %d pinholes, want %d: data is to go %s", made, len(pinholes), want, how)
 	}
 	return nil
+}
+
+// waitEnded waits until each session that began since a mark has ended, and fails if the kernel expects a data connection
+// then.
+func (s *Stage) waitEnded(mark int) error {
+	ctx, cancel := context.WithTimeout(context.Background(), reportGrace)
+	defer cancel()
+	err := Wait(ctx, "terminated sessions to end", func() (bool, error) {
+		open := 0
+		for _, e := range s.Daemon.Since(mark) {
+			switch e.Msg {
+			case "session":
+				open++
+			case "session ended":
+				open--
+			}
+		}
+		return open == 0, nil
+	})
+	if err != nil {
+		return err
+	}
+	kernel, err := s.kernel()
+	if err != nil {
+		return err
+	}
+	defer kernel.Close()
+	left, err := kernel.Expectations()
+	if err == nil && len(left) > 0 {
+		err = fmt.Errorf("when the sessions had ended the kernel expected %v", left)
+	}
+	return err
+}
+
+// kernel speaks to the gateway's connection tracking.
+func (s *Stage) kernel() (kernel *conntrack.Conn, err error) {
+	err = s.Lab.InNS(Gateway, func() (err error) {
+		kernel, err = conntrack.Dial()
+		return err
+	})
+	return kernel, err
 }
