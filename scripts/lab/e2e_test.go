@@ -1,10 +1,12 @@
 package lab
 
 import (
+	"flag"
 	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"sync"
 	"testing"
@@ -30,14 +32,31 @@ func TestMain(m *testing.M) {
 	if buildDir, err = os.MkdirTemp("", "ftpalg-e2e-"); err != nil {
 		panic(err)
 	}
+	// Most of a scenario's time is spent waiting for silence.
+	flag.Parse()
+	if err := flag.Set("test.parallel", fmt.Sprint(2*runtime.NumCPU())); err != nil {
+		panic(err)
+	}
 	code := m.Run()
 	os.RemoveAll(buildDir)
 	os.Exit(code)
 }
 
-// TestScenarios runs the rows of the demo's table: `-run TestScenarios/vsftpd/curl/plain/PASV/v4` runs one.
+// TestScenarios runs the rows of the demo's table in which TLS stays closed: `-run TestScenarios/vsftpd/curl/plain/PASV/v4`
+// runs one.
 func TestScenarios(t *testing.T) {
+	runScenarios(t, func(s Scenario) bool { return s.Data == Closed })
+}
+
+// TestTerminated runs those in which ftpalg has the key: `-run TestTerminated/vsftpd/curl/implicit/P/relay/PASV/v4` runs
+// one.
+func TestTerminated(t *testing.T) {
+	runScenarios(t, func(s Scenario) bool { return s.Data != Closed })
+}
+
+func runScenarios(t *testing.T, wanted func(Scenario) bool) {
 	requireRoot(t)
+	t.Parallel()
 	binary, err := buildDaemon()
 	if err != nil {
 		t.Fatal(err)
@@ -51,7 +70,7 @@ func TestScenarios(t *testing.T) {
 			})
 			used := false
 			for _, scenario := range Scenarios() {
-				if scenario.Server.Name != kind.Name {
+				if scenario.Server.Name != kind.Name || !wanted(scenario) {
 					continue
 				}
 				t.Run(strings.TrimPrefix(scenario.String(), kind.Name+"/"), func(t *testing.T) {

@@ -175,7 +175,10 @@ func TestScenarioNames(t *testing.T) {
 		}
 		seen[name] = true
 	}
-	if want := len(Servers) * len(Clients) * 3 * 4 * 2; len(seen) != want {
+	inspected := len(Servers) * len(Clients) * 3 * 4 * 2
+	// In each of 6 modes: clients with TLS with 4 kinds of it at 2 levels, direct and relayed; tnftp; and 2 clients by auto.
+	terminated := len(Servers) * 6 * (len(Clients)*8*2 + 1*2 + 2*8)
+	if want := inspected + terminated; len(seen) != want {
 		t.Errorf("%d scenarios, want %d", len(seen), want)
 	}
 }
