@@ -72,7 +72,8 @@ func stray(oldest kind, code int) bool {
 }
 
 // resync finds the command that a reply belongs to whose code only one command has, when the oldest is another: some
-// servers leave a reply out (one for a transfer and its ABOR together), and all later ones would be misread.
+// servers leave a reply out (one for a transfer and its ABOR together), and all later ones would be misread. A command
+// that was not captured is known by such a reply as well.
 func (c *Control) resync(r ftp.Reply, oldest kind) kind {
 	only := other
 	switch r.Code {
@@ -86,7 +87,9 @@ func (c *Control) resync(r ftp.Reply, oldest kind) kind {
 			only = authOpened
 		}
 	}
-	if only != other && only != oldest && c.kinds.skipTo(only) {
+	switch {
+	case only == other, only == oldest:
+	case c.kinds.skipTo(only), oldest == other && c.missed:
 		return only
 	}
 	return oldest
@@ -174,7 +177,7 @@ func (c *Control) loginAnswered(r ftp.Reply, fx []Effect) []Effect {
 // announcement: a 227 or 229, the only replies that promise a port. It opens a pinhole only for the command that asked
 // for it (design rule 4).
 func (c *Control) announcement(k kind, r ftp.Reply, line ftp.Line, fx []Effect) []Effect {
-	asked := k == pasv && r.Code == 227 || k == epsv && r.Code == 229 || k == other && c.missed
+	asked := k == pasv && r.Code == 227 || k == epsv && r.Code == 229
 	to, mode, err := c.announced(r)
 	switch {
 	case !asked && err != nil:

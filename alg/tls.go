@@ -84,7 +84,7 @@ func (f *follower) feed(from Side, b []byte) (n int, ev event) {
 			}
 			continue
 		}
-		if s.have == 0 && s.closing && !looksLikeTLS(b[n:]) {
+		if s.have == 0 && f.closing() && !looksLikeTLS(b[n:]) {
 			f.cleared[from] = true
 			return n, ev | backToClear
 		}
@@ -101,6 +101,10 @@ func (f *follower) feed(from Side, b []byte) (n int, ev event) {
 	}
 	return n, ev
 }
+
+// closing says whether TLS may be over. Clients in use go on in clear text without a close_notify of their own once they
+// have the server's, and the server, which ended TLS, reads that as clear text.
+func (f *follower) closing() bool { return f.side[Client].closing || f.side[Server].closing }
 
 func (s *recordSide) kind() byte  { return s.header[0] }
 func (s *recordSide) length() int { return int(binary.BigEndian.Uint16(s.header[3:])) }

@@ -212,23 +212,26 @@ func (x *tap) spend(t *testing.T) {
 	}
 }
 
-// TestCCC: after close_notify on both sides clear text is inspected again (RFC 4217 section 12.3).
+// TestCCC: after close_notify clear text is inspected again (RFC 4217 section 12.3), also when only one side sent one.
 func TestCCC(t *testing.T) {
 	for _, version := range []uint16{tls.VersionTLS12, tls.VersionTLS13} {
-		x, client, server := newTap(t, 21)
-		exchange(t, server, client, "220 ready\r\n")
-		exchange(t, client, server, "AUTH TLS\r\n")
-		exchange(t, server, client, "234 go on\r\n")
-		c, s := shake(t, client, server,
-			&tls.Config{InsecureSkipVerify: true, MaxVersion: version}, &tls.Config{Certificates: []tls.Certificate{certificate(t)}})
-		exchange(t, c, s, "CCC\r\n")
-		exchange(t, s, c, "200 clear it is\r\n")
-		closeNotify(t, s, c)
-		closeNotify(t, c, s)
-		exchange(t, client, server, "PASV\r\n")
-		exchange(t, server, client, "227 (198,51,100,2,195,80)\r\n")
-		if p := x.control.Pinhole(); p.Mode != policy.PASV || p.To.Port() != 50000 {
-			t.Errorf("TLS %#x: after CCC: pinhole %+v, effects %q", version, p, describeAll(x.effects))
+		for _, from := range [][]Side{{Server, Client}, {Client, Server}, {Server}, {Client}} {
+			x, client, server := newTap(t, 21)
+			c, s := x.explicit(t, client, server, version)
+			exchange(t, c, s, "CCC\r\n")
+			exchange(t, s, c, "200 clear it is\r\n")
+			for _, side := range from {
+				if side == Server {
+					closeNotify(t, s, c)
+				} else {
+					closeNotify(t, c, s)
+				}
+			}
+			exchange(t, client, server, "PASV\r\n")
+			exchange(t, server, client, "227 (198,51,100,2,195,80)\r\n")
+			if p := x.control.Pinhole(); p.Mode != policy.PASV || p.To.Port() != 50000 {
+				t.Errorf("TLS %#x: after close_notify from %v: pinhole %+v, effects %q", version, from, p, describeAll(x.effects))
+			}
 		}
 		x.control.rule.RequireTLS = true
 		exchange(t, client, server, "USER a\r\n")
@@ -236,6 +239,30 @@ func TestCCC(t *testing.T) {
 			t.Errorf("TLS %#x: a login after CCC where TLS is required: %q", version, got)
 		}
 	}
+}
+
+// TestClearWithoutClose: clear text behind no close_notify at all is not read as commands.
+func TestClearWithoutClose(t *testing.T) {
+	for _, version := range []uint16{tls.VersionTLS12, tls.VersionTLS13} {
+		x, client, server := newTap(t, 21)
+		c, s := x.explicit(t, client, server, version)
+		exchange(t, c, s, "CCC\r\n")
+		exchange(t, s, c, "200 clear it is\r\n")
+		exchange(t, client, server, "PASV\r\n")
+		if !x.control.Ended() {
+			t.Errorf("TLS %#x: clear text went on inside TLS: %q", version, describeAll(x.effects))
+		}
+	}
+}
+
+// explicit speaks up to the end of AUTH TLS's handshake.
+func (x *tap) explicit(t *testing.T, client, server tapped, version uint16) (c, s *tls.Conn) {
+	t.Helper()
+	exchange(t, server, client, "220 ready\r\n")
+	exchange(t, client, server, "AUTH TLS\r\n")
+	exchange(t, server, client, "234 go on\r\n")
+	return shake(t, client, server,
+		&tls.Config{InsecureSkipVerify: true, MaxVersion: version}, &tls.Config{Certificates: []tls.Certificate{certificate(t)}})
 }
 
 // closeNotify sends one and lets the peer read it.

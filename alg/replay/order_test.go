@@ -6,6 +6,8 @@ import (
 	"testing"
 
 	"github.com/google/gopacket/layers"
+
+	"ftpalg/alg"
 )
 
 // TestDisorder: what several interfaces or receive queues bring in the wrong order is put right.
@@ -42,6 +44,14 @@ func TestDisorder(t *testing.T) {
 	t.Run("PASV and the reply before it lost", func(t *testing.T) {
 		p := newTalk().say("S: 220 ready", "C: TYPE I", "S: 200 ok", "C: PASV", "S: 227 (198,51,100,2,195,80)", "C: LIST").packets
 		expect(t, rawFile(slices.Delete(p, 5, 7)), pasvPinhole)
+	})
+	t.Run("AUTH lost", func(t *testing.T) {
+		hello := append([]byte{22, 3, 1, 0, 64}, make([]byte, 64)...)
+		k := newTalk().say("S: 220 ready", "C: AUTH TLS", "S: 234 go on").segment(true, nil, string(hello)).segment(false, nil, string(hello))
+		events := expect(t, rawFile(slices.Delete(k.packets, 4, 5)))
+		if last := events[len(events)-1]; last.Protection.Control != alg.TLS {
+			t.Errorf("the last event is %+v", last)
+		}
 	})
 	t.Run("the server's side only", func(t *testing.T) {
 		var half [][]byte
