@@ -232,11 +232,11 @@ func TestCCC(t *testing.T) {
 			if p := x.control.Pinhole(); p.Mode != policy.PASV || p.To.Port() != 50000 {
 				t.Errorf("TLS %#x: after close_notify from %v: pinhole %+v, effects %q", version, from, p, describeAll(x.effects))
 			}
-		}
-		x.control.rule.RequireTLS = true
-		exchange(t, client, server, "USER a\r\n")
-		if got := describeAll(x.effects); !slices.Contains(got, "deny tls-required") {
-			t.Errorf("TLS %#x: a login after CCC where TLS is required: %q", version, got)
+			x.control.rule.RequireTLS = true
+			exchange(t, client, server, "USER a\r\n")
+			if got := describeAll(x.effects); !slices.Contains(got, "deny tls-required") {
+				t.Errorf("TLS %#x: a login after CCC where TLS is required: %q", version, got)
+			}
 		}
 	}
 }
