@@ -26,8 +26,19 @@ type control struct {
 	conn net.Conn
 }
 
+func newControl(conn net.Conn) *control { return &control{textproto.NewConn(conn), conn} }
+
 // dial opens a control connection from the client host, logs in and, where the scenario has TLS, protects the data.
 func (s *Stage) dial(scenario Scenario) (*control, error) {
+	config, err := s.tlsConfig(scenario)
+	if err != nil {
+		return nil, err
+	}
+	return s.dialWith(scenario, config)
+}
+
+// dialWith is dial with TLS as the caller wants it.
+func (s *Stage) dialWith(scenario Scenario, config *tls.Config) (*control, error) {
 	address := hostPort(Addr(Server, scenario.Family), scenario.Protection.Port())
 	c := &control{}
 	err := s.Lab.InNS(Client, func() (err error) {
@@ -37,17 +48,13 @@ func (s *Stage) dial(scenario Scenario) (*control, error) {
 	if err != nil {
 		return nil, fmt.Errorf("control connection: %w", err)
 	}
-	if err := errors.Join(c.conn.SetDeadline(time.Now().Add(sessionTimeout)), s.login(c, scenario)); err != nil {
+	if err := errors.Join(c.conn.SetDeadline(time.Now().Add(sessionTimeout)), s.login(c, scenario, config)); err != nil {
 		return nil, errors.Join(err, c.conn.Close())
 	}
 	return c, nil
 }
 
-func (s *Stage) login(c *control, scenario Scenario) error {
-	config, err := s.tlsConfig(scenario)
-	if err != nil {
-		return err
-	}
+func (s *Stage) login(c *control, scenario Scenario, config *tls.Config) error {
 	c.Conn = textproto.NewConn(c.conn)
 	if scenario.Protection == Implicit {
 		c.upgrade(config)
@@ -74,7 +81,7 @@ func (s *Stage) login(c *control, scenario Scenario) error {
 	if _, err := c.do(200, "PBSZ 0"); err != nil {
 		return err
 	}
-	_, err = c.do(200, "PROT "+scenario.Level())
+	_, err := c.do(200, "PROT "+scenario.Level())
 	return err
 }
 

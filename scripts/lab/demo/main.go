@@ -41,32 +41,78 @@ type row struct {
 	result   chan lab.Result // one value, when it has run
 }
 
-// demo runs the scenarios, each server's in a lab of its own and the labs side by side, and prints the rows in order.
+// bridge is a bridge on its way through the demo.
+type bridge struct {
+	lab.Bridge
+	result chan lab.BridgeResult
+}
+
+// demo runs the scenarios, those of each server and data path in a lab of their own and some labs side by side, and prints
+// the rows in order; and then the same with the bridges.
 func demo(ctx context.Context, w io.Writer, config lab.Config, match string) (failed int, err error) {
-	var rows []row
-	lanes := make(map[string][]row)
-	for _, s := range lab.Scenarios() {
-		if strings.Contains(s.String(), match) {
-			r := row{s, make(chan lab.Result, 1)}
-			rows = append(rows, r)
-			lanes[s.Server.Name] = append(lanes[s.Server.Name], r)
-		}
-	}
-	if len(rows) == 0 {
-		return 0, fmt.Errorf("no scenario has %q in its name", match)
+	rows, lanes := scenarios(match)
+	bridges := bridges(match)
+	if len(rows)+len(bridges) == 0 {
+		return 0, fmt.Errorf("no scenario and no bridge has %q in its name", match)
 	}
 	group, ctx := errgroup.WithContext(ctx)
-	for _, lane := range lanes {
-		group.Go(func() error { return runLane(ctx, config, lane) })
-	}
+	group.Go(func() error { return run(ctx, config, lanes, bridges) })
 	group.Go(func() error {
-		failed, err = report(ctx, w, rows)
+		if failed, err = report(ctx, w, rows); err != nil || len(bridges) == 0 {
+			return err
+		}
+		broken, err := reportBridges(ctx, w, bridges)
+		failed += broken
 		return err
 	})
 	return failed, group.Wait()
 }
 
-// runLane runs the scenarios of one server, one after the other.
+// scenarios returns the rows that match, and those that share a lab.
+func scenarios(match string) (rows []row, lanes [][]row) {
+	var last string
+	for _, s := range lab.Scenarios() {
+		if !strings.Contains(s.String(), match) {
+			continue
+		}
+		r := row{s, make(chan lab.Result, 1)}
+		rows = append(rows, r)
+		if kind := s.Server.Name + string(s.Data); kind != last {
+			lanes, last = append(lanes, nil), kind
+		}
+		lanes[len(lanes)-1] = append(lanes[len(lanes)-1], r)
+	}
+	return rows, lanes
+}
+
+func bridges(match string) (all []bridge) {
+	for _, b := range lab.Bridges() {
+		if strings.Contains("bridge: "+b.Name, match) {
+			all = append(all, bridge{b, make(chan lab.BridgeResult, 1)})
+		}
+	}
+	return all
+}
+
+// atOnce is how many labs stand at the same time. Most of their time they wait for silence.
+const atOnce = 5
+
+func run(ctx context.Context, config lab.Config, lanes [][]row, bridges []bridge) error {
+	group, ctx := errgroup.WithContext(ctx)
+	group.SetLimit(atOnce)
+	for _, lane := range lanes {
+		group.Go(func() error { return runLane(ctx, config, lane) })
+	}
+	for _, b := range bridges {
+		group.Go(func() error {
+			b.result <- b.Run(ctx, config)
+			return ctx.Err()
+		})
+	}
+	return group.Wait()
+}
+
+// runLane runs scenarios of one server, one after the other.
 func runLane(ctx context.Context, config lab.Config, lane []row) (err error) {
 	stage, err := lab.NewStage(ctx, lane[0].scenario.Server, config)
 	if err != nil {
@@ -84,9 +130,13 @@ func runLane(ctx context.Context, config lab.Config, lane []row) (err error) {
 }
 
 const heading = `Each row is one session: a download and an upload of 100 KiB, compared by checksum, through a gateway that drops.
+Without a word under "data" ftpalg has no key, and TLS stays closed to it; elsewhere it terminates, with data connections
+in clear text (C) or TLS (P) that the kernel forwards (direct) or ftpalg carries (relay); by auto it has chosen itself.
 Pinholes are as ftpalg reported them. "2nd host" are SYNs of a host beside the one that was promised the port: at that
 very port and at others; "unpromised" are SYNs of the promised host at other ports, and at all when the session is
 over. answered/sent: an answer, be it SYN-ACK or RST, is a failure. With the firewall open all are answered (checked).
+The server's log has the client's own address, and the clients saw the server's. When a terminated session is over the
+kernel expects nothing more.
 The client "held" arranges a data connection and holds still while the pinhole is probed; where the control connection
 is opaque it then scans 51 ports at once, of which its one credit may open one.
 
@@ -95,13 +145,14 @@ is opaque it then scans 51 ports at once, of which its one credit may open one.
 // logLines is how much of ftpalg's log is shown of a session that failed.
 const logLines = 10
 
-const layout = "%-9s %-6s %-12s %-4s %-2s  %-8s %-22s %-8s %-10s %-5s %s\n"
+const layout = "%-9s %-6s %-12s %-8s %-4s %-2s  %-8s %-22s %-8s %-10s %-5s %s\n"
 
 func report(ctx context.Context, w io.Writer, rows []row) (failed int, err error) {
 	start, passed, notApplicable := time.Now(), 0, 0
+	var skipped skips
 	fmt.Fprint(w, heading)
-	fmt.Fprintf(w, layout, "server", "client", "control", "mode", "IP", "transfer", "pinholes", "2nd host", "unpromised", "took", "result")
-	for _, r := range rows {
+	fmt.Fprintf(w, layout, "server", "client", "control", "data", "mode", "IP", "transfer", "pinholes", "2nd host", "unpromised", "took", "result")
+	for i, r := range rows {
 		var result lab.Result
 		select {
 		case result = <-r.result:
@@ -113,9 +164,13 @@ func report(ctx context.Context, w io.Writer, rows []row) (failed int, err error
 			failed++
 		case result.NotApplicable != "":
 			notApplicable++
+			last := i == len(rows)-1 || group(rows[i+1].scenario) != group(r.scenario)
+			skipped.add(w, r.scenario, result.NotApplicable, last)
+			continue
 		default:
 			passed++
 		}
+		skipped.flush(w)
 		printRow(w, r.scenario, result)
 	}
 	fmt.Fprintf(w, "\n%d combinations, %d of them n/a, in %s\n", len(rows), notApplicable, time.Since(start).Round(time.Second))
@@ -123,12 +178,36 @@ func report(ctx context.Context, w io.Writer, rows []row) (failed int, err error
 	return failed, err
 }
 
-func printRow(w io.Writer, s lab.Scenario, r lab.Result) {
-	left := fmt.Sprintf("%-9s %-6s %-12s %-4s %-2s  ", s.Server.Name, s.Client.Name, control(s), s.Mode, s.Family)
-	if r.Err == nil && r.NotApplicable != "" {
-		fmt.Fprintf(w, "%sn/a: %s\n", left, r.NotApplicable)
-		return
+// group is what rows have in common that differ in mode and address family only.
+func group(s lab.Scenario) string {
+	return fmt.Sprintf("%-9s %-6s %-12s %-8s", s.Server.Name, s.Client.Name, s.Protection, data(s))
+}
+
+// skips collects rows of one group that are n/a for one reason, so that they take one line.
+type skips struct {
+	group, why string
+	modes      []string
+}
+
+func (k *skips) add(w io.Writer, s lab.Scenario, why string, last bool) {
+	if group(s) != k.group || why != k.why {
+		k.flush(w)
+		k.group, k.why = group(s), why
 	}
+	k.modes = append(k.modes, fmt.Sprintf("%s/%s", s.Mode, s.Family))
+	if last {
+		k.flush(w)
+	}
+}
+
+func (k *skips) flush(w io.Writer) {
+	if len(k.modes) > 0 {
+		fmt.Fprintf(w, "%s %s n/a: %s\n", k.group, strings.Join(k.modes, " "), k.why)
+	}
+	*k = skips{}
+}
+
+func printRow(w io.Writer, s lab.Scenario, r lab.Result) {
 	transfer, verdict := "ok", "pass"
 	if r.Promised.Sent > 0 {
 		transfer = "got " + r.Promised.String()
@@ -136,14 +215,28 @@ func printRow(w io.Writer, s lab.Scenario, r lab.Result) {
 	if r.Err != nil {
 		transfer, verdict = "-", "FAIL"
 	}
-	fmt.Fprintf(w, layout, s.Server.Name, s.Client.Name, control(s), s.Mode, s.Family, transfer,
+	fmt.Fprintf(w, layout, s.Server.Name, s.Client.Name, control(s), data(s), s.Mode, s.Family, transfer,
 		pinholes(s, r.Pinholes), probes(r.Stranger), probes(r.Beyond), r.Took.Round(100*time.Millisecond), verdict)
-	if r.Err != nil {
-		fmt.Fprintf(w, "    %s\n", strings.ReplaceAll(r.Err.Error(), "\n", "\n    "))
-		for _, e := range r.Log[:min(len(r.Log), logLines)] {
-			fmt.Fprintf(w, "    ftpalg: %s\n", e.Line)
-		}
+	printTrouble(w, r)
+}
+
+// printTrouble shows why a row failed, if it did.
+func printTrouble(w io.Writer, r lab.Result) {
+	if r.Err == nil {
+		return
 	}
+	fmt.Fprintf(w, "    %s\n", strings.ReplaceAll(r.Err.Error(), "\n", "\n    "))
+	for _, e := range r.Log[:min(len(r.Log), logLines)] {
+		fmt.Fprintf(w, "    ftpalg: %s\n", e.Line)
+	}
+}
+
+// data names the protection of data connections and their path, where ftpalg terminates.
+func data(s lab.Scenario) string {
+	if s.Data == lab.Closed {
+		return ""
+	}
+	return s.Level() + " " + string(s.Data)
 }
 
 // control names the protection of the control connection, with the newest TLS version that the client may use.
@@ -181,4 +274,38 @@ func probes(results []lab.ProbeResult) string {
 		sum.Answered = append(sum.Answered, r.Answered...)
 	}
 	return sum.String()
+}
+
+const bridgeHeading = `
+Clients and servers that cannot meet: each is tried without a gateway, which has to fail, and then through ftpalg.
+
+`
+
+const bridgeLayout = "%-42s %-9s %-6s %-12s %-4s  %-9s %-8s %-22s %-5s %s\n"
+
+func reportBridges(ctx context.Context, w io.Writer, bridges []bridge) (failed int, err error) {
+	fmt.Fprint(w, bridgeHeading)
+	fmt.Fprintf(w, bridgeLayout, "bridge", "server", "client", "control", "mode", "without", "with", "pinholes", "took", "result")
+	for _, b := range bridges {
+		var r lab.BridgeResult
+		select {
+		case r = <-b.result:
+		case <-ctx.Done():
+			return failed, ctx.Err()
+		}
+		without, with, verdict := "fails", "ok", "pass"
+		if r.Without == nil {
+			without = "-"
+		}
+		if r.Err != nil {
+			with, verdict = "-", "FAIL"
+			failed++
+		}
+		s := b.Scenario
+		fmt.Fprintf(w, bridgeLayout, b.Name, b.Server.Name, s.Client.Name, s.Protection, s.Mode, without, with,
+			pinholes(s, r.Pinholes), r.Took.Round(100*time.Millisecond), verdict)
+		printTrouble(w, r.Result)
+	}
+	_, err = fmt.Fprintf(w, "%d bridges passed, %d failed\n", len(bridges)-failed, failed)
+	return failed, err
 }

@@ -1,0 +1,464 @@
+package lab
+
+import (
+	"bytes"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+)
+
+// theatre is a lab without a real server: both ends say what the test tells them to, and ftpalg terminates in between.
+type theatre struct {
+	*Stage
+	t    *testing.T
+	pair tls.Certificate // the server's, which ftpalg shows as well
+}
+
+func newTheatre(t *testing.T, policy Termination) *theatre {
+	t.Helper()
+	requireRoot(t)
+	t.Parallel()
+	l := newLab(t)
+	s := &theatre{t: t, Stage: &Stage{Lab: l, Server: &FTPServer{CA: l.Path("cert.pem"), Key: l.Path("key.pem")}}}
+	cert, key, err := newCertificate()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := errors.Join(os.WriteFile(s.Server.CA, cert, 0o644), os.WriteFile(s.Server.Key, key, 0o600)); err != nil {
+		t.Fatal(err)
+	}
+	if s.pair, err = tls.X509KeyPair(cert, key); err != nil {
+		t.Fatal(err)
+	}
+	s.Daemon = startFTPAlg(t, l, policy.Policy(s.Server))
+	return s
+}
+
+// meet connects a client to a port, and gives what the server got on another.
+func (s *theatre) meet(to, at uint16) (client, server *control) {
+	s.t.Helper()
+	listener := listen(s.t, s.Lab, Server, netip.AddrPortFrom(Addr(Server, IPv4), at))
+	defer listener.Close()
+	client = newControl(dial(s.t, s.Lab, Client, netip.AddrPortFrom(Addr(Server, IPv4), to)))
+	conn, err := acceptSoon(listener)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	if from := addrPort(conn.RemoteAddr()).Addr(); from != Addr(Client, IPv4) {
+		s.t.Errorf("the server sees %s, not the client", from)
+	}
+	server = newControl(conn)
+	for _, c := range []*control{client, server} {
+		s.t.Cleanup(func() { c.conn.Close() })
+		if err := c.conn.SetDeadline(time.Now().Add(patience)); err != nil {
+			s.t.Fatal(err)
+		}
+	}
+	return client, server
+}
+
+// greet meets on the explicit port and passes the greeting.
+func (s *theatre) greet() (client, server *control) {
+	s.t.Helper()
+	client, server = s.meet(ExplicitPort, ExplicitPort)
+	s.pass(server, client, "220 ready")
+	return client, server
+}
+
+// pass has one end say a line that the other has to hear.
+func (s *theatre) pass(from, to *control, line string) {
+	s.t.Helper()
+	if err := from.PrintfLine("%s", line); err != nil {
+		s.t.Fatal(err)
+	}
+	s.hears(to, line)
+}
+
+// hears fails the test unless an end hears a line next. A line that ends in a star may go on as it likes.
+func (s *theatre) hears(who *control, want string) {
+	s.t.Helper()
+	line, err := who.ReadLine()
+	prefix, open := strings.CutSuffix(want, "*")
+	if err != nil || line != want && !(open && strings.HasPrefix(line, prefix)) {
+		s.t.Fatalf("heard %q, %v, want %q", line, err, want)
+	}
+}
+
+// serverTLS has the server shake hands.
+func (s *theatre) serverTLS(c *control) {
+	s.t.Helper()
+	conn := tls.Server(c.conn, &tls.Config{Certificates: []tls.Certificate{s.pair}})
+	if err := conn.Handshake(); err != nil {
+		s.t.Fatal(err)
+	}
+	*c = *newControl(conn)
+}
+
+// clientTLS has the client shake hands.
+func (s *theatre) clientTLS(c *control) {
+	s.t.Helper()
+	c.upgrade(s.clientConfig(s.t, explicitPASV))
+	if err := c.conn.(*tls.Conn).Handshake(); err != nil {
+		s.t.Fatal(err)
+	}
+}
+
+// Outcome: a server that refuses AUTH is not spoken TLS to; its refusal is the client's, whose session goes on in clear text
+// if the client wants that.
+func TestAUTHRefused(t *testing.T) {
+	s := newTheatre(t, Termination{})
+	for refusal, names := range map[string][]string{
+		"500 what?": {"AUTH TLS", "AUTH SSL"}, "504 not that": {"AUTH TLS", "AUTH SSL"},
+		"431 not now": {"AUTH TLS"}, "534 policy": {"AUTH TLS"}, "421 no": {"AUTH TLS"},
+	} {
+		t.Run(refusal, func(t *testing.T) {
+			mark := s.Daemon.Mark()
+			client, server := s.greet()
+			if err := client.PrintfLine("AUTH TLS"); err != nil {
+				t.Fatal(err)
+			}
+			for _, name := range names {
+				s.hears(server, name)
+				if err := server.PrintfLine("%s", refusal); err != nil {
+					t.Fatal(err)
+				}
+			}
+			s.hears(client, refusal)
+			waitLog(t, s.Daemon, mark, "audit", "auth-refused")
+			if refusal[:3] != "421" {
+				s.pass(client, server, "USER "+User)
+				s.pass(server, client, "331 password")
+			}
+		})
+	}
+}
+
+// Outcome: where the policy says so the client has TLS although its server refuses it, and the log says that.
+func TestAUTHRefusedGoesOn(t *testing.T) {
+	s := newTheatre(t, Termination{Upstream: []string{"auth-refused: plain"}})
+	mark := s.Daemon.Mark()
+	client, server := s.greet()
+	if err := client.PrintfLine("AUTH TLS"); err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range []string{"AUTH TLS", "AUTH SSL"} {
+		s.hears(server, name)
+		if err := server.PrintfLine("502 no"); err != nil {
+			t.Fatal(err)
+		}
+	}
+	s.hears(client, "234 *")
+	s.clientTLS(client)
+	waitLog(t, s.Daemon, mark, "audit", "auth-refused")
+	s.pass(client, server, "USER "+User)
+	s.pass(server, client, "331 password")
+}
+
+// Outcome: what a client sends in clear text behind AUTH, and a server behind 234, is not taken for something said in TLS
+// (injection).
+func TestInjection(t *testing.T) {
+	s := newTheatre(t, Termination{})
+	client, server := s.greet()
+	if _, err := io.WriteString(client.conn, "AUTH TLS\r\nUSER injected\r\nPASS x\r\n"); err != nil {
+		t.Fatal(err)
+	}
+	s.hears(server, "AUTH TLS")
+	if _, err := io.WriteString(server.conn, "234 go ahead\r\n331 injected\r\n230 injected\r\n"); err != nil {
+		t.Fatal(err)
+	}
+	s.serverTLS(server)
+	s.hears(client, "234 *")
+	s.clientTLS(client)
+	s.pass(client, server, "NOOP")
+	s.pass(server, client, "200 the first in TLS")
+}
+
+// Outcome: the same where the gateway speaks AUTH by itself.
+func TestInjectionUpstream(t *testing.T) {
+	s := newTheatre(t, Termination{Upstream: []string{"control: explicit"}})
+	client, server := s.meet(ExplicitPort, ExplicitPort)
+	if err := server.PrintfLine("220 ready"); err != nil {
+		t.Fatal(err)
+	}
+	s.hears(server, "AUTH TLS")
+	if _, err := io.WriteString(server.conn, "234 go ahead\r\n200 injected\r\n200 injected\r\n"); err != nil {
+		t.Fatal(err)
+	}
+	s.serverTLS(server)
+	for _, command := range []string{"PBSZ 0", "PROT P"} {
+		s.hears(server, command)
+		if err := server.PrintfLine("200 ok"); err != nil {
+			t.Fatal(err)
+		}
+	}
+	s.hears(client, "220 ready")
+	s.pass(client, server, "USER "+User)
+	s.pass(server, client, "331 password")
+}
+
+// Outcome: a server whose certificate cannot be verified gets nothing of the session. The client is told in FTP where it can
+// be, and by an alert elsewhere, and the log has it.
+func TestCertificateMismatch(t *testing.T) {
+	s := newTheatre(t, Termination{Upstream: []string{"name: other.example"}})
+	t.Run("explicit", func(t *testing.T) {
+		mark := s.Daemon.Mark()
+		client, server := s.greet()
+		if err := client.PrintfLine("AUTH TLS"); err != nil {
+			t.Fatal(err)
+		}
+		s.hears(server, "AUTH TLS")
+		if err := server.PrintfLine("234 go ahead"); err != nil {
+			t.Fatal(err)
+		}
+		s.refusesCertificate(t, server)
+		s.hears(client, "421 *")
+		waitLog(t, s.Daemon, mark, "audit", "upstream-tls")
+	})
+	t.Run("implicit", func(t *testing.T) {
+		mark := s.Daemon.Mark()
+		client, server := s.meet(ImplicitPort, ImplicitPort)
+		shaken := make(chan error, 1)
+		go func() {
+			client.upgrade(s.clientConfig(t, implicitEPSV))
+			shaken <- client.conn.(*tls.Conn).Handshake()
+		}()
+		s.refusesCertificate(t, server)
+		if err := <-shaken; err == nil || !strings.Contains(err.Error(), "remote error: tls") {
+			t.Errorf("the client got %v, want an alert", err)
+		}
+		waitLog(t, s.Daemon, mark, "session ended", "upstream-tls")
+	})
+}
+
+// refusesCertificate has the server shake hands with one who refuses its certificate.
+func (s *theatre) refusesCertificate(t *testing.T, c *control) {
+	t.Helper()
+	conn := tls.Server(c.conn, &tls.Config{Certificates: []tls.Certificate{s.pair}})
+	heard, err := io.ReadAll(conn)
+	var alert *net.OpError
+	if !errors.As(err, &alert) || alert.Op != "remote error" || len(heard) > 0 {
+		t.Errorf("the server heard %q, %v, want an alert", heard, err)
+	}
+}
+
+// Outcome: clients without a certificate of the policy's CA do not get in where it asks for one; ftpalg shows its own to a
+// server that asks.
+func TestClientCertificates(t *testing.T) {
+	cert, key, err := newCertificate()
+	if err != nil {
+		t.Fatal(err)
+	}
+	dir := t.TempDir()
+	certFile, keyFile := filepath.Join(dir, "client.pem"), filepath.Join(dir, "client.key")
+	if err := errors.Join(os.WriteFile(certFile, cert, 0o644), os.WriteFile(keyFile, key, 0o600)); err != nil {
+		t.Fatal(err)
+	}
+	pair, err := tls.X509KeyPair(cert, key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := newTheatre(t, Termination{
+		Upstream: []string{"certificate: " + certFile, "key: " + keyFile}, Rule: []string{"tls: {client-ca: " + certFile + "}"},
+	})
+	for name, shown := range map[string][]tls.Certificate{"with": {pair}, "without": nil, "another": {s.pair}} {
+		t.Run(name, func(t *testing.T) {
+			client, server := s.meet(ImplicitPort, ImplicitPort)
+			config := s.clientConfig(t, implicitEPSV)
+			config.Certificates = shown
+			client.upgrade(config)
+			conn := tls.Server(server.conn, &tls.Config{Certificates: []tls.Certificate{s.pair}, ClientAuth: tls.RequireAnyClientCert})
+			go func() {
+				if conn.Handshake() == nil {
+					fmt.Fprint(conn, "220 ready\r\n")
+				}
+			}()
+			line, err := client.ReadLine() // a client of TLS 1.3 learns only now what became of its certificate
+			if (err == nil) != (name == "with") {
+				t.Fatalf("the client got %q, %v", line, err)
+			}
+			if err != nil {
+				return
+			}
+			if got := conn.ConnectionState().PeerCertificates; len(got) != 1 || !bytes.Equal(got[0].Raw, pair.Certificate[0]) {
+				t.Error("the server was shown another certificate")
+			}
+		})
+	}
+}
+
+// Outcome: ftpalg does not start with a key that others may read.
+func TestKeyFilePermissions(t *testing.T) {
+	s := newTheatre(t, Termination{})
+	if err := os.Chmod(s.Server.Key, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	policy := s.Lab.Path("policy.yaml")
+	mark := s.Daemon.Mark()
+	if err := s.Daemon.Reload(); err != nil {
+		t.Fatal(err)
+	}
+	event := waitLog(t, s.Daemon, mark, "policy not reloaded; the old one stays in force", "")
+	if !strings.Contains(event.Line, s.Server.Key) {
+		t.Errorf("the log does not name the file: %s", event.Line)
+	}
+	s.securely(t) // the old key is still in use
+	if err := s.Daemon.Stop(); err != nil {
+		t.Fatal(err)
+	}
+	binary, err := buildDaemon()
+	if err != nil {
+		t.Fatal(err)
+	}
+	out, err := s.Lab.Run(t.Context(), Gateway, binary, "run", "--policy", policy, "--socket", s.Lab.Path("second.sock"))
+	if err == nil || !strings.Contains(out, s.Server.Key) || !strings.Contains(out, "0644") {
+		t.Errorf("ftpalg run: %v, %s", err, out)
+	}
+}
+
+// securely has a session taken into TLS.
+func (s *theatre) securely(t *testing.T) {
+	t.Helper()
+	client, server := s.greet()
+	if err := client.PrintfLine("AUTH TLS"); err != nil {
+		t.Fatal(err)
+	}
+	s.hears(server, "AUTH TLS")
+	if err := server.PrintfLine("234 go ahead"); err != nil {
+		t.Fatal(err)
+	}
+	s.serverTLS(server)
+	s.hears(client, "234 *")
+	s.clientTLS(client)
+	s.pass(client, server, "NOOP")
+	s.pass(server, client, "200 ok")
+}
+
+// Outcome: whoever drips, or says nothing where TLS is due, is cut off in time, and so is a handshake over the limit.
+func TestSlowHandshakes(t *testing.T) {
+	s := newTheatre(t, Termination{Limits: []string{"handshake-timeout: 1s", "handshakes: 3"}})
+	hello := []byte{22, 3, 1, 2, 0, 1, 0, 1, 252, 3, 3}
+	mark := s.Daemon.Mark()
+	client, server := s.greet()
+	if err := client.PrintfLine("AUTH TLS"); err != nil {
+		t.Fatal(err)
+	}
+	s.hears(server, "AUTH TLS")
+	if err := server.PrintfLine("234 go ahead"); err != nil {
+		t.Fatal(err)
+	}
+	s.serverTLS(server)
+	s.hears(client, "234 *")
+	start := time.Now()
+	for i := 0; ; i = (i + 1) % len(hello) {
+		if _, err := client.conn.Write(hello[i : i+1]); err != nil {
+			break // it is over
+		}
+		if line, err := hear(client.conn, 1, 100*time.Millisecond); err != nil && !errors.Is(err, os.ErrDeadlineExceeded) {
+			break
+		} else if line != "" {
+			t.Fatalf("the dripping client heard %q", line)
+		}
+		if time.Since(start) > patience {
+			t.Fatal("a client that drips is still there")
+		}
+	}
+	waitLog(t, s.Daemon, mark, "session ended", "client-tls")
+	if _, err := server.ReadLine(); err == nil {
+		t.Error("its server is still spoken to")
+	}
+}
+
+// Outcome: a data connection whose TLS fails ends with the server's own reply, and the session lives; so does one without
+// TLS where it is due.
+func TestFailedDataHandshake(t *testing.T) {
+	for _, kind := range Servers {
+		t.Run(kind.Name, func(t *testing.T) {
+			s := opened(t, kind, Termination{Rule: []string{"data: relay"}})
+			s.write(t, "down.bin", contents)
+			c := s.connect(t, explicitPASV)
+			raw := c.openRaw("RETR down.bin")
+			if _, err := io.WriteString(raw, "this is no TLS\r\n"); err != nil {
+				t.Fatal(err)
+			}
+			if code, text := c.final(); code < 400 {
+				t.Errorf("clear text where TLS is due: %d %s", code, text)
+			}
+			raw = c.openRaw("RETR down.bin")
+			raw.Close()
+			if code, text := c.final(); code < 400 {
+				t.Errorf("closed before the handshake: %d %s", code, text)
+			}
+			if got, code := c.get("RETR down.bin"); code != 226 || !bytes.Equal(got, contents) {
+				t.Errorf("afterwards: %d, %d bytes", code, len(got))
+			}
+		})
+	}
+}
+
+// Outcome: an upload that is cut off, by an end of the connection without close_notify or by a reset, does not look complete
+// to a server without TLS.
+func TestTruncatedUpload(t *testing.T) {
+	s := opened(t, Servers[0].with(Setup{NoTLS: true}), Termination{Upstream: []string{"control: plain"}})
+	c := s.connect(t, explicitPASV)
+	for name, cut := range map[string]func(*net.TCPConn) error{
+		"FIN":   (*net.TCPConn).CloseWrite,
+		"reset": func(raw *net.TCPConn) error { return errors.Join(raw.SetLinger(0), raw.Close()) },
+	} {
+		before := s.Server.transfers(Addr(Client, IPv4))
+		raw := c.openRaw("STOR up.bin").(*net.TCPConn)
+		if _, err := tls.Client(raw, c.config).Write(contents); err != nil {
+			t.Fatal(err)
+		}
+		if err := cut(raw); err != nil {
+			t.Fatal(err)
+		}
+		if code, text := c.final(); code < 400 {
+			t.Errorf("%s: %d %s", name, code, text)
+		}
+		if n := s.Server.transfers(Addr(Client, IPv4)); n != before {
+			t.Errorf("%s: the server takes it for complete", name)
+		}
+	}
+	if code, err := c.put("STOR up.bin", contents); code != 226 || err != nil {
+		t.Errorf("a whole one: %d, %v", code, err)
+	}
+}
+
+// Outcome: a server that has sent everything and says so before its data connection was even accepted here: the client gets
+// all of it all the same.
+func TestReplyBeforeData(t *testing.T) {
+	s := newTheatre(t, Termination{Rule: []string{"data: relay"}})
+	client, server := s.greet()
+	for round := range 100 {
+		port := ClientPorts.First + uint16(round)
+		at := netip.AddrPortFrom(Addr(Client, IPv4), port)
+		s.pass(client, server, fmt.Sprintf("PORT 192,0,2,2,%d,%d", port>>8, port&0xff))
+		s.pass(server, client, "200 ok")
+		s.pass(client, server, "RETR a")
+		listener := listen(t, s.Lab, Client, at)
+		data := dial(t, s.Lab, Server, at)
+		_, err := io.WriteString(data, "contents")
+		if err := errors.Join(err, data.Close(), server.PrintfLine("150 here it comes\r\n226 done")); err != nil {
+			t.Fatal(err)
+		}
+		got, err := acceptSoon(listener)
+		if err != nil {
+			t.Fatalf("round %d: %v", round, err)
+		}
+		if text, err := io.ReadAll(got); err != nil || string(text) != "contents" {
+			t.Fatalf("round %d: %q, %v", round, text, err)
+		}
+		s.hears(client, "150 here it comes")
+		s.hears(client, "226 done")
+		got.Close()
+		listener.Close()
+	}
+}
