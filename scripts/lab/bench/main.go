@@ -65,7 +65,8 @@ type extent struct {
 	handshakeRounds, handshakes               int // by each of several clients
 	terminatedRounds, terminated              int // the same, of sessions
 	realRounds, real                          int // the same, against vsftpd
-	relayRounds, relayMebibytes               int
+	relayRounds, spliceRounds, directRounds   int
+	relayMebibytes                            int
 }
 
 // full takes some minutes, short well below one.
@@ -76,8 +77,8 @@ var (
 		bulkRounds: 30, mebibytes: 512, expectations: 5000,
 		memory: []int{10_000, 100_000}, costs: []int{1, 100, 10_000, 100_000},
 		costRounds: 20, costCommands: 20_000, allocationsRuns: 1000, floodSYNs: 20_000,
-		idle: 2000, handshakeRounds: 8, handshakes: 15, terminatedRounds: 8, terminated: 8, realRounds: 3, real: 3,
-		relayRounds: 10, relayMebibytes: 256,
+		idle: 2000, handshakeRounds: 6, handshakes: 10, terminatedRounds: 6, terminated: 8, realRounds: 3, real: 3,
+		relayRounds: 8, spliceRounds: 10, directRounds: 30, relayMebibytes: 256,
 	}
 	short = extent{
 		controlRounds: 6, commands: 50,
@@ -86,7 +87,7 @@ var (
 		memory: []int{1000}, costs: []int{1, 1000},
 		costRounds: 3, costCommands: 1000, allocationsRuns: 100, floodSYNs: 1000,
 		idle: 50, handshakeRounds: 2, handshakes: 2, terminatedRounds: 2, terminated: 1, realRounds: 1, real: 1,
-		relayRounds: 2, relayMebibytes: 16,
+		relayRounds: 2, spliceRounds: 2, directRounds: 2, relayMebibytes: 16,
 	}
 )
 

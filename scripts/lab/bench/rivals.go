@@ -138,9 +138,10 @@ func (g *gateway) modProxied(ctx context.Context, p programs) error {
 
 // haProxyConfig passes everything through that comes to the implicit port or to a passive one, to the same port of the
 // server, with TLS on both sides. One listener has all the ports, so that data connections resume the control connection's
-// session.
+// session. Its buffer is ftpalg's, which is larger than its own default and costs it a little less.
 const haProxyConfig = `global
   maxconn 8000
+  tune.bufsize 65536
   ssl-default-bind-options ssl-min-ver TLSv1.3
   ssl-default-bind-ciphersuites TLS_AES_128_GCM_SHA256
   ssl-default-bind-curves X25519

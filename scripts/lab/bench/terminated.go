@@ -72,10 +72,7 @@ func (r *rates) cost(format string, unit time.Duration) (cells [ways]string) {
 	return cells
 }
 
-// costOf gives one way's cost as a number of nanoseconds.
-func (r *rates) costOf(way int) float64 { return float64(r.used[way]) / r.work[way] }
-
-// pace runs rounds of work on some gateways. It is the same amount on all of them, unless f says otherwise.
+// pace runs rounds of work on some gateways, the same amount on each.
 func pace(ctx context.Context, gateways []*gateway, rounds int, amount float64, f func(g *gateway) error) (*rates, error) {
 	r := &rates{}
 	err := interleave(ctx, gateways, rounds, func(g *gateway) error {
@@ -103,15 +100,17 @@ func (g *gateway) processorTime() (time.Duration, error) {
 	return processorTime(g.proc.PID())
 }
 
-// atOnce is how many clients there are at a time: enough to keep all processors busy.
-const atOnce = 8
+// How many clients there are at a time: enough to keep all processors busy, and enough to do so where each waits a lot.
+const (
+	atOnce = 8
+	crowd  = 32
+)
 
 // dialects of FTPS as clients use it.
 var (
 	explicitTLS = dialect{port: benchPort, auth: true, private: true}
 	implicitTLS = dialect{port: implicitPort, implicit: true, private: true}
 	realTLS     = dialect{port: 21, auth: true, private: true}
-	explicitRaw = dialect{port: benchPort, auth: true}
 )
 
 // repeat runs f by several clients at a time, each so many times.
