@@ -1,13 +1,16 @@
 package replay
 
 import (
+	"bytes"
 	"encoding/binary"
 	"slices"
+	"strings"
 	"testing"
 
 	"github.com/google/gopacket/layers"
 
 	"ftpalg/alg"
+	"ftpalg/policy"
 )
 
 // TestDisorder: what several interfaces or receive queues bring in the wrong order is put right.
@@ -156,4 +159,36 @@ func fragment6(p []byte, from, to int, more bool) []byte {
 	f[6] = ipv6HopByHop
 	binary.BigEndian.PutUint16(f[4:], uint16(len(f)-ipv6Header))
 	return f
+}
+
+// TestDenied: a control connection that the policy does not allow is told once, whatever is said in it, and a refusal
+// always has a session and a text.
+func TestDenied(t *testing.T) {
+	const text = `version: 1
+servers:
+  - name: files
+    addresses: [198.51.100.2]
+  - name: another
+    addresses: [203.0.113.2]
+rules:
+  - name: nobody to files
+    to: files
+    action: deny
+`
+	p, err := policy.Parse("policy.yaml", []byte(text))
+	if err != nil {
+		t.Fatal(err)
+	}
+	lines := []string{"S: 220 ready", "C: USER lab", "S: 331 password", "C: PASV", "S: 227 (198,51,100,2,195,80)"}
+	for _, server := range []string{"198.51.100.2:21", "198.51.100.2:2121"} {
+		var out bytes.Buffer
+		file := rawFile(newTalk(t, "192.0.2.2:40000", server).open().say(lines...).packets)
+		if err := Run(bytes.NewReader(file), p, JSON(&out)); err != nil {
+			t.Error(err)
+		}
+		want := `"session":0,"client":"192.0.2.2:40000","server":"` + server + `","reason":"policy-denied","text":""}`
+		if got := out.String(); strings.Count(got, `"deny"`) != 1 || !strings.Contains(got, want) {
+			t.Errorf("got %s\nwant one refusal, %s", got, want)
+		}
+	}
 }

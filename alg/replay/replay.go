@@ -10,6 +10,7 @@ import (
 	"slices"
 	"time"
 
+	"ftpalg/alg"
 	"ftpalg/alg/audit"
 	"ftpalg/alg/inspect"
 	"ftpalg/conntrack"
@@ -29,6 +30,7 @@ func Run(r io.Reader, p *policy.Policy, report func(audit.Event)) error {
 		policy: p, decoder: nfq.NewDecoder(), tcp: map[inspect.Key]*connection{},
 		fragments: fragments{open: map[datagram]*pieces{}},
 	}
+	c.report = report
 	c.inspector = inspect.New(inspect.Options{Policy: p, Conntrack: c, Report: report, Lossy: true})
 	for n := 1; ; n++ {
 		f, err := file.next()
@@ -85,6 +87,7 @@ type capture struct {
 	policy    *policy.Policy
 	decoder   *nfq.Decoder
 	inspector *inspect.Inspector
+	report    func(audit.Event)
 	tcp       map[inspect.Key]*connection
 	waiting   []*connection // with segments that wait
 	segment   nfq.Segment
@@ -95,6 +98,7 @@ type capture struct {
 type connection struct {
 	key     inspect.Key
 	control bool
+	denied  bool   // a control connection that the policy does not allow
 	begun   bool   // its SYN was seen
 	isn     uint32 // and had this sequence number
 	spoke   bool   // a segment with payload was seen
@@ -149,6 +153,8 @@ func (c *capture) packet(at time.Time, seg *nfq.Segment) {
 	c.recognise(at, conn, fromClient, seg)
 	conn.spoke = conn.spoke || len(seg.Payload) > 0
 	switch {
+	case conn.denied: // nothing of it would have gone on
+		c.close(at, conn, fromClient, seg)
 	case conn.control:
 		c.order(at, conn, fromClient, seg)
 	case c.isSYN(seg):
@@ -196,15 +202,21 @@ func (c *capture) recognise(at time.Time, conn *connection, fromClient bool, seg
 	if conn.control {
 		return
 	}
-	switch {
-	case c.policy.IsControlPort(conn.key.Server):
-		conn.control = true
-		if seg.Flags&nfq.SYN == 0 {
-			c.inspector.Resume(at, conn.key, 0)
-		}
-	case !fromClient && !conn.spoke && greets(seg.Payload) && !mailPort(conn.key.Server):
-		conn.control = true
+	known := c.policy.IsControlPort(conn.key.Server)
+	greeted := !fromClient && !conn.spoke && greets(seg.Payload) && !mailPort(conn.key.Server)
+	if !known && !greeted {
+		return
+	}
+	conn.control = true
+	switch why := alg.Admit(c.policy.Decide(conn.key.Client.Addr(), conn.key.Server)); {
+	case why == alg.PolicyDenied:
+		// Told once: the inspector would do so for every packet.
+		conn.denied = true
+		c.report(audit.Event{Time: at, Kind: audit.EventDeny, Reason: why, From: conn.key.Client, To: conn.key.Server})
+	case greeted && !known:
 		c.inspector.Begin(at, conn.key)
+	case seg.Flags&nfq.SYN == 0:
+		c.inspector.Resume(at, conn.key, 0)
 	}
 }
 

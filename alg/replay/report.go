@@ -16,7 +16,7 @@ import (
 type Record struct {
 	Event   string    `json:"event"`
 	Time    time.Time `json:"time"`
-	Session uint64    `json:"session,omitempty"`
+	Session uint64    `json:"session"`           // 0 for what belongs to none
 	Mode    string    `json:"mode,omitempty"`    // of a pinhole: PASV, EPSV, PORT, EPRT or JIT
 	From    string    `json:"from,omitempty"`    // of a pinhole: the address that may connect
 	To      string    `json:"to,omitempty"`      // and the address and port that it may connect to
@@ -26,7 +26,7 @@ type Record struct {
 	Data    string    `json:"data,omitempty"`    // of data connections: clear, tls or unknown
 	User    string    `json:"user,omitempty"`
 	Reason  string    `json:"reason,omitempty"`
-	Text    string    `json:"text,omitempty"` // wire text, secrets taken out
+	Text    *string   `json:"text,omitempty"` // wire text, secrets taken out; a refusal always has one
 }
 
 // NewRecord gives the record of an event.
@@ -45,7 +45,9 @@ func NewRecord(e audit.Event) Record {
 	case audit.EventSession:
 		r.Client, r.Server = address(e.From), address(e.To)
 	default:
-		r.Text = e.Text
+		if e.Text != "" || e.Kind == audit.EventDeny {
+			r.Text = &e.Text
+		}
 		if e.Session == 0 {
 			r.Client, r.Server = address(e.From), address(e.To)
 		}
@@ -94,8 +96,8 @@ func (r Record) details() string {
 	if r.Client != "" {
 		s = r.Client + " → " + r.Server + "  " + s
 	}
-	if r.Text != "" {
-		s += "  " + strconv.Quote(r.Text)
+	if r.Text != nil && *r.Text != "" {
+		s += "  " + strconv.Quote(*r.Text)
 	}
 	return s
 }

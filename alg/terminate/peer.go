@@ -13,6 +13,9 @@ import (
 const (
 	// writeTimeout bounds the wait for a peer that does not read.
 	writeTimeout = 30 * time.Second
+	// lingerTimeout and maxDrain bound what a peer can still say when its session is over.
+	lingerTimeout = 3 * time.Second
+	maxDrain      = 64 << 10
 	// closeTimeout bounds the wait for the rest of a peer's close_notify.
 	closeTimeout = 10 * time.Second
 )
@@ -118,11 +121,18 @@ func (p *peer) certificate() *x509.Certificate {
 	return nil
 }
 
-// close says goodbye in TLS, if there is any, and closes the connection.
-func (p *peer) close() {
+// goodbye says that we are done, in TLS if there is any. The peer may still be speaking: see drain.
+func (p *peer) goodbye() {
 	if p.tls != nil {
-		_ = p.tls.Close() // closes tcp; an error means that the peer is gone
-		return
+		_ = p.tls.CloseWrite() // here and below an error means that the peer is gone
 	}
+	_ = p.tcp.CloseWrite()
+	_ = p.tcp.SetReadDeadline(time.Now().Add(lingerTimeout))
+}
+
+// drain reads what the peer says behind our goodbye, and closes the connection. To close it with something unread would be
+// a reset, which may overtake our last words and leaves conntrack in doubt.
+func (p *peer) drain() {
+	_, _ = io.Copy(io.Discard, io.LimitReader(p.tcp, maxDrain))
 	_ = p.tcp.Close()
 }

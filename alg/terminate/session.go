@@ -97,8 +97,10 @@ func (s *session) run(ctx context.Context) {
 		s.dialogue.serverLine(time.Now(), l)
 	}
 	s.mu.Unlock()
-	s.gateway.running.Go(s.readServer)
+	var reader sync.WaitGroup
+	reader.Go(s.readServer)
 	s.readClient()
+	reader.Wait()
 }
 
 // failure names what kept a session from beginning.
@@ -149,6 +151,7 @@ func (s *session) greetingTimeout() time.Duration {
 // readServer takes the server's lines.
 func (s *session) readServer() {
 	server := s.peers[alg.Server]
+	defer server.drain()
 	for {
 		l, err := server.next(s.serverDeadline())
 		s.mu.Lock()
@@ -190,6 +193,7 @@ func (s *session) patient() bool {
 // readClient takes the client's lines, each when it can be answered.
 func (s *session) readClient() {
 	client := s.peers[alg.Client]
+	defer client.drain()
 	for s.prepareClient() {
 		l, err := client.next(time.Now().Add(s.policy.Limits.IdleTimeout))
 		s.mu.Lock()
@@ -239,7 +243,7 @@ func (s *session) lost(err error) {
 	s.end(audit.Event{Kind: audit.EventEnd, Reason: why})
 }
 
-// end ends the session: both readers stop.
+// end ends the session: both readers stop when they have heard the rest.
 func (s *session) end(e audit.Event) {
 	if s.over {
 		return
@@ -251,7 +255,7 @@ func (s *session) end(e audit.Event) {
 	s.turn.Broadcast()
 	for _, p := range s.peers {
 		if p != nil {
-			p.close()
+			p.goodbye()
 		}
 	}
 }
@@ -278,10 +282,9 @@ func (s *session) close() {
 	s.abandonPromise()
 	for _, p := range s.peers {
 		if p != nil {
-			p.close()
+			_ = p.tcp.Close() // it may be closed already
 		}
 	}
-	s.turn.Broadcast()
 }
 
 // turnAway ends a connection whose session cannot be, with a reply where the client can read one and else with an alert.
@@ -289,7 +292,8 @@ func (s *session) turnAway(why alg.Reason) {
 	client := s.peers[alg.Client]
 	if !s.implicit {
 		_ = client.send([]byte(why.Reply() + "\r\n")) // it is told if it listens
-		client.close()
+		client.goodbye()
+		client.drain()
 		return
 	}
 	_ = s.gateway.handshake(s.policy.Limits.Handshakes, func() error {
@@ -299,7 +303,8 @@ func (s *session) turnAway(why alg.Reason) {
 			}})
 		})
 	})
-	client.close()
+	client.goodbye()
+	client.drain()
 }
 
 // send, secure, unsecure, hangUp and report are what the dialogue acts with.
