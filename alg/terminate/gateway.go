@@ -40,6 +40,8 @@ type Certificates interface {
 const (
 	// ticketLife is how long a key for tickets is used: TLS 1.2 has no secrecy beyond it (RFC 5077 section 5.5).
 	ticketLife = 24 * time.Hour
+	// timeWait is how long the kernel keeps the socket of a connection that it closed first (TCP_TIMEWAIT_LEN).
+	timeWait = time.Minute
 	// maxInsisting bounds what is remembered of servers that insist on session reuse.
 	maxInsisting = 1024
 	// acceptPause is the wait after a failed accept, most likely for want of descriptors.
@@ -68,6 +70,7 @@ type Gateway struct {
 	perClient map[netip.Addr]int
 	doors     map[door]*promise
 	insisting map[netip.Addr]bool // servers seen to insist on session reuse
+	relayed   map[hosts]time.Time // when a data connection between two hosts was relayed last
 	running   sync.WaitGroup
 }
 
@@ -79,6 +82,9 @@ type inForce struct {
 	since   time.Time
 }
 
+// hosts are a client and a server.
+type hosts struct{ client, server netip.Addr }
+
 // door is where a data connection comes from and goes to.
 type door struct {
 	from netip.Addr
@@ -89,7 +95,7 @@ type door struct {
 func New(o Options) *Gateway {
 	g := &Gateway{
 		Options: o, sessions: map[*session]struct{}{}, perClient: map[netip.Addr]int{},
-		doors: map[door]*promise{}, insisting: map[netip.Addr]bool{},
+		doors: map[door]*promise{}, insisting: map[netip.Addr]bool{}, relayed: map[hosts]time.Time{},
 	}
 	g.SetPolicy(o.Policy, o.Certificates)
 	return g
@@ -230,4 +236,21 @@ func (g *Gateway) insists(server netip.Addr) bool {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	return g.insisting[server]
+}
+
+// noteRelayed notes that a data connection between two hosts is, or was until now, relayed.
+func (g *Gateway) noteRelayed(h hosts) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.relayed[h] = time.Now()
+}
+
+// relayedLately says whether a socket of a relayed data connection between two hosts may still wait for stragglers. The
+// kernel finds it before all rules (early demultiplexing), and drops what it would forward: a direct data connection between
+// the same ports.
+func (g *Gateway) relayedLately(h hosts) bool {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	last, ok := g.relayed[h]
+	return ok && time.Since(last) < timeWait
 }

@@ -5,6 +5,7 @@ import (
 	"crypto/tls"
 	"errors"
 	"fmt"
+	"maps"
 	"net"
 	"sync"
 	"time"
@@ -46,7 +47,7 @@ func (s *session) relays() bool {
 		return false
 	}
 	client, server := s.dialogue.side[alg.Client].data, s.dialogue.side[alg.Server].data
-	return client != server || s.rule.MaxSize > 0 || s.rule.TLS.RequireReuse ||
+	return client != server || s.rule.MaxSize > 0 || s.rule.TLS.RequireReuse || s.gateway.relayedLately(s.hosts()) ||
 		client == alg.TLS && (s.target.Upstream.SessionReuse || !s.tickets.alike || s.gateway.insists(s.server.Addr()))
 }
 
@@ -98,6 +99,9 @@ func (s *session) abandonPromise() {
 		s.promise = nil
 	}
 }
+
+// hosts are who the data connections are between.
+func (s *session) hosts() hosts { return hosts{s.client.Addr(), s.server.Addr()} }
 
 // tuple is the client's connection as conntrack knows it.
 func (s *session) tuple() conntrack.Tuple { return conntrack.Tuple{Src: s.client, Dst: s.server} }
@@ -254,13 +258,15 @@ func (g *Gateway) take(d door) *promise {
 	return n
 }
 
-// Expire forgets the pinholes that the kernel let lapse, and renews the key for tickets. Call it every second.
+// Expire forgets the pinholes that the kernel let lapse and what else is too old, and renews the key for tickets. Call it
+// every second.
 func (g *Gateway) Expire(now time.Time) {
 	if f := g.inForce.Load(); now.Sub(f.since) > ticketLife {
 		g.SetPolicy(f.policy, f.certs)
 	}
 	var lapsed []*promise
 	g.mu.Lock()
+	maps.DeleteFunc(g.relayed, func(_ hosts, last time.Time) bool { return now.Sub(last) > timeWait })
 	for _, n := range g.doors {
 		if now.After(n.until) {
 			lapsed = append(lapsed, n)
@@ -294,6 +300,8 @@ func (g *Gateway) data(ctx context.Context, c *net.TCPConn, d door) {
 		return
 	}
 	n.used()
+	g.noteRelayed(n.session.hosts())
+	defer g.noteRelayed(n.session.hosts())
 	defer n.settle()
 	if err := n.carry(ctx, c); err != nil {
 		n.session.report(audit.Event{

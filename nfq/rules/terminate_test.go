@@ -266,10 +266,52 @@ func dataPaths(t *testing.T, h hosts, p proxy, server net.Listener) {
 			t.Fatal(err)
 		}
 		c := open()
-		talk(t, c, p.accept(t, c.LocalAddr().String(), x.To.String()))
+		held := p.accept(t, c.LocalAddr().String(), x.To.String())
+		talk(t, c, held)
 		talk(t, dialAs(t, way.from, x.To.String()), accept(t, way.l)) // the relay's other side
 		if _, err := dial(t, way.near, way.from.String(), x.To.String(), 300*time.Millisecond); !os.IsTimeout(err) {
 			t.Errorf("%s: a data connection that is not expected: %v, want silence", way.name, err)
+		}
+		// Direct again, between the very ports: the relay's socket waits for stragglers, and must not get these packets.
+		// (With early demultiplexing the kernel finds it before all rules, and drops what it would forward.)
+		noEarlyDemux(t)
+		held.Close()
+		if err := errors.Join(ct.SetMark(master, 0, DefaultTerminate.Relay), ct.Expect(x)); err != nil {
+			t.Fatal(err)
+		}
+		talk(t, reachAgain(t, way.near, c, x.To.String()), accept(t, way.l))
+	}
+}
+
+// noEarlyDemux has the kernel look for sockets behind the rules only.
+func noEarlyDemux(t *testing.T) {
+	t.Helper()
+	if err := os.WriteFile("/proc/sys/net/ipv4/tcp_early_demux", []byte("0"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// reachAgain closes a connection whose peer has closed it first, and dials from its port again.
+func reachAgain(t *testing.T, name string, before net.Conn, to string) net.Conn {
+	t.Helper()
+	_ = before.SetReadDeadline(time.Now().Add(patience))
+	if _, err := before.Read(make([]byte, 1)); err == nil {
+		t.Fatal("the connection is not over")
+	}
+	local := before.LocalAddr()
+	before.Close()
+	for end := time.Now().Add(patience); ; {
+		var again net.Conn
+		var err error
+		lab.Inside(t, name, func() {
+			again, err = (&net.Dialer{LocalAddr: local, Timeout: patience}).Dial("tcp", to)
+		})
+		switch {
+		case err == nil:
+			t.Cleanup(func() { again.Close() })
+			return again
+		case !errors.Is(err, unix.EADDRINUSE) || time.Now().After(end): // its own FIN is not acknowledged yet
+			t.Fatal(err)
 		}
 	}
 }
@@ -281,24 +323,8 @@ func addrPort(a net.Addr) netip.AddrPort { return a.(*net.TCPAddr).AddrPort() }
 func portAgain(t *testing.T, h hosts, p proxy) {
 	near, held := terminated(t, h, p)
 	held.Close() // the gateway closes first
-	_ = near.SetReadDeadline(time.Now().Add(patience))
-	if _, err := near.Read(make([]byte, 1)); err == nil {
-		t.Fatal("the connection is not over")
-	}
-	local := near.LocalAddr()
-	near.Close()
-	var again net.Conn
-	for end := time.Now().Add(patience); again == nil; {
-		var err error
-		lab.Inside(t, "client", func() {
-			again, err = (&net.Dialer{LocalAddr: local, Timeout: patience}).Dial("tcp", port(h.server, 21))
-		})
-		if err != nil && (!errors.Is(err, unix.EADDRINUSE) || time.Now().After(end)) { // its own FIN is not acknowledged yet
-			t.Fatal(err)
-		}
-	}
-	defer again.Close()
-	talk(t, again, p.accept(t, local.String(), port(h.server, 21)))
+	again := reachAgain(t, "client", near, port(h.server, 21))
+	talk(t, again, p.accept(t, near.LocalAddr().String(), port(h.server, 21)))
 	raw, err := again.(*net.TCPConn).SyscallConn()
 	if err != nil {
 		t.Fatal(err)
