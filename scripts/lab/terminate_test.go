@@ -71,6 +71,7 @@ func (s *Stage) connectWith(t *testing.T, scenario Scenario, config *tls.Config)
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { c.conn.Close() })
+	do(t, c, 200, "TYPE I")
 	return &ftpClient{control: c, t: t, stage: s, scenario: scenario, config: config}
 }
 
@@ -251,6 +252,7 @@ func TestTerminatedWrongTicket(t *testing.T) {
 			mine.config = other.config
 			data := mine.open("RETR down.bin").(*tls.Conn)
 			_, _ = io.ReadAll(data) // the reply tells
+			data.Close()
 			if data.ConnectionState().DidResume {
 				t.Error("another control connection's session was resumed")
 			}
@@ -306,6 +308,7 @@ func TestTerminatedRules(t *testing.T) {
 		}
 		waitLog(t, s.Daemon, mark, "deny", reason)
 	}
+	do(t, c.control, 257, "PWD") // so that a path rule can tell what is meant
 	if got, code := c.get("RETR down.bin"); code != 226 || !bytes.Equal(got, contents) {
 		t.Errorf("what is allowed: %d, %d bytes", code, len(got))
 	}
@@ -396,7 +399,7 @@ func TestLoginFailures(t *testing.T) {
 	if line, err := c.ReadLine(); err == nil {
 		t.Errorf("the session goes on: %q", line)
 	}
-	waitLog(t, s.Daemon, mark, "deny", "login-limit")
+	waitLog(t, s.Daemon, mark, "session ended", "login-limit")
 }
 
 // Outcome: a transfer is given up by ABOR, with and without TCP urgent data, and by closing the data connection; the session
