@@ -19,7 +19,7 @@ import (
 // the same, and so is the cache.
 func (s *session) secureServer() error {
 	config := s.certs.Upstream(s.target, s.server.Addr()).Clone()
-	config.ClientSessionCache = tls.NewLRUClientSessionCache(1)
+	config.ClientSessionCache = keptSession{tls.NewLRUClientSessionCache(1)}
 	s.tickets.upstream = config
 	err := s.handshakeControl(alg.Server, func(c net.Conn) *tls.Conn { return tls.Client(c, config) })
 	if err != nil {
@@ -47,6 +47,17 @@ func (s *session) secureClient() error {
 	s.tickets.alike = hello.shown != nil && peer != nil && slices.Equal(hello.shown.Certificate[0], peer.Raw) &&
 		hello.oldest <= server.tls.ConnectionState().Version
 	return nil
+}
+
+// keptSession is a cache that forgets no session. crypto/tls drops one whose handshake failed, but that is most often the
+// doing of the other half of a data connection, and a server that insists on the session would take none afterwards.
+type keptSession struct{ tls.ClientSessionCache }
+
+// Put implements tls.ClientSessionCache.
+func (k keptSession) Put(key string, s *tls.ClientSessionState) {
+	if s != nil {
+		k.ClientSessionCache.Put(key, s)
+	}
 }
 
 func (s *session) handshakeControl(side alg.Side, over func(net.Conn) *tls.Conn) error {
