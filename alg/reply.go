@@ -56,6 +56,8 @@ var replyCodes = [reasonCount]int{
 	TooLarge:          552,
 	ReuseRequired:     522,
 	ProtectionDiffers: 425,
+	// RFC 959 section 4.2.2: 426 is a transfer whose connection was closed.
+	DataFailed: 426,
 }
 
 // refused stands between a reply's code and the reason.

@@ -25,7 +25,7 @@ func TestReplies(t *testing.T) {
 	reply := regexp.MustCompile(`^[45][0-5][0-9] Refused by the gateway: [a-z-]+$`)
 	for r := range reasonCount {
 		got := r.Reply()
-		refuses := ForeignAddress <= r && r <= GatewayStopped || r == OutsideRange || ProtectionDiffers <= r && r <= TooLarge
+		refuses := ForeignAddress <= r && r <= GatewayStopped || r == OutsideRange || ProtectionDiffers <= r && r <= DataFailed
 		if refuses != (got != "") || refuses && !reply.MatchString(got) {
 			t.Errorf("%v: %q", r, got)
 		}

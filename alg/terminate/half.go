@@ -113,12 +113,14 @@ func (r *relay) move(from alg.Side, limit int64) error {
 		}
 		most := int64(chunk)
 		if limit > 0 {
-			most = min(most, limit-moved+1)
+			most = min(most, limit-moved)
 		}
 		n, err := copyN(dst, src, most)
-		moved += n
+		if moved += n; err == nil && limit > 0 && moved == limit {
+			err = src.atEnd()
+		}
 		switch {
-		case limit > 0 && moved > limit:
+		case errors.Is(err, errTooLarge):
 			return r.tooLarge(from)
 		case errors.Is(err, io.EOF):
 			r.ended(src, dst)
@@ -130,6 +132,16 @@ func (r *relay) move(from alg.Side, limit int64) error {
 			return nil
 		}
 	}
+}
+
+// atEnd waits for the end of a stream that must not go on: io.EOF, or errTooLarge if it does. What comes is not passed on.
+func (h *half) atEnd() error {
+	var more [1]byte
+	n, err := h.reader().Read(more[:])
+	if n > 0 {
+		return errTooLarge
+	}
+	return err
 }
 
 // ended passes the end of a stream on, as what it is.

@@ -36,6 +36,7 @@ type promise struct {
 	levels   [2]alg.Level
 	started  bool
 	instead  string // the reply that the transfer has to end with
+	broken   bool   // its data connection could not be made, or its TLS failed
 }
 
 // relays decides whether data connections come here or go through the kernel.
@@ -138,6 +139,7 @@ func (s *session) shut(p alg.Pinhole, why alg.Reason) {
 	if n.relayed && why == alg.Used || !s.gateway.drop(n) {
 		return
 	}
+	n.settle()
 	s.closed(n, why, err)
 }
 
@@ -181,25 +183,38 @@ func (s *session) finish(code int) string {
 	if n == nil {
 		return ""
 	}
-	if n.relayed && s.rule.MaxSize > 0 && code < 300 {
+	if n.relayed && code < 300 {
 		s.awaitSettled(n)
 	}
 	n.mu.Lock()
 	defer n.mu.Unlock()
+	if n.broken && code < 300 && n.instead == "" {
+		return alg.DataFailed.Reply()
+	}
 	if !n.relayed && n.started && n.levels[alg.Server] == alg.TLS && (code == 522 || code == 425) && s.rule.Data == policy.DataAuto {
 		s.gateway.insist(s.server.Addr())
 	}
 	return n.instead
 }
 
-// awaitSettled waits until it is known whether a transfer was too large: a server may say that all is well when it has
-// sent everything, and the gateway has not counted it yet.
+// settleTimeout bounds the wait for data that a reply has overtaken. A client that takes longer for it gets the reply before,
+// as it might without a gateway.
+const settleTimeout = 5 * time.Second
+
+// awaitSettled holds a transfer's reply back until its data has gone on: a server may say that all is well when it has sent
+// everything, and the gateway has not counted it yet, nor even connected to an active client, who takes the reply for the end.
 func (s *session) awaitSettled(n *promise) {
+	limit := settleTimeout
+	if s.rule.MaxSize > 0 {
+		limit = s.policy.Limits.IdleTimeout
+	}
+	late := time.NewTimer(limit)
+	defer late.Stop()
 	s.dialogue.own = settling // nothing else is said meanwhile
 	s.mu.Unlock()
 	select {
 	case <-n.settled:
-	case <-time.After(s.policy.Limits.IdleTimeout):
+	case <-late.C:
 	}
 	s.mu.Lock()
 	s.dialogue.own = none
@@ -212,6 +227,13 @@ func (n *promise) fail(reply string) {
 	if n.instead == "" {
 		n.instead = reply
 	}
+}
+
+// breaks has the transfer end with an error, whatever the server thinks of it.
+func (n *promise) breaks() {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.broken = true
 }
 
 func (n *promise) door() door { return door{n.pinhole.From.Addr(), n.pinhole.To} }
@@ -286,6 +308,7 @@ func (n *promise) lapse() {
 		s.shut(n.pinhole, alg.TimedOut)
 		s.dialogue.control.Expire()
 	} else if s.gateway.drop(n) {
+		n.settle()
 		s.closed(n, alg.Used, nil) // by a connection that did not come to be
 	}
 }
@@ -304,6 +327,7 @@ func (g *Gateway) data(ctx context.Context, c *net.TCPConn, d door) {
 	defer g.noteRelayed(n.session.hosts())
 	defer n.settle()
 	if err := n.carry(ctx, c); err != nil {
+		n.breaks()
 		n.session.report(audit.Event{
 			Kind: audit.EventAudit, Reason: alg.DataFailed, Mode: n.pinhole.Mode, From: n.pinhole.From, To: n.pinhole.To, Err: err,
 		})

@@ -19,7 +19,7 @@ import (
 // the same, and so is the cache.
 func (s *session) secureServer() error {
 	config := s.certs.Upstream(s.target, s.server.Addr()).Clone()
-	config.ClientSessionCache = tls.NewLRUClientSessionCache(1)
+	config.ClientSessionCache = keptSession{tls.NewLRUClientSessionCache(1)}
 	s.tickets.upstream = config
 	err := s.handshakeControl(alg.Server, func(c net.Conn) *tls.Conn { return tls.Client(c, config) })
 	if err != nil {
@@ -30,8 +30,8 @@ func (s *session) secureServer() error {
 
 // secureClient begins TLS with the client.
 func (s *session) secureClient() error {
-	var shown *tls.Certificate
-	config, err := s.clientConfig(&shown)
+	var hello clientHello
+	config, err := s.clientConfig(&hello)
 	if err != nil {
 		return err
 	}
@@ -42,11 +42,22 @@ func (s *session) secureClient() error {
 	if !s.peers[alg.Client].tls.ConnectionState().DidResume {
 		s.tickets.resumed = ""
 	}
-	client, server := s.peers[alg.Client], s.peers[alg.Server]
+	server := s.peers[alg.Server]
 	peer := server.certificate()
-	s.tickets.alike = shown != nil && peer != nil && slices.Equal(shown.Certificate[0], peer.Raw) &&
-		client.tls.ConnectionState().Version == server.tls.ConnectionState().Version
+	s.tickets.alike = hello.shown != nil && peer != nil && slices.Equal(hello.shown.Certificate[0], peer.Raw) &&
+		hello.oldest <= server.tls.ConnectionState().Version
 	return nil
+}
+
+// keptSession is a cache that forgets no session. crypto/tls drops one whose handshake failed, but that is most often the
+// doing of the other half of a data connection, and a server that insists on the session would take none afterwards.
+type keptSession struct{ tls.ClientSessionCache }
+
+// Put implements tls.ClientSessionCache.
+func (k keptSession) Put(key string, s *tls.ClientSessionState) {
+	if s != nil {
+		k.ClientSessionCache.Put(key, s)
+	}
 }
 
 func (s *session) handshakeControl(side alg.Side, over func(net.Conn) *tls.Conn) error {
@@ -56,9 +67,15 @@ func (s *session) handshakeControl(side alg.Side, over func(net.Conn) *tls.Conn)
 	})
 }
 
+// clientHello is what a client's first message brought about.
+type clientHello struct {
+	shown  *tls.Certificate
+	oldest uint16 // version that the client speaks
+}
+
 // clientConfig makes the configurations of the TLS server that the client meets, on the control connection and on data
 // connections. What the client is shown is noted.
-func (s *session) clientConfig(shown **tls.Certificate) (*tls.Config, error) {
+func (s *session) clientConfig(seen *clientHello) (*tls.Config, error) {
 	base, err := s.certs.Downstream(s.target, s.rule, s.server.Addr(), s.peers[alg.Server].certificate())
 	if err != nil {
 		return nil, err
@@ -69,7 +86,7 @@ func (s *session) clientConfig(shown **tls.Certificate) (*tls.Config, error) {
 	choose := base.GetCertificate
 	control.GetCertificate = func(hello *tls.ClientHelloInfo) (*tls.Certificate, error) {
 		c, err := choose(hello)
-		*shown = c
+		*seen = clientHello{shown: c, oldest: slices.Min(hello.SupportedVersions)}
 		return c, err
 	}
 	return control, nil
@@ -86,7 +103,7 @@ type tickets struct {
 	resumed  string // the mark in the ticket that the control connection itself resumed
 	upstream *tls.Config
 	data     *tls.Config // towards the client
-	alike    bool        // the client was shown the server's own certificate, in the version of TLS that the server speaks
+	alike    bool        // the client was shown the server's own certificate, and speaks TLS as old as the server does
 }
 
 func newTickets(scope string) tickets {

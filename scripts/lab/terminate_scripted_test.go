@@ -376,31 +376,62 @@ func TestSlowHandshakes(t *testing.T) {
 	}
 }
 
-// Outcome: a data connection whose TLS fails ends with the server's own reply, and the session lives; so does one without
-// TLS where it is due.
+// Outcome: a data connection whose TLS fails ends with an error, and neither the session nor the TLS session that the server
+// wants resumed is lost by that. ProFTPD lives on after it, as the others do not without a gateway either.
 func TestFailedDataHandshake(t *testing.T) {
-	for _, kind := range Servers {
-		t.Run(kind.Name, func(t *testing.T) {
-			s := opened(t, kind, Termination{Rule: []string{"data: relay"}})
-			s.write(t, "down.bin", contents)
-			c := s.connect(t, explicitPASV)
-			raw := c.openRaw("RETR down.bin")
-			if _, err := io.WriteString(raw, "this is no TLS\r\n"); err != nil {
+	s := opened(t, Servers[1], Termination{Rule: []string{"data: relay"}})
+	s.write(t, "down.bin", contents)
+	c := s.connect(t, explicitPASV)
+	for name, speak := range map[string]func(net.Conn) error{
+		"no TLS": func(raw net.Conn) error {
+			_, err := io.WriteString(raw, "this is no TLS\r\n")
+			return err
+		},
+		"closed": net.Conn.Close,
+	} {
+		for range 3 {
+			if err := speak(c.openRaw("RETR down.bin")); err != nil {
 				t.Fatal(err)
 			}
 			if code, text := c.final(); code < 400 {
-				t.Errorf("clear text where TLS is due: %d %s", code, text)
+				t.Errorf("%s: %d %s", name, code, text)
 			}
-			raw = c.openRaw("RETR down.bin")
-			raw.Close()
-			if code, text := c.final(); code < 400 {
-				t.Errorf("closed before the handshake: %d %s", code, text)
-			}
-			if got, code := c.get("RETR down.bin"); code != 226 || !bytes.Equal(got, contents) {
-				t.Errorf("afterwards: %d, %d bytes", code, len(got))
-			}
-		})
+		}
+		if got, code := c.get("RETR down.bin"); code != 226 || !bytes.Equal(got, contents) {
+			t.Errorf("%s, afterwards: %d, %d bytes", name, code, len(got))
+		}
 	}
+}
+
+// Outcome: the same where the server does not notice: the client is told that the transfer failed.
+func TestFailedDataHandshakeUnnoticed(t *testing.T) {
+	s := newTheatre(t, Termination{Upstream: []string{"control: plain"}})
+	client, server := s.meet(ImplicitPort, ExplicitPort)
+	client.upgrade(s.clientConfig(t, implicitEPSV))
+	s.pass(server, client, "220 ready")
+	at := netip.AddrPortFrom(Addr(Server, IPv4), PolicyPassive.First)
+	listener := listen(t, s.Lab, Server, at)
+	defer listener.Close()
+	s.pass(client, server, "EPSV")
+	s.pass(server, client, fmt.Sprintf("229 here (|||%d|)", at.Port()))
+	s.pass(client, server, "RETR a")
+	near := dial(t, s.Lab, Client, at)
+	defer near.Close()
+	far, err := acceptSoon(listener)
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, err = io.WriteString(far, "contents")
+	if err := errors.Join(err, far.Close(), server.PrintfLine("150 here it comes\r\n226 done")); err != nil {
+		t.Fatal(err)
+	}
+	s.hears(client, "150 here it comes")
+	if _, err := io.WriteString(near, "this is no TLS\r\n"); err != nil {
+		t.Fatal(err)
+	}
+	s.hears(client, "426 *")
+	s.pass(client, server, "NOOP")
+	s.pass(server, client, "200 ok")
 }
 
 // Outcome: an upload that is cut off, by an end of the connection without close_notify or by a reset, does not look complete
