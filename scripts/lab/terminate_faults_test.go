@@ -77,7 +77,9 @@ func TestCertificateRenewed(t *testing.T) {
 }
 
 // shown is the certificate that a session's client was shown.
-func shown(c *control) *x509.Certificate { return c.conn.(*tls.Conn).ConnectionState().PeerCertificates[0] }
+func shown(c *control) *x509.Certificate {
+	return c.conn.(*tls.Conn).ConnectionState().PeerCertificates[0]
+}
 
 // Outcome: a terminated session ends with the daemon, and both its ends see that at once; the rules stay and nothing is
 // forwarded past them; a successor carries new sessions, and leaves nothing behind when it ends.
