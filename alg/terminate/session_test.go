@@ -26,7 +26,7 @@ import (
 )
 
 // testTimeout bounds every wait of these tests.
-const testTimeout = 10 * time.Second
+const testTimeout = 30 * time.Second
 
 // certificates shows one certificate to everybody, and trusts every server.
 type certificates struct{ base *tls.Config }
