@@ -352,6 +352,7 @@ func FuzzDialogue(f *testing.F) {
 				d.serverLine(time.Time{}, l)
 			}
 			checkActions(t, o.log, over, asking == authTLS && who == "C")
+			d.over = d.over || o.over // as session has it
 		}
 	})
 }
