@@ -65,6 +65,9 @@ func DetectHelper(want string) (Helper, error) {
 			continue
 		}
 		err := probeHelper(nl, h.Name, unix.AF_INET)
+		if errors.Is(err, ErrPermission) {
+			return Helper{}, fmt.Errorf("conntrack: find a helper: %w", err) // the same for every one of them
+		}
 		if err != nil {
 			tried = append(tried, fmt.Sprintf("%s: %v", h.Name, err))
 			continue

@@ -94,6 +94,7 @@ func (d *document) decode(src []byte, raw *rawPolicy) {
 		d.faultAt(place{1, 1}, "", "larger than %d bytes, the most that a policy may have; write prefixes for addresses", MaxSize)
 		return
 	}
+	src = bytes.TrimPrefix(src, []byte("\xef\xbb\xbf")) // a byte order mark (YAML 1.2 section 5.2), as editors on Windows leave it
 	if at, ok := firstBadByte(src); !ok {
 		d.faultAt(at, "", "a byte that is not UTF-8 text, or a control character; save the file as UTF-8")
 		return

@@ -233,3 +233,19 @@ func TestAllowAll(t *testing.T) {
 		t.Error("control ports of a replay without a policy should be 21 and 990")
 	}
 }
+
+// Editors on Windows begin a file with a byte order mark: it is no part of the policy.
+func TestByteOrderMark(t *testing.T) {
+	src, err := os.ReadFile("../testdata/policies/first.yaml")
+	if err != nil {
+		t.Fatal(err)
+	}
+	want, err := Parse("first.yaml", src)
+	if err != nil {
+		t.Fatal(err)
+	}
+	got, err := Parse("first.yaml", append([]byte("\xef\xbb\xbf"), src...))
+	if err != nil || !bytes.Equal(got.Canonical(), want.Canonical()) {
+		t.Errorf("with a byte order mark: %v", err)
+	}
+}

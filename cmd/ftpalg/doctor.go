@@ -158,6 +158,9 @@ func (d *doctor) helperChoice() {
 	}
 	h, err := conntrack.DetectHelper(want)
 	switch {
+	case errors.Is(err, conntrack.ErrPermission):
+		d.wrong("sudo ftpalg doctor", "%v", err)
+		return
 	case err != nil:
 		d.wrong("modprobe nfnetlink_cthelper || modprobe nf_conntrack_sane", "no conntrack helper can carry pinholes: %v", err)
 		return
