@@ -239,5 +239,12 @@ func (c *Control) closePinhole(why Reason, fx []Effect) []Effect {
 	return append(fx, Effect{Kind: ClosePinhole, Pinhole: p, Reason: why})
 }
 
+// Forget forgets the commands without a reply, as none will come: some servers leave out the reply to a transfer that was
+// given up. It is for front ends that pass commands on one at a time.
+func (c *Control) Forget(fx []Effect) []Effect {
+	c.kinds = queue{}
+	return c.closePinhole(TransferDone, fx)
+}
+
 // Expire forgets the outstanding pinhole without an effect: it timed out in the kernel.
 func (c *Control) Expire() { c.pinhole = Pinhole{} }

@@ -51,6 +51,7 @@ type dialogue struct {
 	verb     string   // of the command whose reply comes next, if it is one at all
 	failures int
 	features bool   // the reply at hand is FEAT's
+	aborted  bool   // ABOR has gone on, and not everything before it is answered
 	held     []byte // the lines so far of a transfer's final reply
 	user     string
 	fx       []alg.Effect
@@ -99,7 +100,15 @@ func (d *dialogue) ready(l line) bool {
 
 // listen says whether the client is to be read at all: what cannot be answered yet is better left in its socket.
 func (d *dialogue) listen() bool {
-	return d.over || d.own == none && (d.control.Outstanding() == 0 || d.control.Transferring() != alg.NoTransfer)
+	return d.over || d.own == none && (d.control.Outstanding() == 0 || d.control.Transferring() != alg.NoTransfer || d.aborted)
+}
+
+// forget goes on as if the server had answered everything.
+func (d *dialogue) forget() {
+	d.aborted = false
+	for _, e := range d.control.Forget(nil) {
+		d.out.shut(e.Pinhole, e.Reason)
+	}
 }
 
 // busy says whether the client has a reply to come.
@@ -132,6 +141,7 @@ func (d *dialogue) clientLine(now time.Time, l line) {
 		return
 	}
 	if !d.over {
+		d.aborted = d.aborted || cmd.Verb == "ABOR"
 		d.features = cmd.Verb == "FEAT"
 		d.out.send(alg.Server, wire)
 	}
@@ -217,6 +227,7 @@ func (d *dialogue) pass(reply ftp.Reply, l line, transferring, transferred bool)
 // answered notes what a final reply says of the command before it.
 func (d *dialogue) answered(code int) {
 	d.features = false
+	d.aborted = d.aborted && d.control.Outstanding() > 0
 	switch {
 	case code == 421:
 		d.out.hangUp(alg.ConnectionClosed)

@@ -37,6 +37,7 @@ type promise struct {
 	started  bool
 	instead  string // the reply that the transfer has to end with
 	broken   bool   // its data connection could not be made, or its TLS failed
+	over     bool   // its data connection came, and is gone
 }
 
 // relays decides whether data connections come here or go through the kernel.
@@ -229,11 +230,23 @@ func (n *promise) fail(reply string) {
 	}
 }
 
-// breaks has the transfer end with an error, whatever the server thinks of it.
-func (n *promise) breaks() {
+// ends notes the end of the data connection. If something failed the transfer ends with an error, whatever the server thinks of
+// it.
+func (n *promise) ends(err error) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	n.broken = true
+	n.over, n.broken = true, err != nil
+}
+
+// givenUp says whether the client may have given the transfer at hand up: then some servers owe a reply for ever.
+func (s *session) givenUp() bool {
+	d := s.dialogue.control.Transferring()
+	if s.dialogue.aborted || s.promise == nil || d == alg.NoTransfer || d == alg.Upload {
+		return s.dialogue.aborted
+	}
+	s.promise.mu.Lock()
+	defer s.promise.mu.Unlock()
+	return s.promise.over
 }
 
 func (n *promise) door() door { return door{n.pinhole.From.Addr(), n.pinhole.To} }
@@ -326,8 +339,9 @@ func (g *Gateway) data(ctx context.Context, c *net.TCPConn, d door) {
 	g.noteRelayed(n.session.hosts())
 	defer g.noteRelayed(n.session.hosts())
 	defer n.settle()
-	if err := n.carry(ctx, c); err != nil {
-		n.breaks()
+	err := n.carry(ctx, c)
+	n.ends(err)
+	if err != nil {
 		n.session.report(audit.Event{
 			Kind: audit.EventAudit, Reason: alg.DataFailed, Mode: n.pinhole.Mode, From: n.pinhole.From, To: n.pinhole.To, Err: err,
 		})

@@ -207,13 +207,37 @@ func (s *session) readClient() {
 			}
 			s.lost(err)
 		default:
-			for !s.over && !s.dialogue.ready(l) {
-				s.turn.Wait()
-			}
+			s.waitTurn(l)
 			s.touch()
 			s.dialogue.clientLine(time.Now(), l)
 		}
 		s.mu.Unlock()
+	}
+}
+
+// owedTimeout is how long a client's command waits for the reply to a transfer that was given up.
+const owedTimeout = 2 * time.Second
+
+// waitTurn waits until a client's line may be taken.
+func (s *session) waitTurn(l line) {
+	late := false
+	owed := time.AfterFunc(owedTimeout, func() {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		late = true
+		s.turn.Broadcast()
+	})
+	defer owed.Stop()
+	for !s.over && !s.dialogue.ready(l) {
+		if late && s.givenUp() && s.dialogue.own == none {
+			s.dialogue.forget()
+			continue
+		}
+		if late {
+			late = false
+			owed.Reset(owedTimeout)
+		}
+		s.turn.Wait()
 	}
 }
 

@@ -418,6 +418,9 @@ func TestTerminatedAbort(t *testing.T) {
 					"closed":   func(data net.Conn) error { return data.Close() },
 					"and ABOR": func(data net.Conn) error { return errors.Join(data.Close(), c.PrintfLine("ABOR")) },
 				} {
+					if kind.Name == "proftpd" && name == "TLS" && (way == "closed" || way == "and ABOR") {
+						continue // mod_tls ends the session if it gets EPIPE in time, gateway or not
+					}
 					data := c.open("RETR endless.bin")
 					if _, err := io.ReadFull(data, make([]byte, 1<<20)); err != nil {
 						t.Fatal(err)
