@@ -220,6 +220,9 @@ const owedTimeout = 2 * time.Second
 
 // waitTurn waits until a client's line may be taken.
 func (s *session) waitTurn(l line) {
+	if s.over || s.dialogue.ready(l) {
+		return
+	}
 	late := false
 	owed := time.AfterFunc(owedTimeout, func() {
 		s.mu.Lock()

@@ -5,6 +5,7 @@ import "testing"
 // TestBridges runs the rows of the demo's second table.
 func TestBridges(t *testing.T) {
 	requireRoot(t)
+	t.Parallel()
 	binary, err := buildDaemon()
 	if err != nil {
 		t.Fatal(err)

@@ -12,14 +12,10 @@ import (
 	"time"
 )
 
-// terminating is the demo's policy with its rule terminating, for a stage whose certificate ftpalg shows as well.
+// terminating is the policy that terminates, with relayed data and something extra at its end.
 func terminating(t *testing.T, s *Stage, extra string) string {
 	t.Helper()
-	key := strings.TrimSuffix(s.Server.CA, "cert.pem") + "key.pem"
-	return policyWith(t,
-		"    action: inspect\n    opaque: pinhole\n    opaque-active: pinhole\n", "    action: terminate\n    data: relay\n",
-		"    addresses: [198.51.100.2, \"2001:db8:2::2\"]\n", "    addresses: [198.51.100.2, \"2001:db8:2::2\"]\n"+
-			"    certificates: [{certificate: "+s.Server.CA+", key: "+key+"}]\n    upstream: {verify: "+s.Server.CA+"}\n") + extra
+	return Termination{Rule: []string{"data: relay"}}.Policy(s.Server) + extra
 }
 
 // reload has ftpalg read another policy, and waits until it is in force.
@@ -63,8 +59,7 @@ func TestCertificateRenewed(t *testing.T) {
 		t.Fatal(err)
 	}
 	// The server keeps what it read; the clients, and ftpalg as a client, have to trust both.
-	keyFile := strings.TrimSuffix(s.Server.CA, "cert.pem") + "key.pem"
-	if err := errors.Join(os.WriteFile(s.Server.CA, append(bytes.Clone(cert), old...), 0o644), os.WriteFile(keyFile, key, 0o600)); err != nil {
+	if err := errors.Join(os.WriteFile(s.Server.CA, append(bytes.Clone(cert), old...), 0o644), os.WriteFile(s.Server.Key, key, 0o600)); err != nil {
 		t.Fatal(err)
 	}
 	reload(t, s, d, terminating(t, s, ""))

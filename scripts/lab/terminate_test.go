@@ -34,7 +34,7 @@ func opened(t *testing.T, kind ServerKind, policy Termination) *Stage {
 	return s
 }
 
-// client is an FTP client of the tests' own, whose data connections resume the control connection's TLS session.
+// ftpClient is an FTP client of the tests' own, whose data connections resume the control connection's TLS session.
 type ftpClient struct {
 	*control
 	t        *testing.T
@@ -452,7 +452,7 @@ func (c *ftpClient) urgentABOR() error {
 	return err
 }
 
-// settle reads the replies to a transfer that was given up, and to ABOR if the server has one, until the answer to STAT
+// settle reads the replies to a transfer that was given up, and to ABOR if the server has one, until the answer to HELP
 // behind them comes, which shows that the session lives.
 func (c *ftpClient) settle(what string) {
 	c.t.Helper()
