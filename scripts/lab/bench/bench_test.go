@@ -55,7 +55,7 @@ func TestShort(t *testing.T) {
 		"one data connection", "expectation installed, p50", "SYN flood: ftpalg CPU per SYN", "plain PASV session ms", "FTPS session",
 		"KiB a terminated session", "TLS handshakes/s, implicit", "TLS handshakes/s, AUTH TLS", "CPU per handshake",
 		"FTPS sessions/s, Go server, explicit, 8 at", "FTPS sessions/s, Go server, explicit, 32 at", "FTPS sessions/s, Go server, implicit",
-		"FTPS sessions/s, vsftpd", "CPU per FTPS session", "data, TLS on both sides", "data, PROT C, spliced", "data, PROT C, past ftpalg",
+		"FTPS sessions/s, vsftpd", "CPU per FTPS session", "data, TLS on both sides", "data, PROT C, spliced, 32", "data, PROT C, spliced, 10 Gbit/s", "data, PROT C, past ftpalg",
 		"CPU per GiB, TLS",
 	} {
 		if strings.Count(out.String(), "\n"+measure) == 0 {
