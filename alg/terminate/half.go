@@ -16,8 +16,8 @@ const (
 	// chunk is what is moved between two looks at the clock. Whoever takes longer than the idle timeout for so much is
 	// gone.
 	chunk = 1 << 20
-	// bufferSize is four TLS records: one system call moves them all.
-	bufferSize = 64 << 10
+	// bufferSize is eight TLS records: one system call moves them all.
+	bufferSize = 128 << 10
 )
 
 var buffers = sync.Pool{New: func() any { return new([bufferSize]byte) }}
@@ -200,6 +200,9 @@ func copyN(dst, src *half, n int64) (int64, error) {
 // read reads what has arrived.
 func (h *half) read(b []byte) (n int, err error) {
 	n, err = h.reader().Read(b)
+	if h.tls != nil {
+		h.bulk.widen() // something comes this way
+	}
 	for err == nil && n < len(b) && h.tls != nil && h.bulk.whole() {
 		var more int
 		more, err = h.tls.Read(b[n:])

@@ -79,9 +79,11 @@ type bulkConn struct {
 // maxRecord is the length of the longest TLS record (RFC 5246 section 6.2.3; RFC 8446 section 5.2 has less).
 const maxRecord = recordHeader + 1<<14 + 2048
 
-func newBulkConn(c net.Conn) *bulkConn {
-	return &bulkConn{Conn: c, in: bufio.NewReaderSize(c, bufferSize+maxRecord)}
-}
+func newBulkConn(c net.Conn) *bulkConn { return &bulkConn{Conn: c, in: bufio.NewReader(c)} }
+
+// widen has many records read at once from now on. Most data connections send in one direction alone, so that one end needs
+// no room for them.
+func (c *bulkConn) widen() { c.in = bufio.NewReaderSize(c.in, bufferSize+maxRecord) }
 
 func (c *bulkConn) Read(b []byte) (int, error) { return c.in.Read(b) }
 

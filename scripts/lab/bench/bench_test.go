@@ -52,10 +52,10 @@ func TestShort(t *testing.T) {
 		"bytes a session, 1000 idle, plain", "bytes a session, 1000 idle, tls", "ns a command, 1000 sessions",
 		"allocations for NOOP", "allocations for PASV", "NOOP round trip p50", "NOOP round trip p99", "gateway process CPU",
 		"CPU per command, 1000 sessions over 1", "sessions/s, Go server, 1 at", "sessions/s, Go server, 8 at", "sessions/s, vsftpd", "stalled of 3 sessions",
-		"one data connection", "expectation installed, p50", "SYN flood: ftpalg CPU per SYN", "plain PASV session ms", "FTPS session",
+		"one data connection", "expectation installed, p50", "SYN flood: ftpalg CPU per SYN", "plain PASV session ms", "FTPS session, JIT",
 		"KiB a terminated session", "TLS handshakes/s, implicit", "TLS handshakes/s, AUTH TLS", "CPU per handshake",
 		"FTPS sessions/s, Go server, explicit, 8 at", "FTPS sessions/s, Go server, explicit, 32 at", "FTPS sessions/s, Go server, implicit",
-		"FTPS sessions/s, vsftpd", "CPU per FTPS session", "data, TLS on both sides", "data, PROT C, spliced", "data, PROT C, past ftpalg",
+		"FTPS sessions/s, vsftpd", "CPU per FTPS session", "data, TLS on both sides", "data, PROT C, spliced, 32", "data, PROT C, spliced, 10 Gbit/s", "data, PROT C, past ftpalg",
 		"CPU per GiB, TLS",
 	} {
 		if strings.Count(out.String(), "\n"+measure) == 0 {

@@ -131,9 +131,7 @@ func (c *ftpClient) fetch(name string, size int, buf []byte) error {
 		from = tls.Client(data, c.tls)
 	}
 	got, err := drain(from, buf)
-	if err == nil {
-		err = closeNotify(from)
-	}
+	_ = closeNotify(from) // who is gone already does not wait for it
 	if err == nil && got != size {
 		err = fmt.Errorf("%d bytes arrived of the %d of file %s", got, size, name)
 	}
@@ -179,9 +177,7 @@ func (c *ftpClient) quit() error {
 	if err == nil {
 		_, err = drain(c.rw, make([]byte, 64))
 	}
-	if err == nil {
-		err = closeNotify(c.rw)
-	}
+	_ = closeNotify(c.rw) // who is gone already does not wait for it
 	return errors.Join(err, c.conn.Close())
 }
 

@@ -9,6 +9,8 @@ import (
 	"strings"
 	"time"
 
+	"ftpalg/scripts/lab"
+
 	"golang.org/x/sys/unix"
 )
 
@@ -137,6 +139,25 @@ func (g *gateway) bulk(d dialect, mebibytes int, buf []byte) error {
 		}
 		return c.quit()
 	})
+}
+
+// limited runs f while the servers' links have a rate, if one is given.
+func limited(ctx context.Context, gateways []*gateway, rate string, f func() error) error {
+	if rate == "" {
+		return f()
+	}
+	change := func(line string) error {
+		var errs []error
+		for _, g := range gateways {
+			_, err := g.Run(ctx, lab.Server, "tc", strings.Fields(line)...)
+			errs = append(errs, err)
+		}
+		return errors.Join(errs...)
+	}
+	if err := change("qdisc add dev eth0 root tbf burst 2mb latency 20ms rate " + rate); err != nil {
+		return err
+	}
+	return errors.Join(f(), change("qdisc del dev eth0 root"))
 }
 
 // resident is the memory that a process has, in bytes.

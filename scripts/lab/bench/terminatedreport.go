@@ -122,20 +122,28 @@ func (b *bench) reportTerminatedData(ctx context.Context) error {
 	for _, c := range []struct {
 		comparison
 		way, mebibytes int
+		link           string // its rate, if it has a limit
 	}{
 		{comparison{"TLS on both sides", implicitTLS, []int{routed, relayed, modProxy, haProxy, stunnel}, []int{haProxy, stunnel},
-			b.relayRounds, relayTarget, "ftpalg relay / better of HAProxy, stunnel"}, relayed, b.relayMebibytes},
+			b.relayRounds, relayTarget, "ftpalg relay / better of HAProxy, stunnel"}, relayed, b.relayMebibytes, ""},
 		{comparison{"PROT C, spliced", opaque, []int{routed, relayed}, []int{routed}, b.spliceRounds, spliceTarget, "ftpalg relay / routed"},
-			relayed, 2 * b.relayMebibytes},
+			relayed, 2 * b.relayMebibytes, ""},
+		{comparison{"PROT C, spliced, 10 Gbit/s link", opaque, []int{routed, relayed}, []int{routed}, b.spliceRounds, spliceTarget, "ftpalg relay / routed"},
+			relayed, 2 * b.relayMebibytes, "10gbit"},
 		{comparison{"PROT C, past ftpalg", opaque, []int{routed, direct}, []int{routed}, b.directRounds, directTarget, "ftpalg direct / routed"},
-			direct, 2 * b.relayMebibytes},
+			direct, 2 * b.relayMebibytes, ""},
 	} {
-		r, err := pace(ctx, b.those(c.ways...), c.rounds, float64(c.mebibytes)/1024, func(g *gateway) error {
-			d := c.d
-			if g.way == modProxy {
-				d = explicitTLS
-			}
-			return g.bulk(d, c.mebibytes, buf)
+		gateways := b.those(c.ways...)
+		var r *rates
+		err := limited(ctx, gateways, c.link, func() (err error) {
+			r, err = pace(ctx, gateways, c.rounds, float64(c.mebibytes)/1024, func(g *gateway) error {
+				d := c.d
+				if g.way == modProxy {
+					d = explicitTLS
+				}
+				return g.bulk(d, c.mebibytes, buf)
+			})
+			return err
 		})
 		if err != nil {
 			return fmt.Errorf("%s: %w", c.name, err)
