@@ -102,7 +102,7 @@ func (g *gateway) processorTime() (time.Duration, error) {
 	return processorTime(g.proc.PID())
 }
 
-// How many clients there are at a time: enough to keep all processors busy, and enough to do so where each waits a lot.
+// How many clients there are at a time: enough to keep all processors busy, and enough to do so where each has to wait.
 const (
 	atOnce = 8
 	crowd  = 32

@@ -113,7 +113,7 @@ func (b *bench) reportTerminatedSessions(ctx context.Context) error {
 			measure: fmt.Sprintf("CPU per FTPS session, %s, %d at a time, ms", c.name, c.clients), cells: r.cost("%.2f", time.Millisecond),
 		})
 	}
-	b.table.note("FTPS sessions: connect, TLS, log in, TYPE I, PBSZ 0, PROT P (but in implicit mode), PASV, fetch 1 KiB inside TLS, quit; data connections resume the control connection's session; through mod_proxy each session waits for delayed acknowledgements, so that it takes many at a time to keep it busy; stunnel has two services in a row for TLS on both sides, and no session is resumed on data connections")
+	b.table.note("FTPS sessions: connect, TLS, log in, TYPE I, PBSZ 0, PROT P (but in implicit mode), PASV, fetch 1 KiB inside TLS, quit; data connections resume the control connection's session; ProFTPD's first process sleeps for 200 ms when the end of a session interrupts its wait for the next (seen with strace), so that it takes many at a time to keep mod_proxy busy; stunnel has two services in a row for TLS on both sides, and no session is resumed on data connections")
 	return nil
 }
 
