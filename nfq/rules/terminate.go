@@ -94,9 +94,10 @@ func (b *builder) terminate(main *Chain) (more []Chain) {
 func (b *builder) transparent(c *Chain, s server, address, steer string) {
 	t := b.cfg.Terminate
 	for _, option := range []string{"-s", "-d"} {
-		c.add("Data connections that go direct. A relayed one between the same ports, a moment ago, may have left a socket that "+
-			"waits (TIME-WAIT): their packets are not for it.",
-			"%s %s -p tcp -m conntrack --ctstatus EXPECTED -m connmark ! --mark %#x/%#x -j RETURN", option, address, t.Relay, t.Relay)
+		c.add("Data connections of terminated sessions that go direct. A relayed one between the same ports, a moment ago, may "+
+			"have left a socket that waits (TIME-WAIT): their packets are not for it.",
+			"%s %s -p tcp -m conntrack --ctstatus EXPECTED -m connmark --mark %#x/%#x -j RETURN",
+			option, address, t.Control, t.Control|t.Relay)
 	}
 	for _, option := range []string{"-s", "-d"} {
 		c.add("Packets of connections that ftpalg's transparent sockets hold, on either side. (A SYN may find the socket of a "+

@@ -22,9 +22,9 @@ COMMIT
 :FTPALG-TERMINATE0 - [0:0]
 :FTPALG-DIVERT - [0:0]
 :FTPALG-TPROXY - [0:0]
-# Data connections that go direct. A relayed one between the same ports, a moment ago, may have left a socket that waits (TIME-WAIT): their packets are not for it.
--A FTPALG-MANGLE -s 198.51.100.2/32 -p tcp -m conntrack --ctstatus EXPECTED -m connmark ! --mark 0x2000000/0x2000000 -j RETURN
--A FTPALG-MANGLE -d 198.51.100.2/32 -p tcp -m conntrack --ctstatus EXPECTED -m connmark ! --mark 0x2000000/0x2000000 -j RETURN
+# Data connections of terminated sessions that go direct. A relayed one between the same ports, a moment ago, may have left a socket that waits (TIME-WAIT): their packets are not for it.
+-A FTPALG-MANGLE -s 198.51.100.2/32 -p tcp -m conntrack --ctstatus EXPECTED -m connmark --mark 0x4000000/0x6000000 -j RETURN
+-A FTPALG-MANGLE -d 198.51.100.2/32 -p tcp -m conntrack --ctstatus EXPECTED -m connmark --mark 0x4000000/0x6000000 -j RETURN
 # Packets of connections that ftpalg's transparent sockets hold, on either side. (A SYN may find the socket of a connection that is over: it is for the listener.)
 -A FTPALG-MANGLE -s 198.51.100.2/32 -p tcp ! --syn -m socket --transparent -j FTPALG-DIVERT
 -A FTPALG-MANGLE -d 198.51.100.2/32 -p tcp ! --syn -m socket --transparent -j FTPALG-DIVERT
@@ -127,9 +127,9 @@ COMMIT
 :FTPALG-TERMINATE0 - [0:0]
 :FTPALG-DIVERT - [0:0]
 :FTPALG-TPROXY - [0:0]
-# Data connections that go direct. A relayed one between the same ports, a moment ago, may have left a socket that waits (TIME-WAIT): their packets are not for it.
--A FTPALG-MANGLE -s 2001:db8:2::2/128 -p tcp -m conntrack --ctstatus EXPECTED -m connmark ! --mark 0x2000000/0x2000000 -j RETURN
--A FTPALG-MANGLE -d 2001:db8:2::2/128 -p tcp -m conntrack --ctstatus EXPECTED -m connmark ! --mark 0x2000000/0x2000000 -j RETURN
+# Data connections of terminated sessions that go direct. A relayed one between the same ports, a moment ago, may have left a socket that waits (TIME-WAIT): their packets are not for it.
+-A FTPALG-MANGLE -s 2001:db8:2::2/128 -p tcp -m conntrack --ctstatus EXPECTED -m connmark --mark 0x4000000/0x6000000 -j RETURN
+-A FTPALG-MANGLE -d 2001:db8:2::2/128 -p tcp -m conntrack --ctstatus EXPECTED -m connmark --mark 0x4000000/0x6000000 -j RETURN
 # Packets of connections that ftpalg's transparent sockets hold, on either side. (A SYN may find the socket of a connection that is over: it is for the listener.)
 -A FTPALG-MANGLE -s 2001:db8:2::2/128 -p tcp ! --syn -m socket --transparent -j FTPALG-DIVERT
 -A FTPALG-MANGLE -d 2001:db8:2::2/128 -p tcp ! --syn -m socket --transparent -j FTPALG-DIVERT
