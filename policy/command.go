@@ -163,11 +163,14 @@ func (r *Rule) Command(verb string, arg []byte, cwd string) Ruling {
 // section 4.1.3).
 func namesFile(verb string, arg []byte) bool { return verb != "STOU" || len(bytes.TrimSpace(arg)) > 0 }
 
+// blanks are what C's isspace takes for white space, and so servers do.
+const blanks = " \t\v\f\r\n"
+
 // hasWord reports whether the first word of arg is one of the denied ones. White space in front, which some servers
 // skip, does not hide it.
 func (d *restriction) hasWord(arg []byte) bool {
-	arg = bytes.TrimLeft(arg, " \t")
-	if end := bytes.IndexAny(arg, " \t"); end >= 0 {
+	arg = bytes.TrimLeft(arg, blanks)
+	if end := bytes.IndexAny(arg, blanks); end >= 0 {
 		arg = arg[:end]
 	}
 	return slices.ContainsFunc(d.words, func(w []byte) bool { return bytes.EqualFold(w, arg) })

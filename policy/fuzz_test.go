@@ -45,7 +45,7 @@ func FuzzParse(f *testing.F) {
 // FuzzCommand: however a path is written, what a server would find under /deny is never allowed.
 func FuzzCommand(f *testing.F) {
 	r := ruleWith(f, nil, []string{"RETR /deny", "LIST /deny", "SITE CHMOD"})
-	for _, seed := range []string{"/deny/x", "../deny", "a/b/../../deny", "-la /deny", "~", `\deny`, "chmod 1", " \t", "CHMOD"} {
+	for _, seed := range []string{"/deny/x", "../deny", "a/b/../../deny", "-la /deny", "~", `\deny`, "chmod 1", " \t", "CHMOD", "CHMOD\f7"} {
 		f.Add(seed, "/pub/a")
 	}
 	f.Fuzz(func(t *testing.T, arg, cwd string) {
@@ -57,7 +57,7 @@ func FuzzCommand(f *testing.F) {
 			if verb == "NOOP" && got != Allowed {
 				t.Errorf("NOOP %q: %v", arg, got)
 			}
-			if fields := strings.Fields(arg); verb == "SITE" && len(fields) > 0 && fields[0] == "CHMOD" && arg[0] == 'C' && got == Allowed {
+			if fields := strings.FieldsFunc(arg, func(r rune) bool { return strings.ContainsRune(blanks, r) }); verb == "SITE" && len(fields) > 0 && fields[0] == "CHMOD" && arg[0] == 'C' && got == Allowed {
 				t.Errorf("SITE %q is allowed", arg)
 			}
 		}
