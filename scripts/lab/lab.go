@@ -168,11 +168,6 @@ func (l *Lab) configure(ctx context.Context, h Host) error {
 		"net.ipv6.conf.default.accept_dad=0", "net.ipv6.conf.all.accept_dad=0",
 		"net.ipv6.conf.default.accept_ra=0", "net.ipv6.conf.default.disable_ipv6=0",
 	}
-	if h != Gateway {
-		// Ports are few here and soon used again, and a client's TIME_WAIT answers a server's next SYN from the same port
-		// with what the gateway has to take for invalid.
-		settings = append(settings, "net.ipv4.tcp_max_tw_buckets=0")
-	}
 	switch h {
 	case Gateway:
 		settings = append(settings, "net.ipv4.ip_forward=1", "net.ipv6.conf.all.forwarding=1")
