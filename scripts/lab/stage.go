@@ -23,6 +23,9 @@ const (
 	doubtTimeout = 8 * time.Second
 	// reportGrace is how long ftpalg's log may lag behind what it does: the machine may be busy with other things.
 	reportGrace = 3 * time.Second
+	// closeGrace is how long a control connection may take to close, as the gateway's connection tracking has it: a reset
+	// whose sequence number it does not like leaves the entry as it was, for some seconds.
+	closeGrace = 15 * time.Second
 	// transfers is how many data connections a job needs, and so how many pinholes: no more may be opened.
 	transfers = 2
 )
@@ -182,7 +185,7 @@ func (s *Stage) waitClosed(scenario Scenario, mark int) error {
 	if scenario.Data != Closed {
 		return s.waitEnded(mark)
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), reportGrace)
+	ctx, cancel := context.WithTimeout(context.Background(), closeGrace)
 	defer cancel()
 	var open string
 	err := Wait(ctx, "the control connection to close", func() (done bool, err error) {

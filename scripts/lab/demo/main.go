@@ -95,7 +95,7 @@ func bridges(match string) (all []bridge) {
 }
 
 // atOnce is how many labs stand at the same time. Most of their time they wait for silence.
-const atOnce = 5
+const atOnce = 4
 
 func run(ctx context.Context, config lab.Config, lanes [][]row, bridges []bridge) error {
 	group, ctx := errgroup.WithContext(ctx)
