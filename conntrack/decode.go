@@ -38,6 +38,7 @@ func decodeEntry(data []byte) (Entry, error) {
 	if err != nil {
 		return Entry{}, fmt.Errorf("conntrack entry: %w", err)
 	}
+	timed := false
 	for ad.Next() {
 		switch ad.Type() {
 		case ctaTupleOrig:
@@ -49,7 +50,7 @@ func decodeEntry(data []byte) (Entry, error) {
 		case ctaProtoInfo:
 			ad.Nested(e.decodeState)
 		case ctaTimeout:
-			e.Timeout = time.Duration(ad.Uint32()) * time.Second
+			e.Timeout, timed = time.Duration(ad.Uint32())*time.Second, true
 		case ctaID:
 			e.ID = ad.Uint32()
 		case ctaMark:
@@ -71,8 +72,15 @@ func decodeEntry(data []byte) (Entry, error) {
 	if !e.Orig.valid() || !e.Reply.valid() {
 		return Entry{}, errors.New("conntrack entry: CTA_TUPLE_ORIG or CTA_TUPLE_REPLY is missing")
 	}
+	if timed && e.Timeout <= resetTimeout {
+		e.Live = false
+	}
 	return e, nil
 }
+
+// resetTimeout is what conntrack leaves an established connection behind a RST whose sequence number it does not trust: the
+// entry keeps its state and gets the time of a closed one (nf_conntrack_tcp_timeout_close), until another packet comes.
+const resetTimeout = 10 * time.Second
 
 // decodeState reads a nested CTA_PROTOINFO attribute.
 func (e *Entry) decodeState(ad *netlink.AttributeDecoder) error {

@@ -476,7 +476,7 @@ func TestReplyBeforeData(t *testing.T) {
 	s := newTheatre(t, Termination{Rule: []string{"data: relay"}})
 	client, server := s.greet()
 	for round := range 100 {
-		port := ClientPorts.First + uint16(round)
+		port := NeverActive.Last + 1 + uint16(round) // none that the client's own connections may have
 		at := netip.AddrPortFrom(Addr(Client, IPv4), port)
 		s.pass(client, server, fmt.Sprintf("PORT 192,0,2,2,%d,%d", port>>8, port&0xff))
 		s.pass(server, client, "200 ok")
