@@ -607,9 +607,10 @@ func (s *theatre) brokenHandshake() {
 	_, _ = io.ReadAll(client.conn) // until it is cut off
 }
 
-// refusedServer is a client whose server is not there.
+// refusedServer is a client whose server is not there: nobody ever listens at this address. (A listener that was closed
+// lives on for a moment in a child of ours that is about to become another program.)
 func (s *theatre) refusedServer() {
-	client := newControl(dial(s.t, s.Lab, Client, netip.AddrPortFrom(Addr(Server, IPv4), ExplicitPort)))
+	client := newControl(dial(s.t, s.Lab, Client, netip.AddrPortFrom(Addr(Server, IPv6), ExplicitPort)))
 	defer end(client)
 	s.hears(client, "421 *")
 }
