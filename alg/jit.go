@@ -13,6 +13,7 @@ type jit struct {
 	until time.Time // the credit's end; zero without one
 	from  netip.AddrPort
 	to    netip.AddrPort // with from: the four-tuple that the last credit went to
+	isn   uint32         // the sequence number of its SYN
 	spent time.Time      // and when
 }
 
@@ -23,14 +24,14 @@ func (c *Control) HasCredit(now time.Time) bool {
 	return c.phase == records && now.Before(c.jit.until)
 }
 
-// SYN decides on the first packet of a data connection between the two hosts, from either of them. The pinhole is
-// exact to the source port. The reasons are CreditSpent (the effects open the pinhole), SYNRepeated (it stands, or was
+// SYN decides on the first packet of a data connection between the two hosts, from either of them, with sequence number
+// isn. The pinhole is exact to the source port. The reasons are CreditSpent (the effects open the pinhole), SYNRepeated (it stands, or was
 // used, already), NoSession, NoCredit and OutsideRange.
-func (c *Control) SYN(now time.Time, from, to netip.AddrPort, fx []Effect) (Reason, []Effect) {
+func (c *Control) SYN(now time.Time, from, to netip.AddrPort, isn uint32, fx []Effect) (Reason, []Effect) {
 	switch {
 	case c.phase != records:
 		return NoSession, fx
-	case c.Repeated(now, from, to):
+	case c.Repeated(now, from, to, isn):
 		return SYNRepeated, fx
 	case !c.promised(from, to):
 		return OutsideRange, fx
@@ -38,14 +39,15 @@ func (c *Control) SYN(now time.Time, from, to netip.AddrPort, fx []Effect) (Reas
 		return NoCredit, fx
 	}
 	fx = c.closePinhole(NextDataCommand, fx)
-	c.jit = jit{from: from, to: to, spent: now}
+	c.jit = jit{from: from, to: to, isn: isn, spent: now}
 	c.pinhole = Pinhole{Mode: policy.JIT, From: from, To: to}
 	return CreditSpent, append(fx, Effect{Kind: OpenPinhole, Pinhole: c.pinhole})
 }
 
-// Repeated says whether a SYN is the one again that the last credit went to.
-func (c *Control) Repeated(now time.Time, from, to netip.AddrPort) bool {
-	return c.jit.from == from && c.jit.to == to && now.Before(c.jit.spent.Add(c.policy.PinholeTimeout))
+// Repeated says whether a SYN is the one again that the last credit went to. Another sequence number is another connection:
+// a server's source port is always 20 in active mode, and a client may announce the same port twice.
+func (c *Control) Repeated(now time.Time, from, to netip.AddrPort, isn uint32) bool {
+	return c.jit.from == from && c.jit.to == to && c.jit.isn == isn && now.Before(c.jit.spent.Add(c.policy.PinholeTimeout))
 }
 
 // promised says whether the policy has room for a data connection from from to to: into the server's passive range, or

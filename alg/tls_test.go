@@ -186,29 +186,53 @@ func (x *tap) spend(t *testing.T) {
 	t.Helper()
 	x.mu.Lock()
 	defer x.mu.Unlock()
+	const isn = 1000
 	sourcePort++
 	from, to := netip.AddrPortFrom(tlsClientAddr.Addr(), sourcePort), netip.AddrPortFrom(tlsServerAddr.Addr(), 50001)
-	if why, _ := x.control.SYN(x.now.Add(policy.AllowAll().CreditLifetime), from, to, nil); why != NoCredit {
+	if why, _ := x.control.SYN(x.now.Add(policy.AllowAll().CreditLifetime), from, to, isn, nil); why != NoCredit {
 		t.Errorf("a credit at its end: %v", why)
 	}
 	foreign := netip.MustParseAddrPort("203.0.113.1:50001")
-	if why, _ := x.control.SYN(x.now, foreign, to, nil); why != OutsideRange {
+	if why, _ := x.control.SYN(x.now, foreign, to, isn, nil); why != OutsideRange {
 		t.Errorf("a SYN from a stranger: %v", why)
 	}
-	if why, _ := x.control.SYN(x.now, to, from, nil); why != OutsideRange {
+	if why, _ := x.control.SYN(x.now, to, from, isn, nil); why != OutsideRange {
 		t.Errorf("a SYN from the server without opaque-active: %v", why)
 	}
-	why, fx := x.control.SYN(x.now, from, to, nil)
+	why, fx := x.control.SYN(x.now, from, to, isn, nil)
 	open := fx[len(fx)-1]
 	if why != CreditSpent || open.Kind != OpenPinhole || open.Pinhole.From != from || open.Pinhole.To != to {
 		t.Fatalf("the SYN: %v %+v", why, fx)
 	}
-	if why, fx := x.control.SYN(x.now, from, to, nil); why != SYNRepeated || len(fx) != 0 {
+	if why, fx := x.control.SYN(x.now, from, to, isn, nil); why != SYNRepeated || len(fx) != 0 {
 		t.Errorf("the SYN again: %v %+v", why, fx)
 	}
+	if why, fx := x.control.SYN(x.now, from, to, isn+1, nil); why != NoCredit || len(fx) != 0 {
+		t.Errorf("another SYN between the same ports: %v %+v", why, fx)
+	}
 	to = netip.AddrPortFrom(to.Addr(), 50002)
-	if why, fx := x.control.SYN(x.now, from, to, nil); why != NoCredit || len(fx) != 0 {
+	if why, fx := x.control.SYN(x.now, from, to, isn, nil); why != NoCredit || len(fx) != 0 {
 		t.Errorf("a SYN to the next port: %v %+v", why, fx)
+	}
+}
+
+// TestSamePortsAgain: a data connection between the ports of the one before, which is likely in active mode, is another one
+// and gets a pinhole for its own credit.
+func TestSamePortsAgain(t *testing.T) {
+	x, client, server := newTap(t, 21)
+	c, s := x.explicit(t, client, server, tls.VersionTLS13)
+	from, to := netip.MustParseAddrPort("192.0.2.2:41000"), netip.AddrPortFrom(tlsServerAddr.Addr(), 50001)
+	for isn := range uint32(3) {
+		exchange(t, c, s, "PASV\r\n")
+		exchange(t, s, c, "227 ok\r\n")
+		x.mu.Lock()
+		if why, _ := x.control.SYN(x.now, from, to, isn, nil); why != CreditSpent {
+			t.Errorf("connection %d: %v", isn, why)
+		}
+		if why, _ := x.control.SYN(x.now, from, to, isn, nil); why != SYNRepeated {
+			t.Errorf("connection %d, its SYN again: %v", isn, why)
+		}
+		x.mu.Unlock()
 	}
 }
 

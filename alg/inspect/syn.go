@@ -22,9 +22,9 @@ func (in *Inspector) syn(sh *shard, now time.Time, p Packet, seg *nfq.Segment) {
 		in.used(sh, s, now)
 		return
 	}
-	why := in.justInTime(sh, now, hosts{seg.Src.Addr(), seg.Dst.Addr()}, seg.Src, seg.Dst)
+	why := in.justInTime(sh, now, hosts{seg.Src.Addr(), seg.Dst.Addr()}, seg)
 	if why == alg.NoSession {
-		why = in.justInTime(sh, now, hosts{seg.Dst.Addr(), seg.Src.Addr()}, seg.Src, seg.Dst)
+		why = in.justInTime(sh, now, hosts{seg.Dst.Addr(), seg.Src.Addr()}, seg)
 	}
 	if why != alg.CreditSpent && why != alg.SYNRepeated {
 		in.event(audit.Event{Time: now, Kind: audit.EventAudit, Reason: why, From: seg.Src, To: seg.Dst})
@@ -32,13 +32,13 @@ func (in *Inspector) syn(sh *shard, now time.Time, p Packet, seg *nfq.Segment) {
 	in.verdict(p, nfq.Verdict{Accept: true})
 }
 
-func (in *Inspector) justInTime(sh *shard, now time.Time, h hosts, from, to netip.AddrPort) alg.Reason {
+func (in *Inspector) justInTime(sh *shard, now time.Time, h hosts, seg *nfq.Segment) alg.Reason {
 	p := sh.pairs[h]
 	if p == nil || p.opaque == 0 {
 		return alg.NoSession
 	}
 	for _, s := range p.granted {
-		if s.control.Repeated(now, from, to) {
+		if s.control.Repeated(now, seg.Src, seg.Dst, seg.Seq) {
 			return alg.SYNRepeated
 		}
 	}
@@ -49,7 +49,7 @@ func (in *Inspector) justInTime(sh *shard, now time.Time, h hosts, from, to neti
 			continue
 		}
 		var why alg.Reason
-		why, sh.fx = s.control.SYN(now, from, to, sh.fx[:0])
+		why, sh.fx = s.control.SYN(now, seg.Src, seg.Dst, seg.Seq, sh.fx[:0])
 		if why == alg.OutsideRange {
 			return why
 		}
