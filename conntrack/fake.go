@@ -48,7 +48,9 @@ func (f *Fake) Expect(x Expectation) error {
 func (f *Fake) Lookup(t Tuple) (Entry, error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	return Entry{Orig: t, Reply: Tuple{Src: t.Dst, Dst: t.Src}, Mark: f.marks[t], Opened: true, Live: true}, nil
+	e := Untranslated(t)
+	e.Mark, e.Opened, e.Live = f.marks[t], true, true
+	return e, nil
 }
 
 // SetMark changes what Lookup of the same tuple gives as the mark.

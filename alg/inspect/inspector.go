@@ -62,6 +62,7 @@ type Inspector struct {
 	refused   uint32
 	lossy     bool
 
+	views   views
 	seed    maphash.Seed
 	shards  [shardCount]shard
 	counts  counters
@@ -107,6 +108,7 @@ func New(o Options) *Inspector {
 		in.number = func() uint64 { return last.Add(1) }
 	}
 	in.clients.n = map[netip.Addr]int{}
+	in.views = views{keys: map[Key]Key{}, hosts: map[hosts]map[hosts]int{}}
 	for i := range in.shards {
 		in.shards[i].sessions = map[Key]*session{}
 		in.shards[i].pairs = map[hosts]*pair{}
@@ -133,6 +135,18 @@ func (in *Inspector) shard(a, b netip.Addr) *shard {
 // Packet decides on one packet: a segment of a control connection, or the SYN of a data connection. The verdict is given
 // to p.Queue now or, for a held packet, later. seg's slices may be changed.
 func (in *Inspector) Packet(now time.Time, p Packet, seg *nfq.Segment) {
+	in.views.translate(seg)
+	if isSYN(seg) && in.activeSYN(now, p, seg) {
+		return
+	}
+	if in.packet(now, p, seg) {
+		in.packet(now, p, seg)
+	}
+}
+
+// packet decides on a packet that has the addresses that its client sees. If it says that NAT was found out just now, the
+// segment has them at last, and belongs to another shard.
+func (in *Inspector) packet(now time.Time, p Packet, seg *nfq.Segment) (translated bool) {
 	sh := in.shard(seg.Src.Addr(), seg.Dst.Addr())
 	sh.mu.Lock()
 	defer sh.mu.Unlock()
@@ -142,12 +156,15 @@ func (in *Inspector) Packet(now time.Time, p Packet, seg *nfq.Segment) {
 			in.rescue(s, now, p, mistake)
 		}
 	}()
+	src := seg.Src
 	s, from, why := in.find(sh, now, seg)
 	if s != nil && in.replaced(s, &s.streams[from], seg) {
 		in.forget(sh, s, now, alg.ConnectionClosed)
 		s, from, why = in.find(sh, now, seg)
 	}
 	switch {
+	case seg.Src != src:
+		return true
 	case s != nil && s.refused:
 		s.lastSeen = now
 		in.reset(s, from, &segment{Packet: p, data: seg.Packet, payload: seg.Payload}, seg.Seq)
@@ -164,6 +181,7 @@ func (in *Inspector) Packet(now time.Time, p Packet, seg *nfq.Segment) {
 		in.event(e)
 		in.refuse(&segment{Packet: p, data: seg.Packet, payload: seg.Payload})
 	}
+	return false
 }
 
 // rescue keeps a mistake of ours to the session that it befell: the gateway serves others.
@@ -179,7 +197,8 @@ func (in *Inspector) rescue(s *session, now time.Time, p Packet, mistake any) {
 }
 
 // find gives the session of a segment and the side that sent it. A segment of a control connection that is not known
-// yet begins a session; if that must not be, the reason says why. Without session and reason it is a SYN to decide on.
+// yet begins a session; if that must not be, the reason says why. Without session and reason it is a SYN to decide on, or a
+// server's segment that got its client's view of the addresses just now.
 func (in *Inspector) find(sh *shard, now time.Time, seg *nfq.Segment) (*session, alg.Side, alg.Reason) {
 	if s, from := sh.session(seg); s != nil {
 		return s, from, alg.NoReason
@@ -197,14 +216,17 @@ func (in *Inspector) find(sh *shard, now time.Time, seg *nfq.Segment) (*session,
 	}
 	// A forged packet must not cost a session, nor a forged SYN with one behind it. The SYN of a real connection is not in
 	// conntrack yet, and nobody says anything before the handshake is over.
-	entry, err := in.conntrack.Lookup(k.tuple())
+	entry, err := in.conntrack.Lookup(conntrack.Tuple{Src: seg.Src, Dst: seg.Dst})
 	switch {
 	case err != nil && isSYN(seg):
 		return nil, from, alg.NoReason
 	case err != nil, !entry.Opened:
 		return nil, from, alg.NoConnection
+	case from == alg.Server && natted(entry) && entry.Reply.Src == seg.Src:
+		seg.Src, seg.Dst = entry.Orig.Dst, entry.Orig.Src
+		return nil, from, alg.NoReason
 	}
-	s, why := in.begin(sh, now, k, entry.ID, false)
+	s, why := in.begin(sh, now, k, entry, false)
 	return s, from, why
 }
 
@@ -262,6 +284,9 @@ func (in *Inspector) forget(sh *shard, s *session, now time.Time, why alg.Reason
 	sh.dropPair(s)
 	delete(sh.holding, s)
 	delete(sh.sessions, s.key)
+	if s.view != (Key{}) {
+		in.views.drop(s.view, s.key)
+	}
 	in.countOut(s)
 }
 

@@ -88,6 +88,9 @@ func (in *Inspector) carryOut(sh *shard, s *session, now time.Time, current *seg
 		case alg.Rewrite:
 			st := &s.streams[e.Side]
 			st.overwrite(st.seqAt(e.Start), e.New, current)
+		case alg.Shift:
+			st := &s.streams[e.Side]
+			st.shift(st.seqAt(e.Start)+uint32(e.Len), e.Shift)
 		case alg.End:
 			s.refused = true
 			in.event(s.event(now, audit.Event{Kind: audit.EventEnd, Reason: e.Reason, Text: audit.WireText(e.Text)}))
@@ -163,5 +166,6 @@ func (s *session) expectation(p alg.Pinhole) conntrack.Expectation {
 		From:    p.From,
 		To:      p.To,
 		Timeout: s.policy.PinholeTimeout,
+		Real:    p.Real,
 	}
 }

@@ -195,7 +195,7 @@ func (d *daemon) resume() error {
 		if !c.Opened || c.Mark&d.steering.terminate().Control != 0 {
 			continue // it has not said anything yet, and perhaps never will; or it was terminated, and ended with us
 		}
-		d.inspector.Resume(time.Now(), inspect.Key{Client: c.Orig.Src, Server: c.Orig.Dst}, c.ID)
+		d.inspector.Resume(time.Now(), c)
 	}
 	return nil
 }
