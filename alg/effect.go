@@ -25,6 +25,8 @@ type Pinhole struct {
 	From netip.AddrPort // port 0: any source port
 	To   netip.AddrPort
 	Real netip.AddrPort // where that is, when the control connection is under NAT and To a translated address
+
+	Shared bool // several clients may be behind To's address
 }
 
 // IsZero says whether there is no pinhole.

@@ -31,7 +31,7 @@ func (c *Control) toServer(mode policy.Mode, from netip.AddrPort, port uint16) P
 
 // toClient is the pinhole for a port of the client's: the server goes where it sees the client.
 func (c *Control) toClient(mode policy.Mode, from netip.AddrPort, port uint16) Pinhole {
-	p := Pinhole{Mode: mode, From: from, To: netip.AddrPortFrom(c.nat.client, port)}
+	p := Pinhole{Mode: mode, From: from, To: netip.AddrPortFrom(c.nat.client, port), Shared: c.nat.client != c.client.Addr()}
 	if c.translates() {
 		p.Real = netip.AddrPortFrom(c.client.Addr(), port)
 	}

@@ -89,8 +89,8 @@ func (c *Conn) Close() error {
 }
 
 // Expect installs an expectation which lives for x.Timeout, and returns when it stands. An expectation for the same
-// end points is replaced, whichever control connection announced it: the later announcement is the valid one; but not if
-// several clients may be behind its address (ErrOverlap). On an error nothing stands that did not stand before, unless the error says otherwise.
+// end points is replaced, whichever control connection announced it: the later announcement is the valid one, unless
+// x is exclusive. On an error nothing stands that did not stand before, unless the error says otherwise.
 func (c *Conn) Expect(x Expectation) error {
 	if err := x.normalise(); err != nil {
 		return describe("expect", &x, err)
@@ -115,7 +115,7 @@ func (c *Conn) install(x *Expectation) error {
 	c.add(msgExpNew, netlink.Acknowledge, x)
 	errs, err := c.exchange()
 	created, timed := errs[0], errs[1]
-	if err == nil && created == unix.EEXIST && x.shared() {
+	if err == nil && created == unix.EEXIST && x.Exclusive {
 		return explain(unix.EBUSY, ErrNoMaster)
 	}
 	if err == nil && created == unix.EEXIST {
@@ -139,12 +139,6 @@ func (c *Conn) install(x *Expectation) error {
 		err = fmt.Errorf("%w; it may still stand, since taking it back failed: %w", err, undo)
 	}
 	return err
-}
-
-// shared says whether several hosts may be behind the place that x leads to: clients behind one address. What one of them
-// expects must not be another's for the asking.
-func (x *Expectation) shared() bool {
-	return x.Real.IsValid() && x.Real.Addr() != x.To.Addr() && direction(x) == 1
 }
 
 // Withdraw deletes the expectation for x's end points. The error is ErrNotFound if it was used or timed out already.

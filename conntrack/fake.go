@@ -37,6 +37,8 @@ func (f *Fake) Expect(x Expectation) error {
 	err := f.fail
 	if err != nil {
 		err = describe("expect", &x, err)
+	} else if x.Exclusive && slices.ContainsFunc(f.open, x.sameEnds) {
+		err = describe("expect", &x, ErrOverlap)
 	} else {
 		f.open = append(slices.DeleteFunc(f.open, x.sameEnds), x)
 	}

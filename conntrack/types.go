@@ -24,6 +24,10 @@ type Expectation struct {
 	// Real is where the connection goes, if the control connection is under NAT: To is an address of the gateway's then, or
 	// where DNAT leads from. Where it comes from is translated as the control connection is. The zero value is without NAT.
 	Real netip.AddrPort
+
+	// Exclusive has it fail with ErrOverlap where another stands between the same ends, instead of taking its place: several
+	// clients may be behind To, and what one of them expects must not be another's for the asking.
+	Exclusive bool
 }
 
 // Entry is one connection in the conntrack table.

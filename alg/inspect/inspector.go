@@ -216,13 +216,16 @@ func (in *Inspector) find(sh *shard, now time.Time, seg *nfq.Segment) (*session,
 	}
 	// A forged packet must not cost a session, nor a forged SYN with one behind it. The SYN of a real connection is not in
 	// conntrack yet, and nobody says anything before the handshake is over.
-	entry, err := in.conntrack.Lookup(conntrack.Tuple{Src: seg.Src, Dst: seg.Dst})
+	entry, err := in.conntrack.Lookup(k.tuple())
+	if err != nil && from == alg.Server {
+		entry, err = in.conntrack.Lookup(k.tuple().Reversed()) // under NAT a server's packet shows the reply's tuple
+	}
 	switch {
 	case err != nil && isSYN(seg):
 		return nil, from, alg.NoReason
 	case err != nil, !entry.Opened:
 		return nil, from, alg.NoConnection
-	case from == alg.Server && natted(entry) && entry.Reply.Src == seg.Src:
+	case from == alg.Server && natted(entry) && entry.Orig != k.tuple():
 		seg.Src, seg.Dst = entry.Orig.Dst, entry.Orig.Src
 		return nil, from, alg.NoReason
 	}

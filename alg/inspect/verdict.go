@@ -121,7 +121,7 @@ func (in *Inspector) login(s *session, now time.Time, e alg.Effect) {
 // open installs a pinhole. NoReason means that it stands.
 func (in *Inspector) open(sh *shard, s *session, now time.Time, p alg.Pinhole) alg.Reason {
 	d := door{p.From, p.To}
-	if other := sh.open[d]; other != nil {
+	if other := sh.open[d]; other != nil && !p.Shared {
 		// The kernel holds one expectation for two ends; it is this session's now.
 		in.closed(sh, other, now, other.control.Pinhole(), alg.NextDataCommand)
 		other.control.Expire()
@@ -167,5 +167,7 @@ func (s *session) expectation(p alg.Pinhole) conntrack.Expectation {
 		To:      p.To,
 		Timeout: s.policy.PinholeTimeout,
 		Real:    p.Real,
+
+		Exclusive: p.Shared,
 	}
 }

@@ -72,10 +72,6 @@ func (c *capture) Withdraw(conntrack.Expectation) error { return nil }
 func (c *capture) Lookup(t conntrack.Tuple) (conntrack.Entry, error) {
 	conn := c.tcp[inspect.Key{Client: t.Src, Server: t.Dst}]
 	if conn == nil {
-		t = t.Reversed()
-		conn = c.tcp[inspect.Key{Client: t.Src, Server: t.Dst}]
-	}
-	if conn == nil {
 		return conntrack.Entry{}, conntrack.ErrNotFound
 	}
 	entry := conntrack.Untranslated(t)

@@ -108,7 +108,7 @@ func run(ctx context.Context, o runOptions) error {
 	for _, w := range slices.Concat(d.policy.Warnings, d.certs.Warnings()) {
 		log.Warn("policy", "warning", w)
 	}
-	if d.helper, err = conntrack.DetectHelper(d.policy.Helper); err != nil {
+	if d.helper, err = conntrack.DetectHelper(d.policy.Helper, rules.SourceNAT(ctx)); err != nil {
 		return err
 	}
 	if d.conntrack, err = conntrack.Dial(); err != nil {
