@@ -157,10 +157,10 @@ func (in *Inspector) packet(now time.Time, p Packet, seg *nfq.Segment) (translat
 		}
 	}()
 	src := seg.Src
-	s, from, why := in.find(sh, now, seg)
+	s, from, why := in.find(sh, now, p, seg)
 	if s != nil && in.replaced(s, &s.streams[from], seg) {
 		in.forget(sh, s, now, alg.ConnectionClosed)
-		s, from, why = in.find(sh, now, seg)
+		s, from, why = in.find(sh, now, p, seg)
 	}
 	switch {
 	case seg.Src != src:
@@ -199,7 +199,7 @@ func (in *Inspector) rescue(s *session, now time.Time, p Packet, mistake any) {
 // find gives the session of a segment and the side that sent it. A segment of a control connection that is not known
 // yet begins a session; if that must not be, the reason says why. Without session and reason it is a SYN to decide on, or a
 // server's segment that got its client's view of the addresses just now.
-func (in *Inspector) find(sh *shard, now time.Time, seg *nfq.Segment) (*session, alg.Side, alg.Reason) {
+func (in *Inspector) find(sh *shard, now time.Time, packet Packet, seg *nfq.Segment) (*session, alg.Side, alg.Reason) {
 	if s, from := sh.session(seg); s != nil {
 		return s, from, alg.NoReason
 	}
@@ -216,12 +216,9 @@ func (in *Inspector) find(sh *shard, now time.Time, seg *nfq.Segment) (*session,
 	}
 	// A forged packet must not cost a session, nor a forged SYN with one behind it. The SYN of a real connection is not in
 	// conntrack yet, and nobody says anything before the handshake is over.
-	entry, err := in.conntrack.Lookup(k.tuple())
-	if err != nil && from == alg.Server {
-		entry, err = in.conntrack.Lookup(k.tuple().Reversed()) // under NAT a server's packet shows the reply's tuple
-	}
+	entry, err := in.entry(packet, k, from)
 	switch {
-	case err != nil && isSYN(seg):
+	case isSYN(seg) && (err != nil || !entry.Opened):
 		return nil, from, alg.NoReason
 	case err != nil, !entry.Opened:
 		return nil, from, alg.NoConnection
@@ -231,6 +228,18 @@ func (in *Inspector) find(sh *shard, now time.Time, seg *nfq.Segment) (*session,
 	}
 	s, why := in.begin(sh, now, k, entry, false)
 	return s, from, why
+}
+
+// entry gives the conntrack entry of a packet that comes from one side of k, from the packet itself if it brought it.
+func (in *Inspector) entry(p Packet, k Key, from alg.Side) (conntrack.Entry, error) {
+	if p.Conntrack != nil {
+		return conntrack.Decode(p.Conntrack)
+	}
+	entry, err := in.conntrack.Lookup(k.tuple())
+	if err != nil && from == alg.Server {
+		return in.conntrack.Lookup(k.tuple().Reversed()) // under NAT a server's packet shows the reply's tuple
+	}
+	return entry, err
 }
 
 // session looks a segment's session up. The lower port is nearly always the server's, so that one look is enough.

@@ -52,6 +52,7 @@ func (g *segment) end() uint32 { return g.seq + uint32(len(g.payload)) }
 func (g *segment) own() {
 	offset := len(g.data) - len(g.payload)
 	g.data = append([]byte(nil), g.data...)
+	g.Conntrack = nil
 	g.payload = g.data[offset:]
 }
 

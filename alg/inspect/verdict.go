@@ -15,6 +15,8 @@ type Packet struct {
 	ID    uint32
 	Mark  uint32 // as it came; other owners' bits go on unchanged
 	Queue Queue
+
+	Conntrack []byte // its conntrack entry, if the kernel tells of it (nfq.Packet)
 }
 
 // verdict gives a verdict. An error means that the queue is gone, and the packet with it.

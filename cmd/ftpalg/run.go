@@ -40,9 +40,11 @@ type runOptions struct {
 	steering
 	policyFile string
 	noRules    bool
-	socket     string
-	logFormat  string
-	logLevel   string
+
+	queueConntrack bool
+	socket         string
+	logFormat      string
+	logLevel       string
 }
 
 func newRun() *cobra.Command {
@@ -67,6 +69,7 @@ func newRun() *cobra.Command {
 	o.steering.flags(f)
 	f.StringVar(&o.policyFile, "policy", "", "the policy `file`")
 	f.BoolVar(&o.noRules, "no-rules", false, "install no rules: those in place steer packets here (and --mark, if given, answer marked ones)")
+	f.BoolVar(&o.queueConntrack, "queue-conntrack", false, "have the kernel send conntrack's entry with each queued packet (NFQA_CT) instead of looking it up once a session")
 	f.StringVar(&o.socket, "socket", defaultSocket, "Unix socket `path` for 'ftpalg sessions' and 'ftpalg pinholes'")
 	f.StringVar(&o.logFormat, "log-format", "text", "text or json")
 	f.StringVar(&o.logLevel, "log-level", "info", "debug, info, warn or error")
@@ -144,12 +147,14 @@ func (d *daemon) serve(ctx context.Context) error {
 	if err := d.resume(); err != nil {
 		return err
 	}
+	told := false // of each packet's conntrack entry
 	for num := d.queues.first; ; num++ {
 		q, err := d.openQueue(ctx, num)
 		if err != nil {
 			return err
 		}
 		defer q.Close()
+		told = q.Conntrack()
 		tasks.Go(func() error {
 			<-q.Done()
 			return q.Err()
@@ -170,7 +175,7 @@ func (d *daemon) serve(ctx context.Context) error {
 	tasks.Go(func() error { return d.tidy(ctx) })
 	tasks.Go(func() error { return d.reloads(ctx, tasks) })
 	tasks.Go(func() error { return d.answer(ctx, listener) })
-	d.log.Info("ready", "helper", d.helper.Name, "queues", d.queues.String(), "fail", failWord(d.policy))
+	d.log.Info("ready", "helper", d.helper.Name, "queues", d.queues.String(), "fail", failWord(d.policy), "queue_conntrack", told)
 	if err := tasks.Wait(); err != nil && !errors.Is(err, context.Canceled) {
 		return err
 	}
@@ -213,11 +218,12 @@ func (d *daemon) openQueue(ctx context.Context, num uint16) (*nfq.Queue, error) 
 			_ = q.Verdict(p.ID, nfq.Verdict{})
 			return
 		}
-		d.inspector.Packet(time.Now(), inspect.Packet{ID: p.ID, Mark: p.Mark, Queue: q}, &seg)
+		d.inspector.Packet(time.Now(), inspect.Packet{ID: p.ID, Mark: p.Mark, Queue: q, Conntrack: p.Conntrack}, &seg)
 	}
 	q, err := nfq.Open(ctx, num, nfq.Options{
-		FailOpen: d.policy.FailOpen,
-		Logger:   d.log,
+		FailOpen:  d.policy.FailOpen,
+		Conntrack: d.queueConntrack,
+		Logger:    d.log,
 		OnLoss: func(l nfq.Loss) {
 			d.log.Warn("packets lost before they could be read; their senders will repeat them", "queue", num,
 				"queue_full", l.QueueDropped, "socket_full", l.UserDropped, "overruns", l.Overruns)
