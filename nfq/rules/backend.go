@@ -65,8 +65,12 @@ func Installed(ctx context.Context) (Backend, bool) {
 }
 
 // Choose finds the back end for a configuration, and says why: one that the kernel and its tools can do, and, of two, the one
-// in which this machine's firewall is. What iptables drops no chain of nft's can accept, so iptables comes first.
+// in which this machine's firewall is. What iptables drops no chain of nft's can accept, so iptables comes first. A configuration
+// may be without a policy: then all that any policy could need is tried.
 func Choose(ctx context.Context, cfg Config) (b Backend, why string) {
+	if cfg.Policy == nil {
+		cfg.Policy = everything
+	}
 	if err := NFTables(cfg).load(ctx, "-c"); err != nil {
 		return BackendIPTables, "nft cannot do it here: " + err.Error()
 	}
@@ -133,4 +137,34 @@ func forwardChains(ctx context.Context) (tables []string) {
 		}
 	}
 	return tables
+}
+
+// Obstacle is a firewall of this machine's that does not know the mark of what our nft table accepts.
+type Obstacle struct{ Name, Mend string }
+
+// Obstacles lists them, as far as they judge what is forwarded.
+func (t NFTable) Obstacles(ctx context.Context) (list []Obstacle) {
+	if t.accept == "" {
+		return nil
+	}
+	_, mark, _ := strings.Cut(t.accept, "& ")
+	mark, _, _ = strings.Cut(mark, " ")
+	for _, f := range t.families {
+		out, err := command(ctx, "", Default.command(f.tool(), "save"))
+		if what := filtersForward(out); err == nil && what != "" && !strings.Contains(out, "/"+mark) {
+			list = append(list, Obstacle{f.tool() + " (" + what + ")", f.tool() + " -I FORWARD -m mark ! --mark 0/" + mark + " -j ACCEPT, or --backend iptables"})
+		}
+	}
+	for _, table := range forwardChains(ctx) {
+		words := append([]string{"list"}, strings.Fields(table)...)
+		out, err := command(ctx, "", "nft", words...)
+		switch {
+		case err != nil || strings.Contains(out, mark):
+		case strings.HasSuffix(table, " firewalld"):
+			list = append(list, Obstacle{table, "let firewalld accept new connections to the control ports: firewall-cmd --permanent --policy NAME --add-port 21/tcp (RELATED ones it accepts by itself)"})
+		default:
+			list = append(list, Obstacle{table, "put '" + t.accept + " accept' into its chain at the hook forward"})
+		}
+	}
+	return list
 }

@@ -174,20 +174,16 @@ func (b *builder) local() []Chain {
 	return []Chain{in, out}
 }
 
+// everything is a policy that needs all that any policy can need.
+var everything = &policy.Policy{
+	Servers: []policy.Server{{Addresses: []netip.Prefix{netip.MustParsePrefix("0.0.0.0/0"), netip.MustParsePrefix("::/0")}, Explicit: []uint16{21}}},
+	Rules:   []policy.Rule{{Action: policy.Terminate}},
+}
+
 // TryTerminate tries out whether this machine's kernel and tools can do what terminated connections need. It installs the
-// rules in a network namespace of its own, which takes CAP_SYS_ADMIN.
-func TryTerminate(ctx context.Context) error {
-	everything := IPTables(Config{Policy: &policy.Policy{
-		Servers: []policy.Server{{Addresses: []netip.Prefix{netip.MustParsePrefix("0.0.0.0/0"), netip.MustParsePrefix("::/0")}, Explicit: []uint16{21}}},
-		Rules:   []policy.Rule{{Action: policy.Terminate}},
-	}})
-	var set Ruleset
-	for _, f := range everything.Families {
-		if !f.V6 || hasIPv6() {
-			f.Tables = f.Tables[1:2] // mangle: the others need nothing more than for inspection
-			set.Families = append(set.Families, f)
-		}
-	}
+// rules of a back end in a network namespace of its own, which takes CAP_SYS_ADMIN.
+func TryTerminate(ctx context.Context, b Backend) error {
+	trial := b.trial()
 	done := make(chan error, 1)
 	go func() {
 		runtime.LockOSThread() // and never unlocked: the thread ends with the goroutine, and the namespace with both
@@ -195,9 +191,25 @@ func TryTerminate(ctx context.Context) error {
 		if err != nil {
 			err = fmt.Errorf("make a network namespace: %w", err)
 		} else if _, err = command(ctx, "", "ip", "link", "set", "lo", "up"); err == nil {
-			err = Install(ctx, set)
+			err = trial.install(ctx)
 		}
 		done <- err
 	}()
 	return <-done
+}
+
+// trial is rules with all that termination needs, and of iptables' tables the one that needs more than inspection does.
+func (b Backend) trial() Rules {
+	cfg := Config{Helper: "ftp", Policy: everything}
+	if b == BackendNFT {
+		return NFTables(cfg)
+	}
+	var set Ruleset
+	for _, f := range IPTables(cfg).Families {
+		if !f.V6 || hasIPv6() {
+			f.Tables = f.Tables[1:2] // mangle
+			set.Families = append(set.Families, f)
+		}
+	}
+	return set
 }

@@ -442,14 +442,14 @@ func TestRoutingMissing(t *testing.T) {
 func TestTryTerminate(t *testing.T) {
 	lab.NeedRoot(t)
 	before := saved(t, Default)
-	if err := TryTerminate(t.Context()); err != nil {
+	if err := TryTerminate(t.Context(), BackendIPTables); err != nil {
 		t.Error(err)
 	}
 	if after := saved(t, Default); after != before {
 		t.Errorf("before:\n%s\nafter:\n%s", before, after)
 	}
 	t.Setenv("PATH", t.TempDir())
-	if err := TryTerminate(t.Context()); !errors.Is(err, exec.ErrNotFound) {
+	if err := TryTerminate(t.Context(), BackendIPTables); !errors.Is(err, exec.ErrNotFound) {
 		t.Errorf("without ip and iptables: %v", err)
 	}
 }
