@@ -104,20 +104,24 @@ func TestGolden(t *testing.T) {
 	for name, cfg := range map[string]Config{
 		"default": config(t), "open-noaccept-legacy": open, "terminate": terminating(t), "terminate-noaccept": terminateOpen,
 	} {
-		file := "testdata/" + name + ".sh"
-		got := IPTables(cfg).String()
-		if *update {
-			if err := os.WriteFile(file, []byte(got), 0o644); err != nil {
-				t.Fatal(err)
-			}
-		}
-		want, err := os.ReadFile(file)
-		if err != nil {
+		golden(t, "testdata/"+name+".sh", IPTables(cfg).String())
+		golden(t, "testdata/"+name+".nft", NFTables(cfg).String())
+	}
+}
+
+func golden(t *testing.T, file, got string) {
+	t.Helper()
+	if *update {
+		if err := os.WriteFile(file, []byte(got), 0o644); err != nil {
 			t.Fatal(err)
 		}
-		if got != string(want) {
-			t.Errorf("%s differs (go test -update writes it):\n%s", file, got)
-		}
+	}
+	want, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got != string(want) {
+		t.Errorf("%s differs (go test -update writes it):\n%s", file, got)
 	}
 }
 
