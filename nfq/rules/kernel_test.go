@@ -598,6 +598,44 @@ func TestFailAndRefuse(t *testing.T) {
 	})
 }
 
+// TestInstallUnderTraffic: a control connection goes on while the rules are replaced under it.
+func TestInstallUnderTraffic(t *testing.T) {
+	install(t, nil)
+	var q *nfq.Queue
+	ready := make(chan struct{})
+	q, err := nfq.Open(t.Context(), 21, nfq.Options{}, func(p *nfq.Packet) { <-ready; _ = q.Verdict(p.ID, nfq.Verdict{Accept: true}) })
+	if err != nil {
+		t.Fatal(err)
+	}
+	close(ready)
+	defer q.Close()
+	far, near := pair(t)
+	installed := make(chan error)
+	go func() {
+		var err error
+		for range 20 {
+			cfg := config(t)
+			cfg.Queues, cfg.Helper = [2]uint16{21, 21}, "ftp"
+			if err = Install(t.Context(), underTest.Rules(cfg)); err != nil {
+				break
+			}
+		}
+		installed <- err
+	}()
+	for {
+		talk(t, near, far)
+		select {
+		case err := <-installed:
+			if err != nil {
+				t.Error(err)
+			}
+			talk(t, far, near)
+			return
+		default:
+		}
+	}
+}
+
 // pair opens a control connection and returns both of its ends.
 func pair(t testing.TB) (far, near net.Conn) {
 	t.Helper()

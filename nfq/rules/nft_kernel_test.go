@@ -96,6 +96,7 @@ func TestNFTPayloadReachesQueue(t *testing.T) { needNFT(t); TestPayloadReachesQu
 func TestNFTDataConnections(t *testing.T)     { needNFT(t); TestDataConnections(t) }
 func TestNFTJustInTime(t *testing.T)          { needNFT(t); TestJustInTime(t) }
 func TestNFTControlConnections(t *testing.T)  { needNFT(t); TestControlConnections(t) }
+func TestNFTInstallUnderTraffic(t *testing.T) { needNFT(t); TestInstallUnderTraffic(t) }
 func TestNFTFailAndRefuse(t *testing.T)       { needNFT(t); TestFailAndRefuse(t) }
 func TestNFTTerminate(t *testing.T)           { needNFT(t); TestTerminate(t) }
 func TestNFTTryTerminate(t *testing.T) {
@@ -128,6 +129,7 @@ func neighbours(t *testing.T) {
 `)
 	t.Cleanup(func() { lab.Run(t, "nft delete table inet firewalld") })
 	for _, rule := range []string{ // ufw, then Docker
+		"-N ufw-before-input", "-A INPUT -j ufw-before-input", "-N ufw-before-output", "-A OUTPUT -j ufw-before-output",
 		"-N ufw-before-forward", "-N ufw-user-forward", "-A FORWARD -j ufw-before-forward", "-A ufw-before-forward -j ufw-user-forward",
 		"-A ufw-before-forward -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT",
 		"-N DOCKER", "-N DOCKER-USER", "-I FORWARD -o docker0 -j DOCKER", "-I FORWARD -j DOCKER-USER", "-A DOCKER-USER -j RETURN",
