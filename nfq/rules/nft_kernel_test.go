@@ -97,6 +97,7 @@ func TestNFTDataConnections(t *testing.T)     { needNFT(t); TestDataConnections(
 func TestNFTJustInTime(t *testing.T)          { needNFT(t); TestJustInTime(t) }
 func TestNFTControlConnections(t *testing.T)  { needNFT(t); TestControlConnections(t) }
 func TestNFTInstallUnderTraffic(t *testing.T) { needNFT(t); TestInstallUnderTraffic(t) }
+func TestNFTForgedServer(t *testing.T)        { needNFT(t); TestForgedServer(t) }
 func TestNFTFailAndRefuse(t *testing.T)       { needNFT(t); TestFailAndRefuse(t) }
 func TestNFTTerminate(t *testing.T)           { needNFT(t); TestTerminate(t) }
 func TestNFTTryTerminate(t *testing.T) {
