@@ -52,7 +52,7 @@ func newRun() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "run --policy FILE",
 		Short: "Run the gateway: install the rules and carry control connections until stopped",
-		Long: "Installs ftpalg's own chains, takes packets from the queues and opens pinholes. SIGHUP reads the policy " +
+		Long: "Installs ftpalg's own rules, takes packets from the queues and opens pinholes. SIGHUP reads the policy " +
 			"again; SIGTERM and SIGINT remove the rules and end.",
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
@@ -81,6 +81,7 @@ type daemon struct {
 	runOptions
 	log       *slog.Logger
 	helper    conntrack.Helper
+	backend   rules.Backend // of the rules; chosen once, so that a reload changes rules and not their language
 	conntrack *conntrack.Conn
 	inspector *inspect.Inspector
 	report    func(audit.Event)
@@ -167,6 +168,9 @@ func (d *daemon) serve(ctx context.Context) error {
 		return err
 	}
 	if !d.noRules {
+		var why string
+		d.backend, why = d.steering.choose(ctx, d.steering.config(d.policy, d.helper.Name))
+		d.log.Info("rules", "backend", string(d.backend), "why", why)
 		defer d.removeRules()
 		if err := d.installRules(ctx); err != nil {
 			return err
@@ -234,7 +238,7 @@ func (d *daemon) openQueue(ctx context.Context, num uint16) (*nfq.Queue, error) 
 }
 
 func (d *daemon) installRules(ctx context.Context) error {
-	return rules.Install(ctx, rules.IPTables(d.steering.config(d.policy, d.helper.Name)))
+	return rules.Install(ctx, d.backend.Rules(d.steering.config(d.policy, d.helper.Name)))
 }
 
 // removeRules runs when everything else is over, so not in that context.
