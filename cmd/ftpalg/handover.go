@@ -179,12 +179,13 @@ func startSuccessor() (*link, error) {
 	if err != nil {
 		return nil, err
 	}
-	defer theirs.Close()
 	cmd := exec.Command(file, os.Args[1:]...)
 	cmd.Stdout, cmd.Stderr = os.Stdout, os.Stderr
 	cmd.ExtraFiles = []*os.File{theirs}
 	cmd.Env = append(os.Environ(), predecessorVariable+"=3") // the first of ExtraFiles
-	if err := cmd.Start(); err != nil {
+	err = cmd.Start()
+	theirs.Close() // so that the link ends with the process
+	if err != nil {
 		return nil, errors.Join(err, l.Close())
 	}
 	l.process = cmd.Process
