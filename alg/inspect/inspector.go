@@ -124,6 +124,9 @@ func (in *Inspector) SetPolicy(p *policy.Policy) { in.policy.Store(p) }
 // Policy is the policy in force.
 func (in *Inspector) Policy() *policy.Policy { return in.policy.Load() }
 
+// Count is the number of sessions that are followed.
+func (in *Inspector) Count() int { return int(in.counts.sessions.Load()) }
+
 // shard gives the shard of two hosts, in either order.
 func (in *Inspector) shard(a, b netip.Addr) *shard {
 	if b.Less(a) {
