@@ -373,7 +373,8 @@ func (n *promise) carry(ctx context.Context, c *net.TCPConn) error {
 		return err
 	}
 	r := &relay{promise: n}
-	r.halves[near], r.halves[far] = newHalf(c), newHalf(d)
+	patience := s.policy.Limits.IdleTimeout
+	r.halves[near], r.halves[far] = newHalf(c, patience), newHalf(d, patience)
 	stop := context.AfterFunc(ctx, r.cut)
 	defer stop()
 	defer r.close()
