@@ -186,10 +186,10 @@ rules: [{name: all, action: terminate, commands: {deny: [RETR /secret]}}]
 	c.Forget(nil)
 	say(c, "C:CWD /pub/not/there", "S:226 the transfer's", "S:200 of NOOP", "S:226 of ABOR", "S:550 of CWD")
 	want := []string{"deny path-unknown", "rewrite X"}
-	if got := describeAll(say(c, "C:RETR ../../../secret/a")); !slices.Equal(got, want) {
+	if got := describeAll(say(c, "C:RETR ../secret/a")); !slices.Equal(got, want) {
 		t.Errorf("a relative path afterwards: %q", got)
 	}
-	if got := describeAll(say(c, "S:550 no", "C:PWD", `S:257 "/pub/not/there"`, "C:RETR ../../../secret/a")); !slices.Equal(got, want) {
+	if got := describeAll(say(c, "S:550 no", "C:PWD", `S:257 "/pub/not/there"`, "C:RETR ../secret/a")); !slices.Equal(got, want) {
 		t.Errorf("and after PWD: %q", got)
 	}
 	if got := describeAll(say(c, "S:550 no", "C:RETR /pub/a")); !slices.Equal(got, []string{"transfer download"}) {

@@ -313,9 +313,13 @@ func (g *Gateway) Expire(now time.Time) {
 	}
 }
 
+// lapse forgets a pinhole that the kernel let lapse; later, if its session is busy: one whose client does not read, or is slow
+// to shake hands, must not keep the others waiting.
 func (n *promise) lapse() {
 	s := n.session
-	s.mu.Lock()
+	if !s.mu.TryLock() {
+		return
+	}
 	defer s.mu.Unlock()
 	if s.promise == n && s.dialogue.control.Pinhole() == n.pinhole {
 		s.shut(n.pinhole, alg.TimedOut)
