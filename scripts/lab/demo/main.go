@@ -23,10 +23,15 @@ func main() {
 	flag.StringVar(&config.Binary, "ftpalg", ".build/ftpalg", "the ftpalg to show")
 	flag.StringVar(&config.ServersDir, "servers", ".build/servers", "where the FTP servers were unpacked")
 	match := flag.String("match", "", "only the scenarios whose name (server/client/protection/mode/family) has this in it")
+	nat := flag.Bool("nat", false, "the NAT matrix and its exposure in place of the scenarios; a cell is nat/guard/server/client/protection/mode/family")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
-	failed, err := demo(ctx, os.Stdout, config, *match)
+	show := demo
+	if *nat {
+		show = showNAT
+	}
+	failed, err := show(ctx, os.Stdout, config, *match)
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "demo:", err)
 	}
