@@ -106,8 +106,8 @@ func collect(fds []unix.PollFd, open map[int32]netip.AddrPort, result *ProbeResu
 				return fmt.Errorf("lab: SO_ERROR: %w", err)
 			}
 			reply := syscall.Errno(code)
-			if reply == unix.EHOSTUNREACH {
-				continue // an ICMP error of the gateway's: it refuses
+			if reply == unix.EHOSTUNREACH || reply == unix.ENETUNREACH {
+				continue // an ICMP error of the gateway's: it refuses, or knows no way
 			}
 			if reply != 0 && reply != unix.ECONNREFUSED && reply != unix.ECONNRESET {
 				return fmt.Errorf("lab: probe to %s: %w: neither an answer nor silence", open[fd.Fd], reply)
