@@ -358,6 +358,10 @@ func (n *promise) lapse() {
 // data carries a data connection that TPROXY handed over.
 func (g *Gateway) data(ctx context.Context, c *net.TCPConn, d door) {
 	n := g.take(d)
+	if n == nil && g.Stray != nil && g.Stray(c) {
+		_ = c.Close() // it is the other process's now
+		return
+	}
 	if n == nil || !n.relayed {
 		from, to := endpoints(c)
 		g.Report(audit.Event{Time: time.Now(), Kind: audit.EventDeny, Reason: alg.NoSession, From: from, To: to})

@@ -2,6 +2,7 @@ package main
 
 import (
 	"cmp"
+	"context"
 	"fmt"
 	"math/bits"
 	"strconv"
@@ -18,6 +19,7 @@ const defaultQueue = 21
 
 // steering is what 'run' and 'rules' both have to know of how packets get here.
 type steering struct {
+	backend  backendName
 	queues   queueRange
 	mark     uint32 // the refused bit; 0 if nothing answers it
 	noAccept bool
@@ -26,6 +28,8 @@ type steering struct {
 }
 
 func (s *steering) flags(f *pflag.FlagSet) {
+	s.backend = backendName(rules.BackendAuto)
+	f.Var(&s.backend, "backend", "iptables, nft, or auto: what the kernel can do and this machine's firewall uses")
 	s.queues = queueRange{defaultQueue, defaultQueue}
 	f.Var(&s.queues, "queue-balance", "queue `number`, or first:last to spread the load over several")
 	s.mark = rules.DefaultMark
@@ -40,6 +44,30 @@ func (s *steering) config(p *policy.Policy, helper string) rules.Config {
 		Queues: [2]uint16{s.queues.first, s.queues.last}, Helper: helper, FailOpen: p.FailOpen, Mark: s.mark,
 		NoAccept: s.noAccept, Terminate: s.terminate(), Policy: p,
 	}
+}
+
+// choose gives the back end for a configuration, and why if that was left to ftpalg.
+func (s *steering) choose(ctx context.Context, c rules.Config) (b rules.Backend, why string) {
+	if b = rules.Backend(s.backend); b != rules.BackendAuto {
+		return b, "--backend says so"
+	}
+	return rules.Choose(ctx, c)
+}
+
+// backendName is a flag.
+type backendName rules.Backend
+
+func (b *backendName) String() string { return string(*b) }
+
+func (b *backendName) Type() string { return "name" }
+
+func (b *backendName) Set(s string) error {
+	switch rules.Backend(s) {
+	case rules.BackendAuto, rules.BackendIPTables, rules.BackendNFT:
+		*b = backendName(s)
+		return nil
+	}
+	return fmt.Errorf("%q is none of auto, iptables, nft", s)
 }
 
 // terminate says how terminated connections get to ftpalg's sockets. Their marks are those that the rules have, also where

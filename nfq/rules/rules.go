@@ -26,6 +26,16 @@ type Config struct {
 	Policy    *policy.Policy
 }
 
+func (c Config) withDefaults() Config {
+	if c.Mark == 0 {
+		c.Mark = DefaultMark
+	}
+	if c.Terminate == (Terminate{}) {
+		c.Terminate = DefaultTerminate
+	}
+	return c
+}
+
 // Ruleset is the rules of one configuration, for every family and table.
 type Ruleset struct {
 	Variant  Variant
