@@ -57,7 +57,7 @@ func Installed(ctx context.Context) (Backend, bool) {
 		return BackendNFT, true
 	}
 	for _, f := range []Family{{V6: false}, {V6: true}} {
-		if out, err := command(ctx, "", Default.command(f.tool(), "save")); err == nil && ours(out) {
+		if out, err := Default.save(ctx, f); err == nil && ours(out) {
 			return BackendIPTables, true
 		}
 	}
@@ -94,7 +94,7 @@ func Choose(ctx context.Context, cfg Config) (b Backend, why string) {
 // iptablesFirewall says how iptables filters what is forwarded, but for our own chains; or nothing if it does not.
 func iptablesFirewall(ctx context.Context) (string, error) {
 	for _, f := range []Family{{V6: false}, {V6: true}} {
-		out, err := command(ctx, "", Default.command(f.tool(), "save"))
+		out, err := Default.save(ctx, f)
 		if err != nil {
 			return "", err
 		}
@@ -150,7 +150,7 @@ func (t NFTable) Obstacles(ctx context.Context) (list []Obstacle) {
 	_, mark, _ := strings.Cut(t.accept, "& ")
 	mark, _, _ = strings.Cut(mark, " ")
 	for _, f := range t.families {
-		out, err := command(ctx, "", Default.command(f.tool(), "save"))
+		out, err := Default.save(ctx, f)
 		if what := filtersForward(out); err == nil && what != "" && !strings.Contains(out, "/"+mark) {
 			list = append(list, Obstacle{f.tool() + " (" + what + ")", f.tool() + " -I FORWARD -m mark ! --mark 0/" + mark + " -j ACCEPT, or --backend iptables"})
 		}
