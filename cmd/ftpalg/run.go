@@ -163,9 +163,7 @@ func (d *daemon) serve(ctx context.Context) error {
 		return err
 	}
 	if !d.noRules {
-		var why string
-		d.backend, why = d.steering.choose(ctx, d.steering.config(d.policy, d.helper.Name))
-		d.log.Info("rules", "backend", string(d.backend), "why", why)
+		d.chooseBackend(ctx)
 		defer d.removeRules()
 		if err := d.installRules(ctx); err != nil {
 			return err
@@ -229,6 +227,19 @@ func (d *daemon) openQueue(ctx context.Context, num uint16) (*nfq.Queue, error) 
 	}, handle)
 	close(opened)
 	return q, err
+}
+
+// chooseBackend settles the language of the rules, and warns of a firewall that will not heed them.
+func (d *daemon) chooseBackend(ctx context.Context) {
+	config := d.steering.config(d.policy, d.helper.Name)
+	var why string
+	d.backend, why = d.steering.choose(ctx, config)
+	d.log.Info("rules", "backend", string(d.backend), "why", why)
+	if table, ok := d.backend.Rules(config).(rules.NFTable); ok {
+		for _, o := range table.Obstacles(ctx) {
+			d.log.Warn("rules", "warning", o.String(), "mend", o.Mend)
+		}
+	}
 }
 
 func (d *daemon) installRules(ctx context.Context) error {

@@ -139,10 +139,14 @@ func forwardChains(ctx context.Context) (tables []string) {
 	return tables
 }
 
-// Obstacle is a firewall of this machine's that does not know the mark of what our nft table accepts.
+// Obstacle is a firewall of this machine's that may drop what our nft table accepts, because it does not know our mark.
 type Obstacle struct{ Name, Mend string }
 
-// Obstacles lists them, as far as they judge what is forwarded.
+func (o Obstacle) String() string {
+	return o.Name + " does not know the mark of what ftpalg's table accepts, and what it drops stays dropped"
+}
+
+// Obstacles lists those that judge what is forwarded.
 func (t NFTable) Obstacles(ctx context.Context) (list []Obstacle) {
 	if t.accept == "" {
 		return nil
@@ -159,7 +163,7 @@ func (t NFTable) Obstacles(ctx context.Context) (list []Obstacle) {
 		words := append([]string{"list"}, strings.Fields(table)...)
 		out, err := command(ctx, "", "nft", words...)
 		switch {
-		case err != nil || strings.Contains(out, mark):
+		case err != nil || strings.Contains(out, mark) || !strings.Contains(out, "drop") && !strings.Contains(out, "reject"):
 		case strings.HasSuffix(table, " firewalld"):
 			list = append(list, Obstacle{table, "let firewalld accept new connections to the control ports: firewall-cmd --permanent --policy NAME --add-port 21/tcp (RELATED ones it accepts by itself)"})
 		default:
