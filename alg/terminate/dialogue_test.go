@@ -44,11 +44,11 @@ func (o *stageHand) unsecure(side alg.Side) error {
 	return nil
 }
 
-func (o *stageHand) open(p alg.Pinhole) alg.Reason {
+func (o *stageHand) open(p alg.Pinhole) (netip.AddrPort, alg.Reason) {
 	if o.refuse == alg.NoReason {
 		o.note("open %s %s", p.Mode, p.To)
 	}
-	return o.refuse
+	return p.To, o.refuse
 }
 
 func (o *stageHand) shut(p alg.Pinhole, why alg.Reason) { o.note("shut %s", why) }

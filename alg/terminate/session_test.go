@@ -172,12 +172,17 @@ func newWorld(t *testing.T, implicit bool, change func(*policy.Policy)) *world {
 	})
 	ctx, cancel := context.WithCancel(context.Background())
 	served := make(chan error, 1)
-	go func() { served <- w.gateway.Serve(ctx, []net.Listener{front}) }()
+	go func() {
+		err := w.gateway.Accept(ctx, front.(*net.TCPListener))
+		w.gateway.Serve(ctx)
+		served <- err
+	}()
 	t.Cleanup(func() {
 		cancel()
 		if err := <-served; err != nil {
 			t.Error(err)
 		}
+		front.Close()
 	})
 	w.client = newEnd(t, dial(t, front))
 	t.Cleanup(func() {

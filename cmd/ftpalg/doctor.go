@@ -178,7 +178,7 @@ func (d *doctor) helperChoice() {
 	if p := d.loadedPolicy(); p != nil {
 		want = p.Helper
 	}
-	h, err := conntrack.DetectHelper(want)
+	h, err := conntrack.DetectHelper(want, rules.SourceNAT(d.ctx))
 	switch {
 	case errors.Is(err, conntrack.ErrPermission):
 		d.wrong("sudo ftpalg doctor", "%v", err)

@@ -49,7 +49,7 @@ func newRules() *cobra.Command {
 
 // helperFor finds the helper to print. Without the right to ask the kernel it is the one that most kernels have.
 func helperFor(cmd *cobra.Command, p *policy.Policy) string {
-	h, err := conntrack.DetectHelper(p.Helper)
+	h, err := conntrack.DetectHelper(p.Helper, rules.SourceNAT(cmd.Context()))
 	if err == nil {
 		return h.Name
 	}

@@ -32,10 +32,13 @@ func (v Variant) command(tool, verb string) string {
 }
 
 // tables are the tables that we have chains in.
-var tables = []Table{{Name: "raw"}, {Name: "mangle"}, {Name: "filter"}}
+var tables = []Table{{Name: natTable}, {Name: "raw"}, {Name: "mangle"}, {Name: "filter"}}
 
-// install replaces our chains. Each table changes at once; the order is routing, raw, mangle, filter, so that what is accepted
-// last has been steered first, and leftover routing goes when no rule needs it any more.
+// natTable is used by few policies, and costs every connection of the machine something once it is there.
+const natTable = "nat"
+
+// install replaces our chains. Each table changes at once; the order is routing, nat, raw, mangle, filter, so that what is
+// accepted last has been steered first, and leftover routing goes when no rule needs it any more.
 func (r Ruleset) install(ctx context.Context) error {
 	for _, f := range families(r) {
 		if err := f.apply(ctx, r.Variant); err != nil {
@@ -114,6 +117,9 @@ func (r Ruleset) present(ctx context.Context) (missing []string, err error) {
 func families(r Ruleset) []Family {
 	all := []Family{{V6: false, Tables: tables}, {V6: true, Tables: tables}}
 	for _, f := range r.Families {
+		if f.Tables[0].Name != natTable {
+			f.Tables = append(slices.Clone(tables[:1]), f.Tables...)
+		}
 		if f.V6 {
 			all[1] = f
 		} else {
@@ -123,8 +129,26 @@ func families(r Ruleset) []Family {
 	return all
 }
 
+// unused says whether a table holds nothing of anybody's, so that to read it would only bring it about.
+func (t Table) unused(ctx context.Context, v Variant, f Family) bool {
+	if t.Name != natTable || len(t.Chains) > 0 {
+		return false
+	}
+	version, err := command(ctx, "", v.command(f.tool(), ""), "--version")
+	if err != nil || strings.Contains(version, "nf_tables") {
+		return false
+	}
+	file := "/proc/thread-self/net/ip_tables_names"
+	if f.V6 {
+		file = "/proc/thread-self/net/ip6_tables_names"
+	}
+	names, err := os.ReadFile(file)
+	return err == nil && !slices.Contains(strings.Fields(string(names)), t.Name)
+}
+
 func (f Family) apply(ctx context.Context, v Variant) error {
-	if f.V6 && len(f.Tables[0].Chains) == 0 && !hasIPv6() {
+	empty := !slices.ContainsFunc(f.Tables, func(t Table) bool { return len(t.Chains) > 0 })
+	if f.V6 && empty && !hasIPv6() {
 		return nil // nothing to install, and nowhere that anything could be left
 	}
 	routes, err := f.readRouting(ctx)
@@ -143,6 +167,9 @@ func (f Family) apply(ctx context.Context, v Variant) error {
 // replaceTables puts the family's chains in the place of what is there of ours.
 func (f Family) replaceTables(ctx context.Context, v Variant) error {
 	for _, t := range f.Tables {
+		if t.unused(ctx, v, f) {
+			continue
+		}
 		found, err := read(ctx, v, f, t)
 		if err != nil {
 			return err

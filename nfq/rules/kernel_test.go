@@ -528,7 +528,7 @@ func dataConnection(t *testing.T, client, server, command, reply string, allowed
 // TestJustInTime: a SYN into the passive range is held before conntrack looks for an expectation, so that one made now is
 // there in time; one that nobody is owed is dropped.
 func TestJustInTime(t *testing.T) {
-	helper, err := conntrack.DetectHelper("auto") // ftpalg's own, where the kernel lets it have one
+	helper, err := conntrack.DetectHelper("auto", false) // ftpalg's own, where the kernel lets it have one
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -19,6 +19,8 @@ const (
 	// mangleHook comes after conntrack and before DNAT: a helper that is set here is there when NAT makes its extension for
 	// what the kernel rewrites, and every packet shows one of its conntrack entry's two tuples.
 	mangleHook = "type filter hook prerouting priority mangle; policy accept;"
+	// natHook comes before others' DNAT: the first chain that gives a connection an address decides.
+	natHook = "type nat hook prerouting priority dstnat - 10; policy accept;"
 	// forwardHook comes before the chains of others, which mostly have the priority filter or a later one: they see the mark
 	// of what was accepted, and who is refused hears of it though they drop.
 	forwardHook = "type filter hook forward priority filter - 10; policy accept;"
@@ -74,6 +76,7 @@ func NFTables(cfg Config) NFTable {
 	n.allSets()
 	n.raw()
 	n.mangle()
+	n.translation()
 	n.filter()
 	return n.table
 }
@@ -144,11 +147,11 @@ func (n *nft) allSets() {
 		}
 		add("set", "control", " . inet_service", b.each(server.endPoints))
 		add("map", "decide", " . inet_service : verdict", b.each(func(s server) []string {
-			return suffixed(s.endPoints(), " : goto "+n.chain("server", s.Server))
+			return suffixed(s.ownEndPoints(), " : goto "+n.chain("server", s.Server))
 		}))
 		add("set", "passive", " . inet_service", b.each(b.passive))
 		add("set", "active", " . "+address, b.each(b.active))
-		add("set", "terminated", "", b.terminated(func(s server) []string { return texts(s.addresses) }))
+		add("set", "terminated", "", b.terminated(func(s server) []string { return texts(s.everywhere()) }))
 		add("map", "terminate", " . inet_service : verdict", b.terminated(func(s server) []string {
 			return suffixed(s.endPoints(), " : jump "+n.chain("terminate", s.Server))
 		}))
@@ -186,12 +189,35 @@ func (b *builder) serves(s *policy.Server) bool {
 	return slices.ContainsFunc(b.servers, func(have server) bool { return have.Server == s })
 }
 
-// endPoints lists where control connections may lead to, as "ADDRESS . PORT".
+// endPoints lists where control connections may lead to, before DNAT, as "ADDRESS . PORT".
 func (s server) endPoints() (list []string) {
-	for _, a := range s.addresses {
-		for _, port := range s.all {
-			list = append(list, fmt.Sprintf("%s . %d", text(a), port))
+	for _, f := range s.faces {
+		list = append(list, f.endPoints()...)
+	}
+	return list
+}
+
+// ownEndPoints are those behind DNAT.
+func (s server) ownEndPoints() (list []string) {
+	for _, f := range s.faces {
+		if !f.public {
+			list = append(list, f.endPoints()...)
 		}
+	}
+	return list
+}
+
+func (f face) endPoints() (list []string) {
+	for _, port := range f.all {
+		list = append(list, fmt.Sprintf("%s . %d", text(f.address), port))
+	}
+	return list
+}
+
+// everywhere lists the addresses at which clients reach the server.
+func (s server) everywhere() (list []netip.Prefix) {
+	for _, f := range s.faces {
+		list = append(list, f.address)
 	}
 	return list
 }
@@ -201,7 +227,7 @@ func (b *builder) passive(s server) (list []string) {
 	if s.Passive.IsZero() || !slices.ContainsFunc(b.inspecting(s), func(r *policy.Rule) bool { return r.OpaquePinhole }) {
 		return nil
 	}
-	for _, a := range s.addresses {
+	for _, a := range s.everywhere() {
 		list = append(list, fmt.Sprintf("%s . %d-%d", text(a), s.Passive.First, s.Passive.Last))
 	}
 	return list
@@ -368,6 +394,18 @@ func (n *nft) terminate() {
 	for i := range n.cfg.Policy.Servers {
 		n.add(n.steer(&n.cfg.Policy.Servers[i]))
 	}
+}
+
+// translation keeps what goes to ftpalg's sockets out of DNAT, as with iptables: it is led to where it was going.
+func (n *nft) translation() {
+	c := Chain{Name: "nat_prerouting", Hook: natHook}
+	for _, b := range n.builders {
+		if b.terminatesPublic() {
+			c.add("What is for ftpalg's own sockets is not for DNAT.",
+				"meta mark & %#x != 0 dnat %s to %s daddr", n.cfg.Terminate.Divert, b.ip(), b.ip())
+		}
+	}
+	n.add(c)
 }
 
 // steer is the chain with the policy's rules for one server, up to the last that terminates: first match wins, as in decide.

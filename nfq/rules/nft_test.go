@@ -22,7 +22,7 @@ func unqueued(table NFTable) string {
 // what nft left.
 func TestNFTText(t *testing.T) {
 	lab.NeedRoot(t)
-	for name, cfg := range map[string]Config{"inspecting": config(t), "terminating": terminating(t)} {
+	for name, cfg := range map[string]Config{"inspecting": config(t), "terminating": terminating(t), "public": public(t)} {
 		t.Run(name, func(t *testing.T) {
 			withTools(t)
 			before := ruleset(t)
