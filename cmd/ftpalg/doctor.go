@@ -308,7 +308,7 @@ func (d *doctor) rulesInPlace() {
 	}
 	if table, ok := set.(rules.NFTable); ok {
 		for _, o := range table.Obstacles(d.ctx) {
-			d.note(o.Mend, "%s does not know the mark of what ftpalg's table accepts, and what it drops stays dropped", o.Name)
+			d.note(o.Mend, "%s", o)
 		}
 	}
 }

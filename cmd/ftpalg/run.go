@@ -241,11 +241,9 @@ func (d *daemon) open(ctx context.Context, tasks *errgroup.Group) error {
 		return err
 	}
 	if !d.noRules {
-		var why string
-		if d.backend, why, err = d.steering.choose(ctx, d.steering.config(d.policy, d.helper.Name)); err != nil {
+		if err := d.chooseBackend(ctx); err != nil {
 			return err
 		}
-		d.log.Info("rules", "backend", string(d.backend), "why", why)
 		d.steers = true
 		if err := d.installRules(ctx); err != nil {
 			return err
@@ -302,6 +300,23 @@ func (d *daemon) openQueue(ctx context.Context, num uint16) (*nfq.Queue, error) 
 	}, handle)
 	close(opened)
 	return q, err
+}
+
+// chooseBackend settles the language of the rules, and warns of a firewall that will not heed them.
+func (d *daemon) chooseBackend(ctx context.Context) error {
+	config := d.steering.config(d.policy, d.helper.Name)
+	backend, why, err := d.steering.choose(ctx, config)
+	if err != nil {
+		return err
+	}
+	d.backend = backend
+	d.log.Info("rules", "backend", string(d.backend), "why", why)
+	if table, ok := d.backend.Rules(config).(rules.NFTable); ok {
+		for _, o := range table.Obstacles(ctx) {
+			d.log.Warn("rules", "warning", o.String(), "mend", o.Mend)
+		}
+	}
+	return nil
 }
 
 func (d *daemon) installRules(ctx context.Context) error {

@@ -687,7 +687,7 @@ func TestInstallUnderTraffic(t *testing.T) {
 	installed := make(chan error)
 	go func() {
 		var err error
-		for range 20 {
+		for range 8 {
 			cfg := config(t)
 			cfg.Queues, cfg.Helper = [2]uint16{21, 21}, "ftp"
 			if err = Install(t.Context(), underTest.Rules(cfg)); err != nil {
