@@ -14,7 +14,7 @@ func (f *Facts) acceptCommand(t *table, c *chain, flows []flow, host bool) strin
 	need := needs(flows)
 	switch who := owner(t); {
 	case who == "firewalld":
-		return firewalld(t, need, host)
+		return f.firewalld(t, need, host)
 	case who == "ufw" && !host:
 		return ufwRoute(need)
 	case t.tool == "nft":
@@ -70,7 +70,7 @@ func (n need) list(separator string) string {
 
 // firewalld takes a policy from any zone to any (or to this machine itself). A rich rule names a port: the service ftp would
 // bring the kernel's helper. What follows is accepted by firewalld itself.
-func firewalld(t *table, list []need, host bool) string {
+func (f *Facts) firewalld(t *table, list []need, host bool) string {
 	name, egress, chain := "ftpalg", "ANY", "filter_FWD_policy_"
 	if host {
 		name, egress, chain = "ftpalg-host", "HOST", "filter_IN_policy_"
@@ -91,7 +91,11 @@ func firewalld(t *table, list []need, host bool) string {
 				permanent, name, family, n.host(), port))
 		}
 	}
-	return strings.Join(append(commands, "firewall-cmd --reload"), " && ")
+	commands = append(commands, "firewall-cmd --reload")
+	if f.reader() > 0 && f.Backend != "nft" {
+		commands = append(commands, f.install())
+	}
+	return strings.Join(commands, " && ")
 }
 
 // ufwRoute: what follows is accepted by ufw itself.

@@ -67,7 +67,8 @@ var checks = []struct {
 	{"queues", queues}, {"helper", helper}, {"conntrack-tables", conntrackTables}, {"conntrack-timeout", conntrackTimeout},
 	{"automatic-helper", automaticHelper}, {"conntrack-events", conntrackEvents}, {"source-checks", sourceChecks},
 	{"terminate", termination}, {"source-marks", sourceMarks}, {"localnet", localnet}, {"routing", routing},
-	{"features", features}, {"ufw", ufwSettings}, {"forward", forward}, {"local", local}, {"open", open},
+	{"features", features}, {"ufw", ufwSettings}, {"firewalld", firewalldReload},
+	{"forward", forward}, {"local", local}, {"open", open},
 	{"other-queues", otherQueues}, {"notrack", notrack}, {"other-helpers", otherHelpers}, {"offload", offload},
 	{"source-nat", sourceNAT}, {"rules", rulesInPlace},
 }

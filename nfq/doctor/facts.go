@@ -3,8 +3,10 @@ package doctor
 import (
 	"bytes"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
+	"net/netip"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -31,13 +33,14 @@ type Facts struct {
 	queuesErr       error
 	helper          conntrack.Helper
 	helperErr       error
-	rewrites        bool             // the kernel has nf_nat_ftp
-	terminateErr    error            // what rules.TryTerminate says
-	vacantErr       error            // what rules.Vacant says
-	extensions      map[string]error // why a module of iptables cannot be used; nil where it can
-	features        map[string]error // the same of what ftpalg can do without
-	modules         map[string]bool  // modules that this kernel could load
-	tables          []*table         // everybody's rules but ftpalg's
+	rewrites        bool                    // the kernel has nf_nat_ftp
+	terminateErr    error                   // what rules.TryTerminate says
+	vacantErr       error                   // what rules.Vacant says
+	extensions      map[string]error        // why a module of iptables cannot be used; nil where it can
+	features        map[string]error        // the same of what ftpalg can do without
+	modules         map[string]bool         // modules that this kernel could load
+	devices         map[netip.Prefix]string // where the route to a server's address leads out, if that is another machine's
+	tables          []*table                // everybody's rules but ftpalg's
 	tablesErr       error
 	missing         []string // of ftpalg's rules
 	missingErr      error
@@ -75,6 +78,7 @@ func Read(ctx context.Context, s Subject) *Facts {
 	f.tryOut(ctx)
 	f.tables, f.tablesErr = readTables(ctx, f.programs)
 	f.ufw, f.ufwSysctl = readUFW()
+	f.devices = readDevices(ctx, f.servers())
 	if s.Config.Policy != nil {
 		f.Config.Helper = f.helper.Name
 		f.vacantErr = rules.Vacant(ctx, rules.IPTables(f.Config))
@@ -292,6 +296,34 @@ func withoutOurs(tables []*table) []*table {
 
 // ourPrefix starts the name of every chain of ftpalg's.
 const ourPrefix = "FTPALG-"
+
+// readDevices asks for the route to each server that is a single host. One that has none has no device.
+func readDevices(ctx context.Context, servers []server) map[netip.Prefix]string {
+	var ask strings.Builder
+	for _, s := range servers {
+		if s.address.IsSingleIP() {
+			fmt.Fprintf(&ask, "route get %s\n", s.address.Addr())
+		}
+	}
+	cmd := exec.CommandContext(ctx, "ip", "-json", "-force", "-batch", "-")
+	cmd.Stdin = strings.NewReader(ask.String())
+	text, _ := cmd.Output() // it fails if one of them has no route
+	devices := map[netip.Prefix]string{}
+	for answers := json.NewDecoder(bytes.NewReader(text)); ; {
+		var routes []struct {
+			Dst       netip.Addr
+			Dev, Type string
+		}
+		if answers.Decode(&routes) != nil {
+			return devices
+		}
+		for _, r := range routes {
+			if r.Type == "" { // local and broadcast addresses have one
+				devices[netip.PrefixFrom(r.Dst, r.Dst.BitLen())] = r.Dev
+			}
+		}
+	}
+}
 
 // readUFW reads ufw's settings where ufw is on.
 func readUFW() (settings, sysctl map[string]string) {

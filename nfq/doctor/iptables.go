@@ -177,8 +177,10 @@ func (p *specParser) condition(option string) (match, error) {
 			m = func(packet) answer { return yes }
 		}
 		return m, nil
-	case "-i", "-o":
-		return onLoopback([]string{p.next()}), nil
+	case "-i":
+		return interfaceIn(inInterface, []string{p.next()}), nil
+	case "-o":
+		return interfaceIn(outInterface, []string{p.next()}), nil
 	case "--sport", "--sports":
 		ranges, err := parsePorts(p.next())
 		return portIn(sourcePort, ranges), err
@@ -193,6 +195,9 @@ func (p *specParser) condition(option string) (match, error) {
 	case "--comment":
 		p.next()
 		return nil, nil
+	case "--rt-type": // a routing header, which FTP's packets do not have
+		p.next()
+		return never, nil
 	}
 	for len(p.words) > 0 && p.words[0] != "!" && !strings.HasPrefix(p.words[0], "-") {
 		p.next()

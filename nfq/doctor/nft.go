@@ -211,6 +211,7 @@ type nftLeft struct {
 	Payload *struct{ Protocol, Field string }
 	Meta    *struct{ Key string }
 	CT      *struct{ Key string } `json:"ct"`
+	Exthdr  json.RawMessage       // of IPv6: FTP's packets have none
 	And     []json.RawMessage     `json:"&"`
 }
 
@@ -227,6 +228,8 @@ func comparison(left, right json.RawMessage) match {
 		return metaIs(l.Meta.Key, right)
 	case l.CT != nil:
 		return ctIs(l.CT.Key, right)
+	case l.Exthdr != nil:
+		return never
 	case len(l.And) == 2:
 		return masked(l.And, right)
 	}
@@ -278,8 +281,10 @@ func metaIs(key string, right json.RawMessage) match {
 		return isTCP(words)
 	case key == "nfproto" && len(words) == 1:
 		return isFamily(words[0] == "ipv6")
-	case key == "iifname", key == "oifname", key == "iif", key == "oif":
-		return onLoopback(words)
+	case key == "iifname", key == "iif":
+		return interfaceIn(inInterface, words)
+	case key == "oifname", key == "oif":
+		return interfaceIn(outInterface, words)
 	}
 	return unknown
 }

@@ -16,13 +16,14 @@ type flow struct {
 	server server
 }
 
-// control gives the packets of control connections to a server. Where the clients are is not asked.
+// control gives the packets of control connections to a server, which comes in where it goes out: ftpalg's rules want that. Where
+// the clients are is not asked.
 func (f *Facts) control(s server) []flow {
 	var list []flow
 	for _, port := range s.control {
-		there := packet{v6: s.address.Addr().Is6(), to: s.address, sport: highPort, dport: onePort(port), state: "established", dnat: f.dnat()}
+		there := packet{v6: s.address.Addr().Is6(), to: s.address, sport: highPort, dport: onePort(port), out: f.devices[s.address], state: "established", dnat: f.dnat()}
 		back := there
-		back.from, back.to, back.sport, back.dport = there.to, there.from, there.dport, there.sport
+		back.from, back.to, back.sport, back.dport, back.in, back.out = there.to, there.from, there.dport, there.sport, there.out, there.in
 		first := there
 		first.state = "new"
 		list = append(list, flow{first, "new control connections", s}, flow{there, "control connections", s}, flow{back, "control connections", s})
@@ -32,9 +33,9 @@ func (f *Facts) control(s server) []flow {
 
 // data gives the first packets of data connections to a server, and from it.
 func (f *Facts) data(s server) []flow {
-	there := packet{v6: s.address.Addr().Is6(), to: s.address, sport: highPort, dport: s.passive, state: "related", dnat: f.dnat()}
+	there := packet{v6: s.address.Addr().Is6(), to: s.address, sport: highPort, dport: s.passive, out: f.devices[s.address], state: "related", dnat: f.dnat()}
 	back := there
-	back.from, back.to, back.sport, back.dport = there.to, there.from, anyPort, highPort
+	back.from, back.to, back.sport, back.dport, back.in, back.out = there.to, there.from, anyPort, highPort, there.out, there.in
 	return []flow{{there, "data connections", s}, {back, "data connections", s}}
 }
 
@@ -90,7 +91,7 @@ func (f *Facts) before(t *table, c *chain) (part *chain, ok bool) {
 // dropped is the packets of ftpalg's that a base chain drops, or may drop.
 type dropped struct {
 	flows    []flow
-	surely   bool // at least one kind is dropped whatever the rest of the packet is
+	certain  []flow // those that are dropped whatever the rest of the packet is
 	where    string
 	overtake bool // it stands before ftpalg's own rules, which would accept them
 }
@@ -108,8 +109,10 @@ func (f *Facts) drops(t *table, c *chain, flows []flow) (d dropped) {
 			continue
 		}
 		d.flows = append(d.flows, fl)
-		d.surely = d.surely || !o.accept
-		if d.where == "" {
+		if !o.accept {
+			d.certain = append(d.certain, fl)
+		}
+		if d.where == "" || !o.accept && len(d.certain) == 1 {
 			d.where = fmt.Sprintf("chain %s: %s", o.dropChain, o.dropper)
 		}
 	}
@@ -178,48 +181,58 @@ func (f *Facts) judge(r *report, t *table, c *chain, d dropped, host bool) {
 	if d.overtake {
 		mend = f.install()
 	}
+	say, verb, told := r.note, "may drop", d.flows
+	if len(d.certain) > 0 {
+		say, verb, told = r.wrong, "drops", d.certain
+	}
 	kinds := map[string]bool{}
-	for _, fl := range d.flows {
+	for _, fl := range told {
 		kinds[fl.what] = true
 	}
 	what := strings.Join(slices.Sorted(maps.Keys(kinds)), ", ")
 	if d.overtake {
 		what += " before ftpalg's rules see them"
 	}
-	if d.surely {
-		r.wrong(mend, "%s drops %s (%s)", who, what, d.where)
-		return
-	}
-	r.note(mend, "%s may drop %s (%s)", who, what, d.where)
+	say(mend, "%s %s %s (%s)", who, verb, what, d.where)
 }
 
 // open: ftpalg opens pinholes in what is closed. Where everything is forwarded anyhow it opens, and protects, nothing.
 func open(f *Facts, r *report) {
-	if f.tablesErr != nil {
-		return
-	}
+	var hosts, commands []string
 	for _, s := range f.servers() {
 		p := f.data(s)[0].packet
 		p.state = "new"
-		closed := s.public
-		for _, t := range f.tables {
-			for _, c := range t.chains {
-				closed = closed || c.hook == "forward" && t.covers(p.v6) && t.through(c, p, nil).drop
-			}
+		if f.tablesErr != nil || s.public || f.closed(p) {
+			continue
 		}
-		if !closed {
-			tool := "iptables"
-			if p.v6 {
-				tool = "ip6tables"
-			}
-			mend := tool + " -w -P FORWARD DROP # everything that is forwarded needs a rule then"
-			if f.ufw != nil {
-				mend = "ufw default deny routed"
-			}
-			r.note(mend, "every port of %s is reachable: nothing drops what ftpalg did not open", s.address)
-			return
+		command := "iptables -w -P FORWARD DROP"
+		if p.v6 {
+			command = "ip6tables -w -P FORWARD DROP"
+		}
+		if f.ufw != nil {
+			command = "ufw default deny routed"
+		}
+		hosts = append(hosts, s.address.String())
+		if !slices.Contains(commands, command) {
+			commands = append(commands, command)
 		}
 	}
+	if len(hosts) > 0 {
+		r.note(strings.Join(commands, " && ")+" # everything that is forwarded needs a rule then",
+			"every port of %s is reachable: nothing drops what ftpalg did not open", strings.Join(hosts, ", "))
+	}
+}
+
+// closed reports whether a forwarded packet is dropped by anybody.
+func (f *Facts) closed(p packet) bool {
+	for _, t := range f.tables {
+		for _, c := range t.chains {
+			if c.hook == "forward" && t.covers(p.v6) && t.through(c, p, nil).drop {
+				return true
+			}
+		}
+	}
+	return false
 }
 
 // scan calls see once for each rule of others that may match a packet of ftpalg's on its way.
@@ -338,6 +351,22 @@ func sourceNAT(f *Facts, r *report) {
 				place(t), found.text)
 		}
 	})
+}
+
+// firewalldReload: firewalld empties all of iptables' tables when it is started or loaded again, also where its own rules are in
+// nft, and no setting keeps it from that (fw.py, flush, in all its versions until 1.3). Tables of nft's it leaves alone.
+func firewalldReload(f *Facts, r *report) {
+	if f.Backend == "nft" || !slices.ContainsFunc(f.tables, func(t *table) bool { return owner(t) == "firewalld" }) {
+		return
+	}
+	mend := f.install() + " # after each 'firewall-cmd --reload'"
+	if err, tried := f.features["nft_queue"]; tried && err == nil {
+		mend = "ftpalg run --backend nft --policy FILE"
+		if f.PolicyFile != "" {
+			mend = "ftpalg run --backend nft --policy " + f.PolicyFile
+		}
+	}
+	r.note(mend, "firewalld takes ftpalg's rules out whenever it is loaded: it empties iptables' tables")
 }
 
 // ufwSettings: what ufw will do when it is loaded again.

@@ -74,6 +74,7 @@ type packet struct {
 	v6           bool
 	from, to     netip.Prefix // invalid: any address
 	sport, dport ports
+	in, out      string // interfaces; empty: not known
 	state        string // conntrack's: new, established, related
 	dnat         bool   // there are rules that may have changed its destination
 }
@@ -197,15 +198,27 @@ func flagsAre(mask, set []string) match {
 	}
 }
 
-// onLoopback is the condition that an interface has one of the names. What the doctor asks about is never on the loopback.
-func onLoopback(names []string) match {
-	for _, name := range names {
-		if name != "lo" {
-			return unknown
+// interfaceIn is the condition that an interface has one of the names, which may end in a wild card. What the doctor asks about
+// is never on the loopback.
+func interfaceIn(which func(packet) string, names []string) match {
+	return func(p packet) answer {
+		result := no
+		for _, name := range names {
+			start, wild := strings.CutSuffix(strings.Replace(name, "+", "*", 1), "*")
+			switch have := which(p); {
+			case have == "" && name != "lo":
+				result = max(result, perhaps)
+			case have != "" && (have == name || wild && strings.HasPrefix(have, start)):
+				result = yes
+			}
 		}
+		return result
 	}
-	return never
 }
+
+func inInterface(p packet) string { return p.in }
+
+func outInterface(p packet) string { return p.out }
 
 // isDNAT is the condition that conntrack has changed the destination.
 func isDNAT(p packet) answer {

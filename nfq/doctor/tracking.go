@@ -127,7 +127,7 @@ func (f *Facts) reader() int {
 // install is the command that puts ftpalg's rules in force, before everybody else's.
 func (f *Facts) install() string {
 	if pid := f.reader(); pid > 0 {
-		return fmt.Sprintf("kill -HUP %d # ftpalg installs its rules again", pid)
+		return fmt.Sprintf("kill -HUP %d", pid)
 	}
 	return "ftpalg run --policy " + f.PolicyFile
 }
