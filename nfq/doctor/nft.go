@@ -391,7 +391,10 @@ func nftSpan(v json.RawMessage) (span, bool) {
 	}
 	if o.Prefix != nil {
 		p, err := o.Prefix.Addr.Prefix(o.Prefix.Len)
-		return spanOf(p), err == nil
+		if err != nil || !p.IsValid() {
+			return span{}, false
+		}
+		return spanOf(p), true
 	}
 	if o.Range != nil && o.Range[0].IsValid() && o.Range[1].IsValid() {
 		return span(*o.Range), true
