@@ -124,6 +124,9 @@ func (in *Inspector) SetPolicy(p *policy.Policy) { in.policy.Store(p) }
 // Policy is the policy in force.
 func (in *Inspector) Policy() *policy.Policy { return in.policy.Load() }
 
+// Count is the number of sessions that are followed.
+func (in *Inspector) Count() int { return int(in.counts.sessions.Load()) }
+
 // shard gives the shard of two hosts, in either order.
 func (in *Inspector) shard(a, b netip.Addr) *shard {
 	if b.Less(a) {
@@ -173,6 +176,10 @@ func (in *Inspector) packet(now time.Time, p Packet, seg *nfq.Segment) (translat
 		in.segment(sh, s, from, now, p, seg)
 	case why == alg.NoReason:
 		in.syn(sh, now, p, seg)
+	case len(seg.Payload) == 0:
+		// The handshake and the end of a connection, where the rules in force queue them too: they say nothing, and whether
+		// there may be a connection is for the filter table to say.
+		in.verdict(p, nfq.Verdict{Accept: true})
 	default:
 		e := audit.Event{Time: now, Kind: audit.EventDeny, Reason: why, From: seg.Src, To: seg.Dst}
 		if from == alg.Server {

@@ -342,9 +342,13 @@ func (g *Gateway) Expire(now time.Time) {
 	}
 }
 
+// lapse forgets a pinhole that the kernel let lapse; later, if its session is busy: one whose client does not read, or is slow
+// to shake hands, must not keep the others waiting.
 func (n *promise) lapse() {
 	s := n.session
-	s.mu.Lock()
+	if !s.mu.TryLock() {
+		return
+	}
 	defer s.mu.Unlock()
 	if s.promise == n && s.dialogue.control.Pinhole() == n.pinhole {
 		s.shut(n.pinhole, alg.TimedOut)
@@ -358,6 +362,10 @@ func (n *promise) lapse() {
 // data carries a data connection that TPROXY handed over.
 func (g *Gateway) data(ctx context.Context, c *net.TCPConn, d door) {
 	n := g.take(d)
+	if n == nil && g.Stray != nil && g.Stray(c) {
+		_ = c.Close() // it is the other process's now
+		return
+	}
 	if n == nil || !n.relayed {
 		from, to := endpoints(c)
 		g.Report(audit.Event{Time: time.Now(), Kind: audit.EventDeny, Reason: alg.NoSession, From: from, To: to})
@@ -402,7 +410,8 @@ func (n *promise) carry(ctx context.Context, c *net.TCPConn) error {
 		return err
 	}
 	r := &relay{promise: n}
-	r.halves[near], r.halves[far] = newHalf(c), newHalf(d)
+	patience := s.policy.Limits.IdleTimeout
+	r.halves[near], r.halves[far] = newHalf(c, patience), newHalf(d, patience)
 	stop := context.AfterFunc(ctx, r.cut)
 	defer stop()
 	defer r.close()

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"fmt"
@@ -44,14 +45,22 @@ func examine(ctx context.Context, s steering, policyFile string) ([]doctor.Findi
 	if policyFile != "" {
 		p, err = loadPolicy(policyFile)
 	}
-	subject := doctor.Subject{Config: s.machine(), Backend: "iptables", PolicyFile: policyFile}
+	subject := doctor.Subject{Config: s.machine(), PolicyFile: policyFile}
 	if p != nil && err == nil {
 		subject.Config = s.config(p, "")
-		subject.Missing = func(ctx context.Context, helper string) ([]string, error) {
-			return rules.Present(ctx, rules.IPTables(s.config(p, helper)))
-		}
 	}
+	subject.Backend, subject.Why = s.backendInUse(ctx, subject.Config)
 	return doctor.Examine(doctor.Read(ctx, subject)), err
+}
+
+// backendInUse gives the back end in which the rules stand, or would be installed.
+func (s *steering) backendInUse(ctx context.Context, c rules.Config) (b rules.Backend, why string) {
+	if installed, ok := rules.Installed(ctx); ok && s.backend == backendName(rules.BackendAuto) {
+		return installed, "ftpalg's stand there"
+	}
+	c.Helper = cmp.Or(c.Helper, "ftp")
+	b, why, _ = s.choose(ctx, c) // an error is about --flowtable, which run needs
+	return b, why
 }
 
 // tell prints findings; the error is about those that are wrong.

@@ -6,12 +6,20 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+
+	"ftpalg/nfq/rules"
 )
 
 // acceptCommand is the command that has a base chain accept packets of ftpalg's that it drops: each firewall's own, or a rule at
 // the front of the chain.
 func (f *Facts) acceptCommand(t *table, c *chain, flows []flow, host bool) string {
-	need := needs(flows)
+	need, mark := needs(flows), f.mark(host)
+	if who := owner(t); mark != 0 && who != "firewalld" && who != "ufw" { // exactly what ftpalg accepts has it
+		if t.tool == "nft" {
+			return fmt.Sprintf("nft insert rule %s %s %s meta mark '&' %#x != 0 accept", t.family, t.name, c.name, mark)
+		}
+		return fmt.Sprintf("%s -w -I %s -m mark ! --mark 0/%#x -j ACCEPT", t.tool, c.name, mark)
+	}
 	switch who := owner(t); {
 	case who == "firewalld":
 		return f.firewalld(t, need, host)
@@ -92,7 +100,7 @@ func (f *Facts) firewalld(t *table, list []need, host bool) string {
 		}
 	}
 	commands = append(commands, "firewall-cmd --reload")
-	if f.reader() > 0 && f.Backend != "nft" {
+	if f.reader() > 0 && f.Backend != rules.BackendNFT {
 		commands = append(commands, f.install())
 	}
 	return strings.Join(commands, " && ")

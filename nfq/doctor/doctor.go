@@ -4,7 +4,6 @@
 package doctor
 
 import (
-	"context"
 	"fmt"
 	"net/netip"
 	"slices"
@@ -34,10 +33,9 @@ type Finding struct {
 // Subject is what the machine is to be examined for.
 type Subject struct {
 	Config     rules.Config // Policy is nil where only the machine is asked about; Helper is found out
-	Backend    string       // where ftpalg's accepting rules stand: "iptables" or "nft"
+	Backend    rules.Backend
+	Why        string // why it is that back end
 	PolicyFile string
-	// Missing lists what is not in force of the rules with a helper.
-	Missing func(ctx context.Context, helper string) ([]string, error)
 }
 
 // report collects findings.

@@ -27,7 +27,7 @@ type Facts struct {
 	capabilities    map[string]bool
 	capabilitiesErr error
 	programs        map[string]bool
-	iptables        string         // what iptables says of its version
+	version         string         // what the back end's program says of its version
 	sysctl          map[string]int // by path below /proc/sys; what is not there cannot be read
 	queues          []queue
 	queuesErr       error
@@ -64,8 +64,8 @@ func Read(ctx context.Context, s Subject) *Facts {
 		_, err := exec.LookPath(name)
 		f.programs[name] = err == nil
 	}
-	version, _ := output(ctx, "", "iptables", "--version")
-	f.iptables = strings.TrimSpace(version)
+	version, _ := output(ctx, "", string(s.Backend), "--version")
+	f.version = strings.TrimSpace(version)
 	want := "auto"
 	if s.Config.Policy != nil {
 		want = s.Config.Policy.Helper
@@ -74,7 +74,7 @@ func Read(ctx context.Context, s Subject) *Facts {
 	f.rewrites = conntrack.RewritesFTP()
 	f.sysctl = readSysctl() // after the helper: it brings conntrack's settings
 	f.queues, f.queuesErr = readQueues()
-	f.terminateErr = rules.TryTerminate(ctx)
+	f.terminateErr = rules.TryTerminate(ctx, s.Backend)
 	f.tryOut(ctx)
 	f.tables, f.tablesErr = readTables(ctx, f.programs)
 	f.ufw, f.ufwSysctl = readUFW()
@@ -82,7 +82,7 @@ func Read(ctx context.Context, s Subject) *Facts {
 	if s.Config.Policy != nil {
 		f.Config.Helper = f.helper.Name
 		f.vacantErr = rules.Vacant(ctx, rules.IPTables(f.Config))
-		f.missing, f.missingErr = s.Missing(ctx, f.helper.Name)
+		f.missing, f.missingErr = rules.Present(ctx, s.Backend.Rules(f.Config))
 	}
 	return f
 }

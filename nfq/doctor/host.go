@@ -11,6 +11,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"ftpalg/conntrack"
+	"ftpalg/nfq/rules"
 )
 
 const again = "sudo ftpalg doctor"
@@ -33,13 +34,18 @@ func capabilities(f *Facts, r *report) {
 }
 
 func commands(f *Facts, r *report) {
-	for _, name := range []string{"iptables-restore", "ip6tables-restore", "iptables-save", "ip6tables-save"} {
+	r.ok("rules are for %s: %s", f.Backend, f.Why)
+	names, mend := []string{"iptables-restore", "ip6tables-restore", "iptables-save", "ip6tables-save"}, "apt-get install iptables"
+	if f.Backend == rules.BackendNFT {
+		names, mend = []string{"nft"}, "apt-get install nftables"
+	}
+	for _, name := range names {
 		if !f.programs[name] {
-			r.wrong("apt-get install iptables", "%s is not there", name)
+			r.wrong(mend, "%s is not there", name)
 			return
 		}
 	}
-	r.ok("%s", f.iptables)
+	r.ok("%s", f.version)
 	if !f.programs["nft"] {
 		r.note("apt-get install nftables", "nft is not there: what others' nft tables do with FTP cannot be seen")
 	}
@@ -53,6 +59,9 @@ func load(modules ...string) string {
 
 // extensions: what the rules need of the kernel's modules. iptables loads them by itself, unless modules are blocked.
 func extensions(f *Facts, r *report) {
+	if f.Backend == rules.BackendNFT {
+		return
+	}
 	var missing []string
 	for _, p := range iptablesProbes {
 		err := f.extensions[p.module]
@@ -197,7 +206,7 @@ func termination(f *Facts, r *report) {
 	case errors.Is(err, unix.EPERM):
 		mend = again
 	case errors.Is(err, exec.ErrNotFound):
-		mend = "apt-get install iptables iproute2"
+		mend = "apt-get install iptables nftables iproute2"
 	}
 	complain(mend, "connections cannot be terminated: %v", f.terminateErr)
 }
@@ -226,8 +235,8 @@ func helper(f *Facts, r *report) {
 func features(f *Facts, r *report) {
 	for _, c := range []struct{ module, what, without string }{
 		{queueConntrack, "conntrack data in queue messages (NFQA_CT)", "ftpalg looks connections up instead"},
-		{"nft_queue", "queue statement in nft", "the rules are iptables'"},
-		{"nft_tproxy", "tproxy and socket in nft", "the rules are iptables'"},
+		{"nft_queue", "queue statement in nft", "the rules have to be iptables'"},
+		{"nft_tproxy", "tproxy and socket in nft", "the rules have to be iptables'"},
 		{"nf_flow_table", "flowtables", "data connections are routed packet by packet"},
 	} {
 		err, tried := f.features[c.module]

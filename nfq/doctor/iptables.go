@@ -192,6 +192,17 @@ func (p *specParser) condition(option string) (match, error) {
 	case "--tcp-flags":
 		mask, set := p.next(), p.next()
 		return flagsAre(strings.Split(mask, ","), strings.Split(set, ",")), nil
+	case "--mark":
+		value, mask, masked := strings.Cut(p.next(), "/")
+		if !masked {
+			mask = "0xffffffff"
+		}
+		v, err1 := strconv.ParseUint(value, 0, 32)
+		m, err2 := strconv.ParseUint(mask, 0, 32)
+		if err1 != nil || err2 != nil {
+			return unknown, nil
+		}
+		return markIs(uint32(v), uint32(m)), nil
 	case "--comment":
 		p.next()
 		return nil, nil

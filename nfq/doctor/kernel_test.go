@@ -54,11 +54,6 @@ func newStage(t *testing.T, text string) *stage {
 	}
 	s.subject = Subject{Config: rules.Config{Queues: [2]uint16{21, 21}}, Backend: "iptables", PolicyFile: file}
 	s.reload()
-	s.subject.Missing = func(ctx context.Context, helper string) ([]string, error) {
-		cfg := s.subject.Config
-		cfg.Helper = helper
-		return rules.Present(ctx, rules.IPTables(cfg))
-	}
 	t.Cleanup(func() { s.sh("nft flush ruleset") })
 	return s
 }
@@ -261,6 +256,21 @@ func TestOwnDecisions(t *testing.T) {
 			t.Error(f)
 		}
 	}
+}
+
+// TestMarkedByNFT: where ftpalg's rules are nft's, every firewall has to accept what they accepted.
+func TestMarkedByNFT(t *testing.T) {
+	s := newStage(t, inspecting)
+	s.subject.Backend = rules.BackendNFT
+	s.sh("iptables -w -P FORWARD DROP && ip6tables -w -P FORWARD DROP")
+	s.sh("nft 'table inet f { chain forward { type filter hook forward priority filter; policy drop; ct state established,related accept; }; }'")
+	for _, who := range []string{"iptables, table filter", "ip6tables, table filter", "table inet f"} {
+		s.mended(Wrong, "forward", "another firewall ("+who+") drops")
+		s.want(OK, "forward", "another firewall ("+who+") lets FTP through")
+	}
+	s = newTerminating(t)
+	s.sh("nft 'table inet f { chain in { type filter hook input priority filter; policy drop; }; }'")
+	s.mended(Wrong, "local", "another firewall (table inet f) drops")
 }
 
 // TestSourceNAT: what NAT means for active mode.

@@ -1,7 +1,6 @@
 package doctor
 
 import (
-	"context"
 	"errors"
 	"os"
 	"path/filepath"
@@ -27,7 +26,6 @@ func TestMachine(t *testing.T) {
 	}
 	s := &stage{T: t, path: t.TempDir(), subject: Subject{Config: rules.Config{Queues: [2]uint16{21, 21}}, Backend: "iptables", PolicyFile: file}}
 	s.reload()
-	s.subject.Missing = func(context.Context, string) ([]string, error) { return nil, nil } // the rules are not what is tested here
 	s.sh("mkdir -p /etc/modules-load.d && ip link set lo up && modprobe nf_conntrack && modprobe nf_tables")
 
 	// Without automatic loading each module has to be asked for. The order is that in which one needs the other.

@@ -302,8 +302,16 @@ func ctIs(key string, right json.RawMessage) match {
 	return unknown
 }
 
-// masked is a comparison of TCP's flags under a mask.
+// masked is a comparison under a mask: of TCP's flags, or of the mark.
 func masked(and []json.RawMessage, right json.RawMessage) match {
+	if len(and) == 2 {
+		var l nftLeft
+		var mask, value uint32
+		if json.Unmarshal(and[0], &l) == nil && l.Meta != nil && l.Meta.Key == "mark" &&
+			json.Unmarshal(and[1], &mask) == nil && json.Unmarshal(right, &value) == nil {
+			return markIs(value, mask)
+		}
+	}
 	mask := []string{"fin", "syn", "rst", "psh", "ack", "urg"}
 	if len(and) == 2 {
 		var l nftLeft

@@ -6,6 +6,7 @@ import (
 	"slices"
 	"strings"
 
+	"ftpalg/nfq/rules"
 	"ftpalg/policy"
 )
 
@@ -78,7 +79,7 @@ func (r *rule) jumpsToUs() bool { return strings.HasPrefix(r.to, ourPrefix) }
 // before gives the part of a base chain that sees packets before ftpalg's accepting rules do; ok is false where
 // ftpalg's rules accept nothing for it, so that all of it counts.
 func (f *Facts) before(t *table, c *chain) (part *chain, ok bool) {
-	if f.Backend == "nft" || f.Config.NoAccept || t.tool != "iptables" && t.tool != "ip6tables" || t.name != "filter" {
+	if f.Backend == rules.BackendNFT || f.Config.NoAccept || t.tool != "iptables" && t.tool != "ip6tables" || t.name != "filter" {
 		return c, false
 	}
 	cut := *c
@@ -147,6 +148,9 @@ func (f *Facts) ask(r *report, hook string, host bool) {
 			flows = append(append(flows, f.control(s)...), f.data(s)...)
 		}
 	}
+	for i := range flows {
+		flows[i].marks = f.mark(host)
+	}
 	for _, t := range f.tables {
 		for _, c := range t.chains {
 			if c.hook != hook || f.Config.Policy == nil && owner(t) == "another firewall" {
@@ -155,6 +159,22 @@ func (f *Facts) ask(r *report, hook string, host bool) {
 			f.judge(r, t, c, f.drops(t, c, flows), host)
 		}
 	}
+}
+
+// mark is the mark that ftpalg's packets have when others' chains see them: nft's rules set one on what they accept, and what goes
+// to ftpalg's sockets has one.
+func (f *Facts) mark(host bool) uint32 {
+	t := f.Config.Terminate
+	if t == (rules.Terminate{}) {
+		t = rules.DefaultTerminate
+	}
+	switch {
+	case host:
+		return t.Divert
+	case f.Backend == rules.BackendNFT && !f.Config.NoAccept:
+		return t.Own
+	}
+	return 0
 }
 
 // terminated reports whether a rule of the policy terminates connections to a server.
@@ -305,9 +325,9 @@ func otherHelpers(f *Facts, r *report) {
 // after reports whether a rule of a table comes after ftpalg's in the raw table.
 func (f *Facts) after(t *table, c *chain, found *rule) bool {
 	if t.tool == "nft" { // a helper can be set only behind conntrack, and so behind raw
-		return f.Backend != "nft"
+		return f.Backend != rules.BackendNFT
 	}
-	if f.Backend == "nft" || t.name != "raw" || strings.HasSuffix(t.tool, "-legacy") {
+	if f.Backend == rules.BackendNFT || t.name != "raw" || strings.HasSuffix(t.tool, "-legacy") {
 		return false
 	}
 	for i := range c.rules {
@@ -356,7 +376,7 @@ func sourceNAT(f *Facts, r *report) {
 // firewalldReload: firewalld empties all of iptables' tables when it is started or loaded again, also where its own rules are in
 // nft, and no setting keeps it from that (fw.py, flush, in all its versions until 1.3). Tables of nft's it leaves alone.
 func firewalldReload(f *Facts, r *report) {
-	if f.Backend == "nft" || !slices.ContainsFunc(f.tables, func(t *table) bool { return owner(t) == "firewalld" }) {
+	if f.Backend == rules.BackendNFT || !slices.ContainsFunc(f.tables, func(t *table) bool { return owner(t) == "firewalld" }) {
 		return
 	}
 	mend := f.install() + " # after each 'firewall-cmd --reload'"

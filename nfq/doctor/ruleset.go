@@ -76,6 +76,7 @@ type packet struct {
 	sport, dport ports
 	in, out      string // interfaces; empty: not known
 	state        string // conntrack's: new, established, related
+	marks        uint32 // bits of its mark that are known to be on
 	dnat         bool   // there are rules that may have changed its destination
 }
 
@@ -219,6 +220,16 @@ func interfaceIn(which func(packet) string, names []string) match {
 func inInterface(p packet) string { return p.in }
 
 func outInterface(p packet) string { return p.out }
+
+// markIs is the condition that the bits of the mark that are in mask are those of value.
+func markIs(value, mask uint32) match {
+	return func(p packet) answer {
+		if p.marks&mask&^value != 0 {
+			return no
+		}
+		return perhaps
+	}
+}
 
 // isDNAT is the condition that conntrack has changed the destination.
 func isDNAT(p packet) answer {

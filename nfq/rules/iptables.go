@@ -21,12 +21,7 @@ const reset = "-j REJECT --reject-with tcp-reset"
 
 // IPTables makes the rules for a policy. A family in which the policy names no server gets none.
 func IPTables(cfg Config) Ruleset {
-	if cfg.Mark == 0 {
-		cfg.Mark = DefaultMark
-	}
-	if cfg.Terminate == (Terminate{}) {
-		cfg.Terminate = DefaultTerminate
-	}
+	cfg = cfg.withDefaults()
 	set := Ruleset{Variant: cfg.Variant}
 	for _, v6 := range []bool{false, true} {
 		b := newBuilder(cfg, v6)

@@ -143,18 +143,23 @@ func (b *builder) steer(s server, name string) Chain {
 	return c
 }
 
-// translation keeps what goes to ftpalg's sockets out of DNAT, which leads from public addresses to the server: the sockets have the
-// address that the client sees. It has to be the first there is; what passes it keeps its addresses.
+// terminatesPublic reports whether the policy terminates connections to public addresses, from which DNAT leads to a server.
+func (b *builder) terminatesPublic() bool {
+	return slices.ContainsFunc(b.servers, func(s server) bool {
+		return b.terminates(s) && slices.ContainsFunc(s.faces, func(f face) bool { return f.public })
+	})
+}
+
+// translation keeps what goes to ftpalg's sockets out of DNAT: the sockets have the address that the client sees. It has to be
+// the first there is; what passes it keeps its addresses.
 func (b *builder) translation() []Table {
-	for _, s := range b.servers {
-		if b.terminates(s) && slices.ContainsFunc(s.faces, func(f face) bool { return f.public }) {
-			c := Chain{Name: prefix + "NAT", Hook: "PREROUTING"}
-			c.add("What is for ftpalg's own sockets is not for DNAT.",
-				"-p tcp -m mark --mark %#x/%#x -j ACCEPT", b.cfg.Terminate.Divert, b.cfg.Terminate.Divert)
-			return []Table{{Name: natTable, Chains: []Chain{c}}}
-		}
+	if !b.terminatesPublic() {
+		return nil
 	}
-	return nil
+	c := Chain{Name: prefix + "NAT", Hook: "PREROUTING"}
+	c.add("What is for ftpalg's own sockets is not for DNAT.",
+		"-p tcp -m mark --mark %#x/%#x -j ACCEPT", b.cfg.Terminate.Divert, b.cfg.Terminate.Divert)
+	return []Table{{Name: natTable, Chains: []Chain{c}}}
 }
 
 // divert sends packets to the sockets that they belong to.
@@ -192,20 +197,16 @@ func (b *builder) local() []Chain {
 	return []Chain{in, out}
 }
 
+// everything is a policy that needs all that any policy can need.
+var everything = &policy.Policy{
+	Servers: []policy.Server{{Addresses: []netip.Prefix{netip.MustParsePrefix("0.0.0.0/0"), netip.MustParsePrefix("::/0")}, Explicit: []uint16{21}}},
+	Rules:   []policy.Rule{{Action: policy.Terminate}},
+}
+
 // TryTerminate tries out whether this machine's kernel and tools can do what terminated connections need. It installs the
-// rules in a network namespace of its own, which takes CAP_SYS_ADMIN.
-func TryTerminate(ctx context.Context) error {
-	everything := IPTables(Config{Policy: &policy.Policy{
-		Servers: []policy.Server{{Addresses: []netip.Prefix{netip.MustParsePrefix("0.0.0.0/0"), netip.MustParsePrefix("::/0")}, Explicit: []uint16{21}}},
-		Rules:   []policy.Rule{{Action: policy.Terminate}},
-	}})
-	var set Ruleset
-	for _, f := range everything.Families {
-		if !f.V6 || hasIPv6() {
-			f.Tables = f.Tables[1:2] // mangle: the others need nothing more than for inspection
-			set.Families = append(set.Families, f)
-		}
-	}
+// rules of a back end in a network namespace of its own, which takes CAP_SYS_ADMIN.
+func TryTerminate(ctx context.Context, b Backend) error {
+	trial := b.trial()
 	done := make(chan error, 1)
 	go func() {
 		runtime.LockOSThread() // and never unlocked: the thread ends with the goroutine, and the namespace with both
@@ -213,9 +214,25 @@ func TryTerminate(ctx context.Context) error {
 		if err != nil {
 			err = fmt.Errorf("make a network namespace: %w", err)
 		} else if _, err = command(ctx, "", "ip", "link", "set", "lo", "up"); err == nil {
-			err = Install(ctx, set)
+			err = trial.install(ctx)
 		}
 		done <- err
 	}()
 	return <-done
+}
+
+// trial is rules with all that termination needs, and of iptables' tables the one that needs more than inspection does.
+func (b Backend) trial() Rules {
+	cfg := Config{Helper: "ftp", Policy: everything}
+	if b == BackendNFT {
+		return NFTables(cfg)
+	}
+	var set Ruleset
+	for _, f := range IPTables(cfg).Families {
+		if !f.V6 || hasIPv6() {
+			f.Tables = f.Tables[1:2] // mangle
+			set.Families = append(set.Families, f)
+		}
+	}
+	return set
 }

@@ -9,6 +9,7 @@ import (
 	"io"
 	"os"
 	"os/signal"
+	"slices"
 	"strings"
 	"syscall"
 	"time"
@@ -23,10 +24,11 @@ func main() {
 	flag.StringVar(&config.Binary, "ftpalg", ".build/ftpalg", "the ftpalg to show")
 	flag.StringVar(&config.ServersDir, "servers", ".build/servers", "where the FTP servers were unpacked")
 	match := flag.String("match", "", "only the scenarios whose name (server/client/protection/mode/family) has this in it")
+	pairs := flag.Bool("pairs", false, "only so many of them that any two properties that can meet do meet in one")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
-	failed, err := demo(ctx, os.Stdout, config, *match)
+	failed, err := demo(ctx, os.Stdout, config, *match, *pairs)
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "demo:", err)
 	}
@@ -49,8 +51,8 @@ type bridge struct {
 
 // demo runs the scenarios, those of each server and data path in a lab of their own and some labs side by side, and prints
 // the rows in order; and then the same with the bridges.
-func demo(ctx context.Context, w io.Writer, config lab.Config, match string) (failed int, err error) {
-	rows, lanes := scenarios(match)
+func demo(ctx context.Context, w io.Writer, config lab.Config, match string, pairs bool) (failed int, err error) {
+	rows, lanes := scenarios(match, pairs)
 	bridges := bridges(match)
 	if len(rows)+len(bridges) == 0 {
 		return 0, fmt.Errorf("no scenario and no bridge has %q in its name", match)
@@ -69,12 +71,13 @@ func demo(ctx context.Context, w io.Writer, config lab.Config, match string) (fa
 }
 
 // scenarios returns the rows that match, and those that share a lab.
-func scenarios(match string) (rows []row, lanes [][]row) {
+func scenarios(match string, pairs bool) (rows []row, lanes [][]row) {
+	matching := slices.DeleteFunc(lab.Scenarios(), func(s lab.Scenario) bool { return !strings.Contains(s.String(), match) })
+	if pairs {
+		matching = lab.Pairwise(matching)
+	}
 	var last string
-	for _, s := range lab.Scenarios() {
-		if !strings.Contains(s.String(), match) {
-			continue
-		}
+	for _, s := range matching {
 		r := row{s, make(chan lab.Result, 1)}
 		rows = append(rows, r)
 		if kind := s.Server.Name + string(s.Data); kind != last {
