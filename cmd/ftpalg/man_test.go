@@ -67,3 +67,27 @@ func render(t *testing.T, page string) string {
 	return out.String()
 }
 
+// FuzzPolicyPage: whatever the text, every indentation ends.
+func FuzzPolicyPage(f *testing.F) {
+	reference, err := os.ReadFile("../../testdata/policies/reference.yaml")
+	if err != nil {
+		f.Fatal(err)
+	}
+	f.Add(reference)
+	f.Add([]byte("a:\n  - b: 1\n c:\n"))
+	f.Fuzz(func(t *testing.T, text []byte) {
+		page, err := policyPage(bytes.NewReader(text))
+		open := 0
+		for line := range strings.Lines(page) {
+			switch line {
+			case ".RS\n":
+				open++
+			case ".RE\n":
+				open--
+			}
+		}
+		if err == nil && open != 0 {
+			t.Errorf("%d stay open:\n%s", open, page)
+		}
+	})
+}

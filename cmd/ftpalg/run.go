@@ -96,7 +96,7 @@ type daemon struct {
 
 	manager     *notifier
 	predecessor *link // to the daemon that we take over from, or nil
-	succeeded   bool  // another process has the rules now
+	hasRules    bool  // to be removed: they are in force, or half so, and no successor has them
 }
 
 // number gives the next session's number.
@@ -234,6 +234,7 @@ func (d *daemon) open(ctx context.Context, tasks *errgroup.Group) error {
 		return err
 	}
 	if !d.noRules {
+		d.hasRules = true
 		if err := d.installRules(ctx); err != nil {
 			return err
 		}
@@ -296,7 +297,7 @@ func (d *daemon) installRules(ctx context.Context) error {
 
 // removeRules runs when everything else is over, so not in that context.
 func (d *daemon) removeRules() {
-	if d.noRules || d.succeeded {
+	if !d.hasRules {
 		return
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)

@@ -198,6 +198,9 @@ func TestPackage(t *testing.T) {
 	transfers := func(what string, sessions ...*ftpClient) {
 		t.Helper()
 		for _, c := range sessions {
+			if err := c.conn.SetDeadline(time.Now().Add(patience)); err != nil {
+				t.Fatal(err)
+			}
 			if got, code := c.get("RETR down.bin"); code != 226 || !bytes.Equal(got, contents) {
 				t.Errorf("%s: %s: %d, %d bytes", what, c.scenario.Family, code, len(got))
 			}
@@ -206,21 +209,44 @@ func TestPackage(t *testing.T) {
 	terminated, inspected := s.connect(t, explicitPASV), s.connect(t, plainIPv6)
 	transfers("reloaded", terminated, inspected)
 
-	old := m.mainPID()
-	m.run("dpkg", "-i", "/tmp/ftpalg.deb") // an upgrade, for all that dpkg knows
-	m.wait("another main process", func() bool { pid := m.mainPID(); return pid != 0 && pid != old })
+	m.upgrade()
 	transfers("upgraded", terminated, inspected, s.connect(t, explicitPASV))
 	m.run("ftpalg", "sessions")
-	do(t, terminated.control, 221, "QUIT")
+	m.crash() // while the old process drains
+	transfers("after a crash", inspected)
 
+	terminated = s.connect(t, explicitPASV)
+	old := m.upgrade()
+	do(t, terminated.control, 221, "QUIT")
+	m.wait("the old process to end", func() bool { return !m.ok("kill", "-0", strconv.Itoa(old)) })
+	transfers("without the old process", inspected, s.connect(t, explicitPASV))
+	m.crash()
+	transfers("after another crash", inspected, s.connect(t, explicitPASV))
+	m.purge(s, before)
+}
+
+// upgrade installs the package once more, which is an upgrade for all that dpkg knows, and returns the process that was the
+// service's main one.
+func (m *machine) upgrade() (old int) {
+	m.t.Helper()
+	old = m.mainPID()
+	m.run("dpkg", "-i", "/tmp/ftpalg.deb")
+	m.wait("another main process", func() bool { return m.mainPID() != old })
+	if !m.ok("systemctl", "is-active", "ftpalg") {
+		m.t.Error("the service is not active behind an upgrade")
+	}
+	return old
+}
+
+// crash kills the main process and waits until the service is there again.
+func (m *machine) crash() {
+	m.t.Helper()
 	killed := m.mainPID()
 	m.run("kill", "-KILL", strconv.Itoa(killed))
 	m.wait("the service after a crash", func() bool {
 		pid := m.mainPID()
 		return pid != 0 && pid != killed && m.ok("systemctl", "is-active", "ftpalg")
 	})
-	transfers("after a crash", inspected, s.connect(t, explicitPASV))
-	m.purge(s, before)
 }
 
 // rights fails the test unless the daemon has the unit's two capabilities, by whatever way, and is not root.
@@ -290,4 +316,3 @@ func difference(before, after string) string {
 	}
 	return all.String()
 }
-
