@@ -101,7 +101,7 @@ type daemon struct {
 
 	manager     *notifier
 	predecessor *link // to the daemon that we take over from, or nil
-	steers      bool  // the rules that stand are ours: not before, nor after a handover
+	hasRules    bool  // to be removed: they are in force, or half so, and no successor has them
 }
 
 // number gives the next session's number.
@@ -244,7 +244,7 @@ func (d *daemon) open(ctx context.Context, tasks *errgroup.Group) error {
 		if err := d.chooseBackend(ctx); err != nil {
 			return err
 		}
-		d.steers = true
+		d.hasRules = true
 		if err := d.installRules(ctx); err != nil {
 			return err
 		}
@@ -325,7 +325,7 @@ func (d *daemon) installRules(ctx context.Context) error {
 
 // removeRules runs when everything else is over, so not in that context.
 func (d *daemon) removeRules() {
-	if !d.steers {
+	if !d.hasRules {
 		return
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
