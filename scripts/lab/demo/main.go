@@ -24,7 +24,7 @@ func main() {
 	flag.StringVar(&config.Binary, "ftpalg", ".build/ftpalg", "the ftpalg to show")
 	flag.StringVar(&config.ServersDir, "servers", ".build/servers", "where the FTP servers were unpacked")
 	match := flag.String("match", "", "only the scenarios whose name (server/client/protection/mode/family) has this in it")
-	pairs := flag.Bool("pairs", false, "only so many of them that any two properties that can meet do meet in one")
+	pairs := flag.Bool("pairs", false, "only so many of them that any two properties that can meet do meet in one, and no bridges")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
@@ -53,7 +53,10 @@ type bridge struct {
 // the rows in order; and then the same with the bridges.
 func demo(ctx context.Context, w io.Writer, config lab.Config, match string, pairs bool) (failed int, err error) {
 	rows, lanes := scenarios(match, pairs)
-	bridges := bridges(match)
+	var bridges []bridge
+	if !pairs {
+		bridges = matchingBridges(match)
+	}
 	if len(rows)+len(bridges) == 0 {
 		return 0, fmt.Errorf("no scenario and no bridge has %q in its name", match)
 	}
@@ -88,7 +91,8 @@ func scenarios(match string, pairs bool) (rows []row, lanes [][]row) {
 	return rows, lanes
 }
 
-func bridges(match string) (all []bridge) {
+// matchingBridges returns the bridges that match.
+func matchingBridges(match string) (all []bridge) {
 	for _, b := range lab.Bridges() {
 		if strings.Contains("bridge: "+b.Name, match) {
 			all = append(all, bridge{b, make(chan lab.BridgeResult, 1)})
