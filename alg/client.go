@@ -174,13 +174,18 @@ func (c *Control) active(cmd ftp.Command, line ftp.Line, fx []Effect) (kind, Rea
 	if err != nil {
 		return other, BadHostPort, fx
 	}
-	// The command goes on as it is, so an address that the server must not obey cannot be overlooked here.
-	to, why := c.checkTarget(to, c.client.Addr(), false)
+	// An address that the server must not obey cannot be overlooked here. Before NAT a client may know its public one.
+	announced := to
+	to, why := c.checkTarget(to, c.client.Addr(), to.Addr() == c.nat.client)
 	if why != NoReason {
 		return other, why, fx
 	}
-	p := Pinhole{Mode: mode, From: netip.AddrPortFrom(c.server.Addr(), 0), To: to}
-	return active, NoReason, c.open(p, Client, line, fx)
+	p := c.toClient(mode, netip.AddrPortFrom(c.nat.server, 0), to.Port())
+	naming, why := c.nameActive(announced, p, cmd.Arg, line)
+	if why != NoReason {
+		return other, why, fx
+	}
+	return active, NoReason, c.named(naming, c.open(p, Client, line, fx))
 }
 
 // checkTarget compares an announced address with the peer's own. An address from the wire is never an authority: what

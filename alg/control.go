@@ -36,6 +36,7 @@ type Control struct {
 	rule           *policy.Rule
 	ports          policy.PortRange // for just-in-time pinholes
 	client, server netip.AddrPort
+	nat            nat
 
 	phase     phase
 	login     login
@@ -74,6 +75,7 @@ func Admit(d policy.Decision) Reason {
 // hosts, and Admit must have nothing against it.
 func New(p *policy.Policy, d policy.Decision, client, server netip.AddrPort) *Control {
 	c := &Control{policy: p, rule: d.Rule, client: client, server: server, dataLevel: Clear}
+	c.nat = nat{server: server.Addr(), client: client.Addr()}
 	if d.Server != nil {
 		c.ports = d.Server.Passive
 	}
@@ -106,6 +108,13 @@ func Resume(p *policy.Policy, d policy.Decision, client, server netip.AddrPort) 
 		c.tls.resume()
 	}
 	return c
+}
+
+// Translated tells that the gateway translates addresses between the two hosts: where the server really is, and where the
+// client is as the server sees it. byKernel says that the kernel itself rewrites what it announces (nf_nat_ftp): so it may be
+// left to it where it does not fit.
+func (c *Control) Translated(server, client netip.Addr, byKernel bool) {
+	c.nat = nat{server: server, client: client, byKernel: byKernel}
 }
 
 // Protection is the protection of both channels now.
@@ -240,9 +249,12 @@ func (c *Control) closePinhole(why Reason, fx []Effect) []Effect {
 }
 
 // Forget forgets the commands without a reply, as none will come: some servers leave out the reply to a transfer that was
-// given up. It is for front ends that pass commands on one at a time.
+// given up. Where one comes after all, it and all later ones are taken for another command's, so that the working directory
+// cannot be followed from here on: a client could bring that about to be judged by the wrong one. It is for front ends that
+// pass commands on one at a time.
 func (c *Control) Forget(fx []Effect) []Effect {
 	c.kinds = queue{}
+	c.cwd.lose()
 	return c.closePinhole(TransferDone, fx)
 }
 

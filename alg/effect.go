@@ -24,6 +24,9 @@ type Pinhole struct {
 	Mode policy.Mode
 	From netip.AddrPort // port 0: any source port
 	To   netip.AddrPort
+	Real netip.AddrPort // where that is, when the control connection is under NAT and To a translated address
+
+	Shared bool // several clients may be behind To's address
 }
 
 // IsZero says whether there is no pinhole.
@@ -42,6 +45,8 @@ const (
 	Deny
 	// Rewrite: the bytes from Start on are replaced by New, which has the same length.
 	Rewrite
+	// Shift: the kernel rewrites the Len bytes from Start on, and makes Shift more of them; fewer, if it is negative.
+	Shift
 	// Protect: the protection of the control or data connection is now Protection.
 	Protect
 	// Login: the login state changed; Text is the user's name where it is known.
@@ -65,6 +70,7 @@ type Effect struct {
 	Direction  Direction
 	Start      uint64 // stream offset
 	Len        int
+	Shift      int
 	Text       []byte
 	New        []byte
 }

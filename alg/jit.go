@@ -25,8 +25,8 @@ func (c *Control) HasCredit(now time.Time) bool {
 }
 
 // SYN decides on the first packet of a data connection between the two hosts, from either of them, with sequence number
-// isn. The pinhole is exact to the source port. The reasons are CreditSpent (the effects open the pinhole), SYNRepeated (it stands, or was
-// used, already), NoSession, NoCredit and OutsideRange.
+// isn and the addresses that it has before NAT. The pinhole is exact to the source port. The reasons are CreditSpent (the
+// effects open the pinhole), SYNRepeated (it stands, or was used, already), NoSession, NoCredit and OutsideRange.
 func (c *Control) SYN(now time.Time, from, to netip.AddrPort, isn uint32, fx []Effect) (Reason, []Effect) {
 	switch {
 	case c.phase != records:
@@ -40,7 +40,10 @@ func (c *Control) SYN(now time.Time, from, to netip.AddrPort, isn uint32, fx []E
 	}
 	fx = c.closePinhole(NextDataCommand, fx)
 	c.jit = jit{from: from, to: to, isn: isn, spent: now}
-	c.pinhole = Pinhole{Mode: policy.JIT, From: from, To: to}
+	c.pinhole = c.toServer(policy.JIT, from, to.Port())
+	if from.Addr() == c.nat.server && to.Addr() == c.nat.client {
+		c.pinhole = c.toClient(policy.JIT, from, to.Port())
+	}
 	return CreditSpent, append(fx, Effect{Kind: OpenPinhole, Pinhole: c.pinhole})
 }
 
@@ -59,7 +62,7 @@ func (c *Control) promised(from, to netip.AddrPort) bool {
 	switch {
 	case from.Addr() == c.client.Addr() && to.Addr() == c.server.Addr():
 		return c.ports.Contains(to.Port())
-	case from.Addr() == c.server.Addr() && to.Addr() == c.client.Addr():
+	case from.Addr() == c.nat.server && to.Addr() == c.nat.client:
 		return c.rule.OpaqueActive
 	}
 	return false

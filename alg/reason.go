@@ -31,6 +31,7 @@ const (
 	ExpectationFailed // the kernel did not take the pinhole
 	PinholeLimit      // the limit on pinholes is reached
 	PartialLine       // a restricted command's line that the client did not complete
+	NoRoom            // the address that NAT asks for does not fit into the line
 
 	// Why a session ends by our decision.
 	NotFTP             // the server's clear text is not FTP
@@ -114,6 +115,7 @@ var reasonNames = [reasonCount]string{
 	ExpectationFailed:  "expectation-failed",
 	PinholeLimit:       "pinhole-limit",
 	PartialLine:        "partial-line",
+	NoRoom:             "no-room",
 	NotFTP:             "not-ftp",
 	NotTLS:             "not-tls",
 	TextAroundAUTH:     "text-around-auth",

@@ -33,6 +33,7 @@ var replyCodes = [reasonCount]int{
 	// RFC 959 section 4.2.2: 425 is a data connection that cannot be opened.
 	ExpectationFailed: 425,
 	PinholeLimit:      425,
+	NoRoom:            425,
 	OutsideRange:      425,
 	UnsolicitedReply:  425,
 	// The same: 421 closes the control connection, and may answer any command.

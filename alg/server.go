@@ -120,7 +120,8 @@ func (c *Control) answered(k kind, r ftp.Reply, fx []Effect) []Effect {
 	case rein:
 		if ok {
 			// RFC 959 section 4.1.1: all parameters are reset, as after connecting.
-			c.login, c.cwd, c.secured = loggedOut, workingDirectory{}, c.phase == records || c.wrapped
+			c.login, c.secured = loggedOut, c.phase == records || c.wrapped
+			c.cwd.reset()
 			return append(fx, Effect{Kind: Login})
 		}
 	case protC, protP:
@@ -167,7 +168,7 @@ func (c *Control) loginAnswered(r ftp.Reply, fx []Effect) []Effect {
 	if c.login != loggedIn {
 		return fx
 	}
-	c.cwd = workingDirectory{}
+	c.cwd.reset()
 	if before == loggedIn {
 		return fx
 	}
@@ -192,15 +193,23 @@ func (c *Control) announcement(k kind, r ftp.Reply, line ftp.Line, fx []Effect) 
 	case err != nil:
 		return c.denyReply(BadHostPort, line, fx)
 	}
-	to, why := c.checkTarget(to, c.server.Addr(), c.policy.Bounce == policy.BouncePeer)
+	announced := to.Addr()
+	own := announced == c.nat.server || announced.IsUnspecified() && r.Code == 227
+	to, why := c.checkTarget(to, c.server.Addr(), own || c.policy.Bounce == policy.BouncePeer)
 	if why == NoReason && !c.ports.IsZero() && !c.ports.Contains(to.Port()) {
 		why = OutsideRange
 	}
 	if why != NoReason {
 		return c.denyReply(why, line, fx)
 	}
-	p := Pinhole{Mode: mode, From: netip.AddrPortFrom(c.client.Addr(), 0), To: to}
-	return c.open(p, Server, line, fx)
+	p := c.toServer(mode, netip.AddrPortFrom(c.client.Addr(), 0), to.Port())
+	var naming Effect
+	if mode == policy.PASV {
+		if naming, why = c.namePASV(announced, p, line); why != NoReason {
+			return c.denyReply(why, line, fx)
+		}
+	}
+	return c.named(naming, c.open(p, Server, line, fx))
 }
 
 // announced reads the address of a 227 or 229. EPSV has none: it is the control connection's (RFC 2428 section 3).

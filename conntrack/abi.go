@@ -63,6 +63,11 @@ const (
 	ctaExpectTuple   = 2
 	ctaExpectMask    = 3
 	ctaExpectTimeout = 4
+	ctaExpectNAT     = 10
+	ctaExpectFn      = 11
+
+	ctaExpectNATDir   = 1
+	ctaExpectNATTuple = 2
 )
 
 // Attributes of a helper that user space defines.

@@ -89,8 +89,8 @@ func (c *Conn) Close() error {
 }
 
 // Expect installs an expectation which lives for x.Timeout, and returns when it stands. An expectation for the same
-// end points is replaced, whichever control connection announced it: the later announcement is the valid one. On an
-// error nothing stands that did not stand before, unless the error says otherwise.
+// end points is replaced, whichever control connection announced it: the later announcement is the valid one, unless
+// x is exclusive. On an error nothing stands that did not stand before, unless the error says otherwise.
 func (c *Conn) Expect(x Expectation) error {
 	if err := x.normalise(); err != nil {
 		return describe("expect", &x, err)
@@ -115,6 +115,9 @@ func (c *Conn) install(x *Expectation) error {
 	c.add(msgExpNew, netlink.Acknowledge, x)
 	errs, err := c.exchange()
 	created, timed := errs[0], errs[1]
+	if err == nil && created == unix.EEXIST && x.Exclusive {
+		return explain(unix.EBUSY, ErrNoMaster)
+	}
 	if err == nil && created == unix.EEXIST {
 		c.reset()
 		c.add(msgExpDelete, 0, x) // its failure means that the old one went by itself just now
@@ -239,7 +242,10 @@ func decodeAnswer(b []byte) (answer, error) {
 // normalise checks what the kernel would misread, and turns IPv4-mapped addresses into IPv4: conntrack keeps the
 // family that is on the wire.
 func (x *Expectation) normalise() error {
-	for _, p := range []*netip.AddrPort{&x.Master.Src, &x.Master.Dst, &x.From, &x.To} {
+	for _, p := range [...]*netip.AddrPort{&x.Master.Src, &x.Master.Dst, &x.From, &x.To, &x.Real} {
+		if p == &x.Real && !p.IsValid() {
+			break
+		}
 		*p = netip.AddrPortFrom(p.Addr().Unmap(), p.Port())
 		a := p.Addr()
 		switch {

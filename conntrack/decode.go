@@ -31,13 +31,26 @@ func attributes(data []byte) (*netlink.AttributeDecoder, error) {
 	return ad, nil
 }
 
+// Decode reads the attributes of a conntrack entry as they come with a queued packet (NFQA_CT).
+func Decode(attributes []byte) (Entry, error) {
+	ad, err := netlink.NewAttributeDecoder(attributes)
+	if err != nil {
+		return Entry{}, fmt.Errorf("conntrack entry: %w", err)
+	}
+	ad.ByteOrder = binary.BigEndian
+	return decodeAttributes(ad)
+}
+
 // decodeEntry reads the body of an IPCTNL_MSG_CT_NEW or _DELETE message.
 func decodeEntry(data []byte) (Entry, error) {
-	var e Entry
 	ad, err := attributes(data)
 	if err != nil {
 		return Entry{}, fmt.Errorf("conntrack entry: %w", err)
 	}
+	return decodeAttributes(ad)
+}
+
+func decodeAttributes(ad *netlink.AttributeDecoder) (e Entry, err error) {
 	timed := false
 	for ad.Next() {
 		switch ad.Type() {

@@ -99,6 +99,30 @@ func (e *encoder) expectation(x *Expectation) {
 	e.tuple(ctaExpectTuple, Tuple{x.From, x.To})
 	e.tuple(ctaExpectMask, mask(x))
 	e.uint32(ctaExpectTimeout, wholeSeconds(x.Timeout))
+	if x.Real.IsValid() {
+		e.nat(x)
+	}
+}
+
+// followMaster is the kernel's function (nf_nat_follow_master) that gives a connection its control connection's addresses.
+const followMaster = "nat-follow-master"
+
+// nat appends where the kernel has to lead the connection. Its direction is that which the control connection would call
+// the same: from the client or to it.
+func (e *encoder) nat(x *Expectation) {
+	e.text(ctaExpectFn, followMaster)
+	nat := e.nest(ctaExpectNAT)
+	e.uint32(ctaExpectNATDir, direction(x))
+	e.tuple(ctaExpectNATTuple, Tuple{x.Real, x.To}) // the kernel reads the source alone
+	e.close(nat)
+}
+
+// direction is 0 (IP_CT_DIR_ORIGINAL) for what the control connection's client opens, and 1 for what its server opens.
+func direction(x *Expectation) uint32 {
+	if x.From.Addr() == x.Master.Src.Addr() {
+		return 0
+	}
+	return 1
 }
 
 // expectationKey appends the body of an IPCTNL_MSG_EXP_DELETE. CTA_EXPECT_ID stays out: the kernel's identifier of an

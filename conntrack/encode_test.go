@@ -48,6 +48,8 @@ func TestEncodeRequests(t *testing.T) {
 	withPort.From = netip.MustParseAddrPort("192.0.2.2:50123")
 	fraction := x4
 	fraction.Timeout = 29*time.Second + time.Millisecond // rounded up
+	behindDNAT := x4
+	behindDNAT.Real = netip.MustParseAddrPort("198.51.100.9:50001")
 	body4 := "02000000 34000180" + ip4 + proto21 + "34000280" + ip4 + proto50000 + "34000380" + ip4Mask + protoMask + timeout30
 	for _, test := range []struct {
 		name  string
@@ -65,6 +67,9 @@ func TestEncodeRequests(t *testing.T) {
 			"34000180" + ip4 + proto21 +
 			"34000280" + ip4 + "1c000280 0500010006000000 06000200c3cb0000 06000300c3500000" +
 			"34000380" + ip4Mask + "1c000280 0500010006000000 06000200ffff0000 06000300ffff0000" + timeout30},
+		{"through NAT", msgExpNew, netlink.Create | netlink.Excl, behindDNAT, "10010000 0002 0106 01000000 00000000" + body4 +
+			"16000b00 6e61742d666f6c6c6f772d6d617374657200 0000" + "40000a80 0800010000000000 34000280" +
+			"14000180 08000100c6336409 08000200c6336402" + "1c000280 0500010006000000 06000200c3510000 06000300c3500000"},
 		{"delete", msgExpDelete, netlink.Acknowledge, x4, "48000000 0202 0500 01000000 00000000" +
 			"02000000 34000280" + ip4 + proto50000},
 	} {

@@ -37,6 +37,8 @@ func (f *Fake) Expect(x Expectation) error {
 	err := f.fail
 	if err != nil {
 		err = describe("expect", &x, err)
+	} else if x.Exclusive && slices.ContainsFunc(f.open, x.sameEnds) {
+		err = describe("expect", &x, ErrOverlap)
 	} else {
 		f.open = append(slices.DeleteFunc(f.open, x.sameEnds), x)
 	}
@@ -48,7 +50,9 @@ func (f *Fake) Expect(x Expectation) error {
 func (f *Fake) Lookup(t Tuple) (Entry, error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	return Entry{Orig: t, Reply: Tuple{Src: t.Dst, Dst: t.Src}, Mark: f.marks[t], Opened: true, Live: true}, nil
+	e := Untranslated(t)
+	e.Mark, e.Opened, e.Live = f.marks[t], true, true
+	return e, nil
 }
 
 // SetMark changes what Lookup of the same tuple gives as the mark.

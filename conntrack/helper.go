@@ -1,9 +1,12 @@
 package conntrack
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"net/netip"
+	"os"
+	"os/exec"
 	"strings"
 
 	"github.com/mdlayher/netlink"
@@ -36,16 +39,29 @@ var carriers = []Helper{
 	{Name: "pptp", Silent: true}, // IPv4 only; reads messages that begin with the PPTP magic number
 	{Name: "sip", Silent: true},  // reads SIP requests, and looks through each segment for them
 	{Name: "irc", Silent: true},  // IPv4 only; a client that writes "DCC SEND" opens a port to itself
-	{Name: "ftp"},                // reads clear-text FTP and keeps expectations of its own
+	{Name: kernelFTP},            // reads clear-text FTP and keeps expectations of its own
 }
+
+// kernelFTP is the kernel's helper for FTP. It is the one that has nf_nat_ftp behind it, which rewrites PORT and EPRT of clients
+// whose addresses are translated, and may change their length.
+const kernelFTP = "ftp"
 
 // ErrNoSubsystem means that the kernel does not let user space define helpers.
 var ErrNoSubsystem = errors.New("the kernel has no nfnetlink_cthelper (CONFIG_NF_CT_NETLINK_HELPER)")
 
 // DetectHelper finds the helper to use. want is "auto" or a helper's name. "auto" takes ftpalg's own where the kernel
 // lets user space define helpers, and registers it; else the first carrier that the kernel has, the silent ones
-// first, and those that serve both address families before those that serve IPv4 alone.
-func DetectHelper(want string) (Helper, error) {
+// first, and those that serve both address families before those that serve IPv4 alone. With source NAT on the machine it
+// takes the kernel's own, for the sake of active mode in clear text.
+func DetectHelper(want string, sourceNAT bool) (Helper, error) {
+	if want == "auto" && sourceNAT && rewritesFTP() {
+		if h, err := DetectHelper(kernelFTP, true); err == nil {
+			return h, nil
+		}
+	}
+	if want == kernelFTP {
+		rewritesFTP() // so that its module is there, if it is one
+	}
 	nl, err := netlink.Dial(unix.NETLINK_NETFILTER, nil)
 	if err != nil {
 		return Helper{}, fmt.Errorf("conntrack: find a helper: open a netlink socket: %w", err)
@@ -76,6 +92,13 @@ func DetectHelper(want string) (Helper, error) {
 		found = append(found, h)
 	}
 	return choose(want, found, tried)
+}
+
+// rewritesFTP reports whether the kernel has nf_nat_ftp, and loads its module if it is one.
+func rewritesFTP() bool {
+	_ = exec.Command("modprobe", "-q", "nf_nat_ftp").Run() // what counts is whether it is there
+	symbols, err := os.ReadFile("/proc/kallsyms")
+	return err == nil && (bytes.Contains(symbols, []byte(" nf_nat_ftp\n")) || bytes.Contains(symbols, []byte(" nf_nat_ftp\t")))
 }
 
 // choose takes the best of the carriers that the kernel has.

@@ -31,7 +31,7 @@ func TestDetectHelper(t *testing.T) {
 	l := newLab(t)
 	own := haveOwn(t)
 	detect := func(want string) (h Helper, err error) {
-		l.gateway.do(t, func() error { h, err = DetectHelper(want); return nil })
+		l.gateway.do(t, func() error { h, err = DetectHelper(want, false); return nil })
 		return h, err
 	}
 	if own {
@@ -51,6 +51,11 @@ func TestDetectHelper(t *testing.T) {
 	}
 	if err != nil || auto != want {
 		t.Errorf("auto: got %+v, %v, want %+v", auto, err, want)
+	}
+	var translating Helper
+	l.gateway.do(t, func() error { translating, err = DetectHelper("auto", true); return nil })
+	if want := (Helper{Name: kernelFTP, IPv6: true}); err != nil || rewritesFTP() && translating != want {
+		t.Errorf("auto under source NAT: got %+v, %v, want %+v", translating, err, want)
 	}
 	if _, err := detect(OwnHelper); own != (err == nil) || !own && !strings.Contains(err.Error(), "CONFIG_NF_CT_NETLINK_HELPER") {
 		t.Errorf("%s: %v, where the kernel has the subsystem: %v", OwnHelper, err, own)

@@ -37,11 +37,27 @@ type conn struct {
 	err     error         // why it ended; read only after that
 }
 
-// dial opens the socket, binds the queue and starts to receive.
+// dial binds the queue, with what is optional only if the kernel has it.
 func dial(q *Queue) (*conn, error) {
-	config := nfqueue.Config{NfQueue: q.num, MaxPacketLen: copyRange, MaxQueueLen: q.opt.MaxLen, Copymode: nfqueue.NfQnlCopyPacket}
+	const attempts = 2 // EAGAIN means that the module was loaded just now, and that the request should come again
+	for range attempts {
+		if !q.opt.Conntrack {
+			break
+		}
+		c, err := bind(q, nfqueue.NfQaCfgFlagConntrack)
+		if !errors.Is(err, unix.EAGAIN) && !errors.Is(err, unix.EOPNOTSUPP) {
+			q.conntrack.Store(err == nil)
+			return c, err
+		}
+	}
+	return bind(q, 0)
+}
+
+// bind opens the socket, binds the queue and starts to receive.
+func bind(q *Queue, flags uint32) (*conn, error) {
+	config := nfqueue.Config{NfQueue: q.num, MaxPacketLen: copyRange, MaxQueueLen: q.opt.MaxLen, Copymode: nfqueue.NfQnlCopyPacket, Flags: flags}
 	if q.opt.FailOpen {
-		config.Flags = nfqueue.NfQaCfgFlagFailOpen
+		config.Flags |= nfqueue.NfQaCfgFlagFailOpen
 	}
 	lib, err := nfqueue.Open(&config)
 	if err != nil {

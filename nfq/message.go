@@ -23,6 +23,7 @@ const (
 	attrVerdictHdr = 2
 	attrMark       = 3
 	attrPayload    = 10
+	attrConntrack  = 11 // NFQA_CT: the attributes of the packet's conntrack entry, as in ctnetlink's messages
 
 	attrTypeMask = 0x3fff // the two high bits are flags
 
@@ -58,7 +59,7 @@ func messageErrno(message []byte) unix.Errno {
 	return unix.Errno(-int32(binary.NativeEndian.Uint32(message[headerLen:])))
 }
 
-// parsePacket reads a message of typePacket. p.Data aliases it. The family comes back for the caller to judge.
+// parsePacket reads a message of typePacket. p.Data and p.Conntrack alias it. The family comes back for the caller to judge.
 func parsePacket(message []byte, p *Packet) (family uint8, err error) {
 	if len(message) < headerLen+genLen {
 		return 0, fmt.Errorf("%w: no nfgenmsg", errMessage)
@@ -85,6 +86,8 @@ func parsePacket(message []byte, p *Packet) (family uint8, err error) {
 			p.Mark = binary.BigEndian.Uint32(value)
 		case attrPayload:
 			p.Data = value
+		case attrConntrack:
+			p.Conntrack = value
 		}
 		attrs = attrs[min(align(n), len(attrs)):]
 	}

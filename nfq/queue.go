@@ -25,18 +25,21 @@ var ErrClosed = errors.New("queue closed")
 
 // Options tune a Queue. The zero value is good: fail closed, the default length, no reports.
 type Options struct {
-	FailOpen bool         // accept instead of drop when the queue is full
-	MaxLen   uint32       // packets waiting for a verdict; 0 means DefaultMaxLen
-	Logger   *slog.Logger // nil means silent
-	OnLoss   func(Loss)   // called at most once a second, with what was lost since the last call; nil means not
+	FailOpen  bool         // accept instead of drop when the queue is full
+	Conntrack bool         // have the kernel tell of each packet's conntrack entry, if it can (NFQA_CT)
+	MaxLen    uint32       // packets waiting for a verdict; 0 means DefaultMaxLen
+	Logger    *slog.Logger // nil means silent
+	OnLoss    func(Loss)   // called at most once a second, with what was lost since the last call; nil means not
 }
 
-// Packet is one queued packet. The handler may keep the ID; the Packet and its Data are reused when it returns.
+// Packet is one queued packet. The handler may keep the ID; the rest is reused when it returns.
 type Packet struct {
 	ID   uint32
 	Hook uint8  // netfilter hook number: 0 is PREROUTING, 2 is FORWARD
 	Mark uint32 // the packet's mark, 0 if it has none
 	Data []byte // from the IP header on
+
+	Conntrack []byte // attributes of its conntrack entry, for conntrack.Decode; nil without
 }
 
 // Handler takes one packet, and must see to it that Verdict is called once for its ID, now or later, from any
@@ -74,6 +77,7 @@ type Queue struct {
 	mu   sync.RWMutex // guards conn: verdicts read it; reopening and Close write it
 	conn *conn        // nil once closed
 
+	conntrack                    atomic.Bool // packets come with their conntrack entries
 	received, verdicts, overruns atomic.Uint64
 	queueDropped, userDropped    atomic.Uint64
 	closing, done                chan struct{}
@@ -122,6 +126,9 @@ func (q *Queue) Close() error {
 	<-q.done
 	return q.err
 }
+
+// Conntrack says whether packets come with their conntrack entries.
+func (q *Queue) Conntrack() bool { return q.conntrack.Load() }
 
 // Done is closed when the queue has ended, by Close, by its context, or because it vanished for good.
 func (q *Queue) Done() <-chan struct{} { return q.done }

@@ -149,7 +149,8 @@ func (b *builder) allServers(raw []rawServer) {
 		key := b.name("servers", i, r.Name, b.servers)
 		addresses := b.addresses(key+".addresses", r.Addresses)
 		for _, a := range addresses {
-			all = append(all, located{a.prefix, a.key, i})
+			a.face = face{i, -1}
+			all = append(all, a)
 		}
 		b.p.Servers = append(b.p.Servers, Server{
 			Name:      r.Name,
@@ -162,20 +163,42 @@ func (b *builder) allServers(raw []rawServer) {
 			Upstream:     b.upstream(key+".upstream", &r.Upstream),
 		})
 		b.controlPorts(key, &b.p.Servers[i])
+		for j, public := range r.Public {
+			for _, a := range b.public(index(key+".public", j), public, &b.p.Servers[i]) {
+				a.face = face{i, j}
+				all = append(all, a)
+			}
+		}
 	}
 	b.indexServers(all)
 }
 
-// controlPorts checks a server's ports against one another.
-func (b *builder) controlPorts(key string, s *Server) {
-	if len(s.Explicit)+len(s.Implicit) == 0 {
-		b.fault(key, "no control port; list one under explicit or implicit")
+// public adds one of the server's public faces, and gives its addresses.
+func (b *builder) public(key string, raw rawPublic, s *Server) []located {
+	addresses := b.addresses(key+".addresses", raw.Addresses)
+	p := Public{Addresses: sorted(addresses), Explicit: s.Explicit, Implicit: s.Implicit}
+	if raw.Explicit != nil {
+		p.Explicit = b.ports(key+".explicit", raw.Explicit)
 	}
-	for _, port := range s.Implicit {
-		if slices.Contains(s.Explicit, port) {
-			b.fault(key+".implicit", "port %d is under explicit too; TLS either comes first or it does not, remove one", port)
+	if raw.Implicit != nil {
+		p.Implicit = b.ports(key+".implicit", raw.Implicit)
+	}
+	s.Public = append(s.Public, p)
+	b.distinct(key, p.Explicit, p.Implicit)
+	for _, a := range addresses {
+		switch {
+		case !a.prefix.IsSingleIP():
+			b.fault(a.key, "%v is more than one address; list each", a.prefix)
+		case !s.host(a.prefix.Addr().Is6()).IsValid():
+			b.fault(a.key, "server %q does not have exactly one address of this family, so where DNAT leads is not clear; make a server of each", s.Name)
 		}
 	}
+	return addresses
+}
+
+// controlPorts checks a server's ports against one another.
+func (b *builder) controlPorts(key string, s *Server) {
+	b.distinct(key, s.Explicit, s.Implicit)
 	for _, port := range slices.Concat(s.Explicit, s.Implicit) {
 		if s.Passive.Contains(port) {
 			b.fault(key+".passive", "%v holds control port %d; keep control and data ports apart", s.Passive, port)
@@ -183,11 +206,23 @@ func (b *builder) controlPorts(key string, s *Server) {
 	}
 }
 
-// located is an address of the file and where it came from.
+// distinct checks the control ports of one face of a server.
+func (b *builder) distinct(key string, explicit, implicit []uint16) {
+	if len(explicit)+len(implicit) == 0 {
+		b.fault(key, "no control port; list one under explicit or implicit")
+	}
+	for _, port := range implicit {
+		if slices.Contains(explicit, port) {
+			b.fault(key+".implicit", "port %d is under explicit too; TLS either comes first or it does not, remove one", port)
+		}
+	}
+}
+
+// located is an address of the file, where it came from, and whose it is.
 type located struct {
 	prefix netip.Prefix
 	key    string
-	server int
+	face   face
 }
 
 func sorted(all []located) []netip.Prefix {
@@ -206,12 +241,12 @@ func (b *builder) indexServers(all []located) {
 	for i, a := range all {
 		// A prefix sorts before all that it contains, so the last one kept is the only one that can.
 		if n := len(b.p.index); n > 0 && b.p.index[n-1].Overlaps(a.prefix) {
-			owner := b.p.Servers[b.p.owner[n-1]].Name
+			owner := b.p.Servers[b.p.faces[n-1].server].Name
 			b.fault(a.key, "%v is an address of server %q already, in %v; an address has one server", show(a.prefix), owner, show(b.p.index[n-1]))
 			continue
 		}
 		b.p.index = append(b.p.index, all[i].prefix)
-		b.p.owner = append(b.p.owner, a.server)
+		b.p.faces = append(b.p.faces, a.face)
 	}
 }
 

@@ -55,6 +55,9 @@ func (s *Server) raw() rawServer {
 		Name: s.Name, Addresses: texts(s.Addresses), Explicit: ints(s.Explicit), Implicit: ints(s.Implicit),
 		Passive: s.Passive.String(), Upstream: s.Upstream.raw(),
 	}
+	for _, p := range s.Public {
+		raw.Public = append(raw.Public, rawPublic{texts(p.Addresses), ints(p.Explicit), ints(p.Implicit)})
+	}
 	for _, pair := range s.Certificates {
 		raw.Certificates = append(raw.Certificates, rawKeyPair(pair))
 	}

@@ -104,9 +104,15 @@ type Policy struct {
 	Authority       KeyPair  // the CA that mints certificates for servers without their own; zero: none
 	Warnings        []string // what is allowed but hardly meant, each with its position
 
-	index     prefixes // every server address, ascending and disjoint
-	owner     []int    // owner[i] is the server of index[i]
+	index     prefixes // every address of servers, their own and public ones, ascending and disjoint
+	faces     []face   // faces[i] is whose index[i] is
 	everyPort bool     // AllowAll: any port may be a control port
+}
+
+// face is one of the views that clients may have of a server: its own addresses, or one of its public ones.
+type face struct {
+	server int // by position in Policy.Servers
+	public int // by position in Server.Public; -1: its own addresses
 }
 
 // Server is a named FTP server, or a named group of them.
@@ -116,9 +122,16 @@ type Server struct {
 	Explicit  []uint16  // control ports that begin in clear text; AUTH may follow (RFC 4217)
 	Implicit  []uint16  // control ports that begin with TLS
 	Passive   PortRange // where just-in-time pinholes may lead; zero means nowhere
+	Public    []Public  // where clients reach it by the gateway's DNAT
 
 	Certificates []KeyPair // shown to clients whose connection is terminated; SNI chooses
 	Upstream     Upstream  // how a terminated connection goes on
+}
+
+// Public is where clients reach a server whose own address they do not see: the gateway's DNAT leads from there to it.
+type Public struct {
+	Addresses          []netip.Prefix // of single hosts
+	Explicit, Implicit []uint16       // control ports there
 }
 
 // Client is a named set of client addresses.

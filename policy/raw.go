@@ -32,8 +32,17 @@ type rawServer struct {
 	Implicit  []int    `yaml:"implicit"`
 	Passive   string   `yaml:"passive"`
 
+	Public []rawPublic `yaml:"public"`
+
 	Certificates []rawKeyPair `yaml:"certificates"`
 	Upstream     rawUpstream  `yaml:"upstream"`
+}
+
+// rawPublic has nil for ports that are the server's own.
+type rawPublic struct {
+	Addresses []string `yaml:"addresses,required"`
+	Explicit  []int    `yaml:"explicit"`
+	Implicit  []int    `yaml:"implicit"`
 }
 
 type rawKeyPair struct {

@@ -7,21 +7,26 @@ import (
 
 	"ftpalg/alg"
 	"ftpalg/alg/audit"
+	"ftpalg/conntrack"
 	"ftpalg/policy"
 )
 
 // begin makes a session, or says why there can be none. One that is over a limit, or denied by what it would be, is made
 // to be refused: so both its ends learn of it.
-func (in *Inspector) begin(sh *shard, now time.Time, k Key, id uint32, resumed bool) (*session, alg.Reason) {
+func (in *Inspector) begin(sh *shard, now time.Time, k Key, entry conntrack.Entry, resumed bool) (*session, alg.Reason) {
 	p := in.policy.Load()
 	d := p.Decide(k.Client.Addr(), k.Server)
+	translated := natted(entry)
+	if translated && p.Decide(k.Client.Addr(), entry.Reply.Src).Server != d.Server {
+		return nil, alg.PolicyDenied // DNAT leads to somebody else
+	}
 	if d.Action != policy.Inspect {
 		// Nor what is terminated: its packets are none of the queue's.
 		return nil, alg.PolicyDenied
 	}
 	why := alg.Admit(d)
 	s := &session{
-		key: k, id: id, number: in.number(), policy: p, rule: d.Rule,
+		key: k, id: entry.ID, number: in.number(), policy: p, rule: d.Rule,
 		began: now, lastSeen: now, implicit: d.Implicit, resumed: resumed,
 	}
 	if why == alg.NoReason {
@@ -44,8 +49,16 @@ func (in *Inspector) begin(sh *shard, now time.Time, k Key, id uint32, resumed b
 	}
 	sh.sessions[k] = s
 	in.startSession(sh, s, d, now)
+	if translated {
+		s.control.Translated(entry.Reply.Src.Addr(), entry.Reply.Dst.Addr(), entry.Helper == kernelFTP)
+		s.view = Key{Client: entry.Reply.Dst, Server: entry.Reply.Src}
+		in.views.add(s.view, k)
+	}
 	return s, alg.NoReason
 }
+
+// kernelFTP is the kernel's own helper, which rewrites what is announced in clear text under NAT (nf_nat_ftp).
+const kernelFTP = "ftp"
 
 // startSession gives a session its engine, and tells of it.
 func (in *Inspector) startSession(sh *shard, s *session, d policy.Decision, now time.Time) {
@@ -83,18 +96,21 @@ func (in *Inspector) countOut(s *session) {
 }
 
 // Begin makes a session between two hosts whatever the port is, for front ends that know it is one.
-func (in *Inspector) Begin(now time.Time, k Key) { in.start(now, k, 0, false) }
+func (in *Inspector) Begin(now time.Time, k Key) {
+	in.start(now, k, conntrack.Untranslated(k.tuple()), false)
+}
 
-// Resume makes a session that was there before us, so that its first segments are not taken for a beginning. id is that
-// of its conntrack entry.
-func (in *Inspector) Resume(now time.Time, k Key, id uint32) { in.start(now, k, id, true) }
+// Resume makes a session that was there before us, so that its first segments are not taken for a beginning.
+func (in *Inspector) Resume(now time.Time, entry conntrack.Entry) {
+	in.start(now, Key{Client: entry.Orig.Src, Server: entry.Orig.Dst}, entry, true)
+}
 
-func (in *Inspector) start(now time.Time, k Key, id uint32, resumed bool) {
+func (in *Inspector) start(now time.Time, k Key, entry conntrack.Entry, resumed bool) {
 	sh := in.shard(k.Client.Addr(), k.Server.Addr())
 	sh.mu.Lock()
 	defer sh.mu.Unlock()
 	if sh.sessions[k] == nil {
-		in.begin(sh, now, k, id, resumed)
+		in.begin(sh, now, k, entry, resumed)
 	}
 }
 

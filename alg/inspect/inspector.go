@@ -62,6 +62,7 @@ type Inspector struct {
 	refused   uint32
 	lossy     bool
 
+	views   views
 	seed    maphash.Seed
 	shards  [shardCount]shard
 	counts  counters
@@ -107,6 +108,7 @@ func New(o Options) *Inspector {
 		in.number = func() uint64 { return last.Add(1) }
 	}
 	in.clients.n = map[netip.Addr]int{}
+	in.views = views{keys: map[Key]Key{}, hosts: map[hosts]map[hosts]int{}}
 	for i := range in.shards {
 		in.shards[i].sessions = map[Key]*session{}
 		in.shards[i].pairs = map[hosts]*pair{}
@@ -122,6 +124,9 @@ func (in *Inspector) SetPolicy(p *policy.Policy) { in.policy.Store(p) }
 // Policy is the policy in force.
 func (in *Inspector) Policy() *policy.Policy { return in.policy.Load() }
 
+// Count is the number of sessions that are followed.
+func (in *Inspector) Count() int { return int(in.counts.sessions.Load()) }
+
 // shard gives the shard of two hosts, in either order.
 func (in *Inspector) shard(a, b netip.Addr) *shard {
 	if b.Less(a) {
@@ -133,6 +138,18 @@ func (in *Inspector) shard(a, b netip.Addr) *shard {
 // Packet decides on one packet: a segment of a control connection, or the SYN of a data connection. The verdict is given
 // to p.Queue now or, for a held packet, later. seg's slices may be changed.
 func (in *Inspector) Packet(now time.Time, p Packet, seg *nfq.Segment) {
+	in.views.translate(seg)
+	if isSYN(seg) && in.activeSYN(now, p, seg) {
+		return
+	}
+	if in.packet(now, p, seg) {
+		in.packet(now, p, seg)
+	}
+}
+
+// packet decides on a packet that has the addresses that its client sees. If it says that NAT was found out just now, the
+// segment has them at last, and belongs to another shard.
+func (in *Inspector) packet(now time.Time, p Packet, seg *nfq.Segment) (translated bool) {
 	sh := in.shard(seg.Src.Addr(), seg.Dst.Addr())
 	sh.mu.Lock()
 	defer sh.mu.Unlock()
@@ -142,12 +159,15 @@ func (in *Inspector) Packet(now time.Time, p Packet, seg *nfq.Segment) {
 			in.rescue(s, now, p, mistake)
 		}
 	}()
-	s, from, why := in.find(sh, now, seg)
+	ends := Key{seg.Src, seg.Dst}
+	s, from, why := in.find(sh, now, p, seg)
 	if s != nil && in.replaced(s, &s.streams[from], seg) {
 		in.forget(sh, s, now, alg.ConnectionClosed)
-		s, from, why = in.find(sh, now, seg)
+		s, from, why = in.find(sh, now, p, seg)
 	}
 	switch {
+	case ends != Key{seg.Src, seg.Dst}:
+		return true
 	case s != nil && s.refused:
 		s.lastSeen = now
 		in.reset(s, from, &segment{Packet: p, data: seg.Packet, payload: seg.Payload}, seg.Seq)
@@ -156,6 +176,10 @@ func (in *Inspector) Packet(now time.Time, p Packet, seg *nfq.Segment) {
 		in.segment(sh, s, from, now, p, seg)
 	case why == alg.NoReason:
 		in.syn(sh, now, p, seg)
+	case len(seg.Payload) == 0:
+		// The handshake and the end of a connection, where the rules in force queue them too: they say nothing, and whether
+		// there may be a connection is for the filter table to say.
+		in.verdict(p, nfq.Verdict{Accept: true})
 	default:
 		e := audit.Event{Time: now, Kind: audit.EventDeny, Reason: why, From: seg.Src, To: seg.Dst}
 		if from == alg.Server {
@@ -164,6 +188,7 @@ func (in *Inspector) Packet(now time.Time, p Packet, seg *nfq.Segment) {
 		in.event(e)
 		in.refuse(&segment{Packet: p, data: seg.Packet, payload: seg.Payload})
 	}
+	return false
 }
 
 // rescue keeps a mistake of ours to the session that it befell: the gateway serves others.
@@ -179,8 +204,9 @@ func (in *Inspector) rescue(s *session, now time.Time, p Packet, mistake any) {
 }
 
 // find gives the session of a segment and the side that sent it. A segment of a control connection that is not known
-// yet begins a session; if that must not be, the reason says why. Without session and reason it is a SYN to decide on.
-func (in *Inspector) find(sh *shard, now time.Time, seg *nfq.Segment) (*session, alg.Side, alg.Reason) {
+// yet begins a session; if that must not be, the reason says why. Without session and reason it is a SYN to decide on, or a
+// server's segment that got its client's view of the addresses just now.
+func (in *Inspector) find(sh *shard, now time.Time, packet Packet, seg *nfq.Segment) (*session, alg.Side, alg.Reason) {
 	if s, from := sh.session(seg); s != nil {
 		return s, from, alg.NoReason
 	}
@@ -197,15 +223,30 @@ func (in *Inspector) find(sh *shard, now time.Time, seg *nfq.Segment) (*session,
 	}
 	// A forged packet must not cost a session, nor a forged SYN with one behind it. The SYN of a real connection is not in
 	// conntrack yet, and nobody says anything before the handshake is over.
-	entry, err := in.conntrack.Lookup(k.tuple())
+	entry, err := in.entry(packet, k, from)
 	switch {
-	case err != nil && isSYN(seg):
+	case isSYN(seg) && (err != nil || !entry.Opened):
 		return nil, from, alg.NoReason
 	case err != nil, !entry.Opened:
 		return nil, from, alg.NoConnection
+	case from == alg.Server && natted(entry) && entry.Orig != k.tuple():
+		seg.Src, seg.Dst = entry.Orig.Dst, entry.Orig.Src
+		return nil, from, alg.NoReason
 	}
-	s, why := in.begin(sh, now, k, entry.ID, false)
+	s, why := in.begin(sh, now, k, entry, false)
 	return s, from, why
+}
+
+// entry gives the conntrack entry of a packet that comes from one side of k, from the packet itself if it brought it.
+func (in *Inspector) entry(p Packet, k Key, from alg.Side) (conntrack.Entry, error) {
+	if p.Conntrack != nil {
+		return conntrack.Decode(p.Conntrack)
+	}
+	entry, err := in.conntrack.Lookup(k.tuple())
+	if err != nil && from == alg.Server {
+		return in.conntrack.Lookup(k.tuple().Reversed()) // under NAT a server's packet shows the reply's tuple
+	}
+	return entry, err
 }
 
 // session looks a segment's session up. The lower port is nearly always the server's, so that one look is enough.
@@ -262,6 +303,9 @@ func (in *Inspector) forget(sh *shard, s *session, now time.Time, why alg.Reason
 	sh.dropPair(s)
 	delete(sh.holding, s)
 	delete(sh.sessions, s.key)
+	if s.view != (Key{}) {
+		in.views.drop(s.view, s.key)
+	}
 	in.countOut(s)
 }
 

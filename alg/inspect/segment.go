@@ -89,6 +89,7 @@ func (s *session) strict(from alg.Side) bool {
 // capture; on the packet path that cannot be, and nothing is believed of it.
 func (in *Inspector) acknowledge(sh *shard, s *session, of alg.Side, now time.Time, ack uint32) {
 	st := &s.streams[of]
+	ack = st.sent(ack)
 	if st.fin && ack == st.next+1 {
 		ack--
 	}

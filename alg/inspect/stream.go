@@ -34,6 +34,7 @@ type stream struct {
 	inHand    []segment // fed, without a verdict: they have part of an incomplete line
 	early     []segment // not fed: they lie behind a gap; in order of sequence numbers
 	heldSince time.Time // when something of it began to wait
+	shifted   shifted   // what the kernel did to its receiver's sequence numbers
 }
 
 // segment is a packet with payload.
@@ -51,6 +52,7 @@ func (g *segment) end() uint32 { return g.seq + uint32(len(g.payload)) }
 func (g *segment) own() {
 	offset := len(g.data) - len(g.payload)
 	g.data = append([]byte(nil), g.data...)
+	g.Conntrack = nil
 	g.payload = g.data[offset:]
 }
 
@@ -60,6 +62,26 @@ func before(a, b uint32) bool { return int32(a-b) < 0 }
 // sync sets where a direction begins. What lies before was never seen.
 func (st *stream) sync(seq uint32) {
 	st.synced, st.origin, st.next = true, seq, seq
+}
+
+// shifted is how far a receiver's sequence numbers are from the sender's, because the kernel changed the length of a line
+// behind us (NAT): conntrack translates, but only after us.
+type shifted struct {
+	at            uint32 // the sender's number from which on now holds
+	before, since int32
+}
+
+// shift notes that the bytes before seq become more, or fewer.
+func (st *stream) shift(seq uint32, n int) {
+	st.shifted = shifted{at: seq, before: st.shifted.since, since: st.shifted.since + int32(n)}
+}
+
+// sent gives the sender's number for one of the receiver's.
+func (st *stream) sent(ack uint32) uint32 {
+	if since := ack - uint32(st.shifted.since); !before(since, st.shifted.at) {
+		return since
+	}
+	return ack - uint32(st.shifted.before)
 }
 
 // offset gives the engine's offset of a sequence number.

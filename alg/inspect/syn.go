@@ -16,10 +16,7 @@ func (in *Inspector) syn(sh *shard, now time.Time, p Packet, seg *nfq.Segment) {
 		in.beginning(now, p, seg)
 		return
 	}
-	if s := sh.open[door{netip.AddrPortFrom(seg.Src.Addr(), 0), seg.Dst}]; s != nil {
-		// Announced in clear text: the pinhole stands, and this is what it is for.
-		in.verdict(p, nfq.Verdict{Accept: true})
-		in.used(sh, s, now)
+	if in.announced(sh, now, p, seg) {
 		return
 	}
 	why := in.justInTime(sh, now, hosts{seg.Src.Addr(), seg.Dst.Addr()}, seg)
@@ -30,6 +27,38 @@ func (in *Inspector) syn(sh *shard, now time.Time, p Packet, seg *nfq.Segment) {
 		in.event(audit.Event{Time: now, Kind: audit.EventAudit, Reason: why, From: seg.Src, To: seg.Dst})
 	}
 	in.verdict(p, nfq.Verdict{Accept: true})
+}
+
+// announced lets a SYN go on for which a pinhole stands, as it was announced in clear text.
+func (in *Inspector) announced(sh *shard, now time.Time, p Packet, seg *nfq.Segment) bool {
+	s := sh.open[door{netip.AddrPortFrom(seg.Src.Addr(), 0), seg.Dst}]
+	if s == nil {
+		return false
+	}
+	in.verdict(p, nfq.Verdict{Accept: true})
+	in.used(sh, s, now)
+	return true
+}
+
+// activeSYN decides on the SYN of an active data connection under NAT, and says whether it is one: it has the addresses that
+// the server sees, and its session is found by those that clients see.
+func (in *Inspector) activeSYN(now time.Time, p Packet, seg *nfq.Segment) bool {
+	for _, h := range in.views.origins(hosts{seg.Dst.Addr(), seg.Src.Addr()}) {
+		sh := in.shard(h.client, h.server)
+		sh.mu.Lock()
+		decided := in.announced(sh, now, p, seg)
+		if !decided {
+			why := in.justInTime(sh, now, h, seg)
+			if decided = why == alg.CreditSpent || why == alg.SYNRepeated; decided {
+				in.verdict(p, nfq.Verdict{Accept: true})
+			}
+		}
+		sh.mu.Unlock()
+		if decided {
+			return true
+		}
+	}
+	return false
 }
 
 func (in *Inspector) justInTime(sh *shard, now time.Time, h hosts, seg *nfq.Segment) alg.Reason {

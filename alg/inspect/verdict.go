@@ -15,6 +15,8 @@ type Packet struct {
 	ID    uint32
 	Mark  uint32 // as it came; other owners' bits go on unchanged
 	Queue Queue
+
+	Conntrack []byte // its conntrack entry, if the kernel tells of it (nfq.Packet)
 }
 
 // verdict gives a verdict. An error means that the queue is gone, and the packet with it.
@@ -88,6 +90,9 @@ func (in *Inspector) carryOut(sh *shard, s *session, now time.Time, current *seg
 		case alg.Rewrite:
 			st := &s.streams[e.Side]
 			st.overwrite(st.seqAt(e.Start), e.New, current)
+		case alg.Shift:
+			st := &s.streams[e.Side]
+			st.shift(st.seqAt(e.Start)+uint32(e.Len), e.Shift)
 		case alg.End:
 			s.refused = true
 			in.event(s.event(now, audit.Event{Kind: audit.EventEnd, Reason: e.Reason, Text: audit.WireText(e.Text)}))
@@ -118,7 +123,7 @@ func (in *Inspector) login(s *session, now time.Time, e alg.Effect) {
 // open installs a pinhole. NoReason means that it stands.
 func (in *Inspector) open(sh *shard, s *session, now time.Time, p alg.Pinhole) alg.Reason {
 	d := door{p.From, p.To}
-	if other := sh.open[d]; other != nil {
+	if other := sh.open[d]; other != nil && !p.Shared {
 		// The kernel holds one expectation for two ends; it is this session's now.
 		in.closed(sh, other, now, other.control.Pinhole(), alg.NextDataCommand)
 		other.control.Expire()
@@ -163,5 +168,8 @@ func (s *session) expectation(p alg.Pinhole) conntrack.Expectation {
 		From:    p.From,
 		To:      p.To,
 		Timeout: s.policy.PinholeTimeout,
+		Real:    p.Real,
+
+		Exclusive: p.Shared,
 	}
 }

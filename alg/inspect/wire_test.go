@@ -27,6 +27,7 @@ type wire struct {
 	in        *Inspector
 	ct        *conntrack.Fake
 	key       Key
+	view      Key // what the server sees, under NAT
 	events    []string
 	isn       [2]uint32
 	sent      [2]uint32 // bytes that each side has sent so far
@@ -107,7 +108,7 @@ func (w *wire) Verdict(id uint32, v nfq.Verdict) error {
 		w.t.Errorf("packet %d goes on broken: %v", id, err)
 	}
 	from := alg.Client
-	if seg.Src == w.key.Server {
+	if seg.Src == w.key.Server || seg.Src == w.view.Server {
 		from = alg.Server
 	}
 	if seg.Flags&nfq.RST != 0 {
@@ -126,6 +127,9 @@ func (w *wire) send(from alg.Side, offset int, payload []byte, edit func(*layers
 	src, dst := w.key.Client, w.key.Server
 	if from == alg.Server {
 		src, dst = dst, src
+		if w.view != (Key{}) {
+			src, dst = w.view.Server, w.view.Client
+		}
 	}
 	tcp := &layers.TCP{
 		SrcPort: layers.TCPPort(src.Port()), DstPort: layers.TCPPort(dst.Port()), ACK: true, Window: 65535,

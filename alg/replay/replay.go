@@ -74,7 +74,9 @@ func (c *capture) Lookup(t conntrack.Tuple) (conntrack.Entry, error) {
 	if conn == nil {
 		return conntrack.Entry{}, conntrack.ErrNotFound
 	}
-	return conntrack.Entry{Orig: t, Opened: true, Live: conn.fin == [2]bool{}}, nil
+	entry := conntrack.Untranslated(t)
+	entry.Opened, entry.Live = true, conn.fin == [2]bool{}
+	return entry, nil
 }
 
 // noQueue takes verdicts on packets that went through long ago.
@@ -216,7 +218,7 @@ func (c *capture) recognise(at time.Time, conn *connection, fromClient bool, seg
 	case greeted && !known:
 		c.inspector.Begin(at, conn.key)
 	case seg.Flags&nfq.SYN == 0:
-		c.inspector.Resume(at, conn.key, 0)
+		c.inspector.Resume(at, conntrack.Untranslated(conntrack.Tuple{Src: conn.key.Client, Dst: conn.key.Server}))
 	}
 }
 

@@ -17,8 +17,8 @@ type outside interface {
 	secure(alg.Side) error
 	// unsecure ends TLS with a side.
 	unsecure(alg.Side) error
-	// open makes a pinhole; NoReason says that it stands.
-	open(alg.Pinhole) alg.Reason
+	// open makes a pinhole, and gives where it leads to as it is announced; NoReason says that it stands.
+	open(alg.Pinhole) (netip.AddrPort, alg.Reason)
 	// shut takes it away.
 	shut(alg.Pinhole, alg.Reason)
 	// begin says that a transfer begins, and finish that its final reply is here; finish gives the reply that has to
@@ -45,13 +45,15 @@ type dialogue struct {
 	refused policy.Channel // what to do if the server refuses AUTH
 
 	side     [2]protection
-	fed      [2]uint64 // bytes given to the engine
+	opened   netip.AddrPort // where the pinhole that was opened last leads to
+	fed      [2]uint64      // bytes given to the engine
 	replies  ftp.Replies
 	own      exchange // what is asked of the server without the engine's knowledge
 	verb     string   // of the command whose reply comes next, if it is one at all
 	failures int
 	features bool   // the reply at hand is FEAT's
 	aborted  bool   // ABOR has gone on, and not everything before it is answered
+	doubtful bool   // a reply that was forgotten may have come after all: they may be other commands' than they seem
 	held     []byte // the lines so far of a transfer's final reply
 	user     string
 	fx       []alg.Effect
@@ -105,7 +107,7 @@ func (d *dialogue) listen() bool {
 
 // forget goes on as if the server had answered everything.
 func (d *dialogue) forget() {
-	d.aborted = false
+	d.aborted, d.doubtful = false, true
 	for _, e := range d.control.Forget(nil) {
 		d.out.shut(e.Pinhole, e.Reason)
 	}
@@ -143,7 +145,7 @@ func (d *dialogue) clientLine(now time.Time, l line) {
 	if !d.over {
 		d.aborted = d.aborted || cmd.Verb == "ABOR"
 		d.features = cmd.Verb == "FEAT"
-		d.out.send(alg.Server, wire)
+		d.out.send(alg.Server, d.ownActive(wire, cmd))
 	}
 }
 
@@ -183,6 +185,22 @@ func (d *dialogue) serverLine(now time.Time, l line) {
 		return
 	}
 	d.pass(reply, l, transferring, transferring && reply.Last && d.control.Transferring() == alg.NoTransfer)
+}
+
+// ownActive gives PORT and EPRT with the address where the server has to connect, if the client announced another.
+func (d *dialogue) ownActive(wire []byte, cmd ftp.Command) []byte {
+	parse, format := ftp.ParsePort, ftp.FormatPort
+	switch cmd.Verb {
+	case "EPRT":
+		parse, format = ftp.ParseEPRT, ftp.FormatEPRT
+	case "PORT":
+	default:
+		return wire
+	}
+	if announced, err := parse(cmd.Arg); err != nil || announced == d.opened {
+		return wire
+	}
+	return []byte(cmd.Verb + " " + format(d.opened) + "\r\n")
 }
 
 // ownAddress gives a 227 with the address where the pinhole leads, if the server announced another and the policy overlooks
@@ -233,7 +251,7 @@ func (d *dialogue) answered(code int) {
 		d.out.hangUp(alg.ConnectionClosed)
 	case d.verb == "QUIT" && code < 300 && d.control.Outstanding() == 0:
 		d.out.hangUp(alg.ConnectionClosed)
-	case (d.verb == "PASS" || d.verb == "ACCT") && code >= 500:
+	case (d.verb == "PASS" || d.verb == "ACCT") && (code >= 500 || d.doubtful):
 		if d.failures++; d.failures >= d.limit {
 			d.end(alg.LoginLimit)
 		}
@@ -272,7 +290,8 @@ func (d *dialogue) feed(now time.Time, from alg.Side, wire []byte) (why alg.Reas
 	for i := 0; i < len(d.fx); i++ {
 		switch e := d.fx[i]; e.Kind {
 		case alg.OpenPinhole:
-			if why := d.out.open(e.Pinhole); why != alg.NoReason {
+			var why alg.Reason
+			if d.opened, why = d.out.open(e.Pinhole); why != alg.NoReason {
 				d.fx = d.control.Refuse(e, why, d.fx)
 			}
 		case alg.ClosePinhole:

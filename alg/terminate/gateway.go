@@ -14,8 +14,6 @@ import (
 	"sync/atomic"
 	"time"
 
-	"golang.org/x/sync/errgroup"
-
 	"ftpalg/alg"
 	"ftpalg/alg/audit"
 	"ftpalg/conntrack"
@@ -57,6 +55,9 @@ type Options struct {
 	Number       func() uint64     // gives the next session's number
 	RelayMark    uint32            // connmark bit: data connections of such a control connection come here
 	OwnMark      uint32            // mark of the packets of our own sockets
+	// Stray is given a data connection that nobody here was promised, and says whether another process carries it. Nil if
+	// there is none.
+	Stray func(*net.TCPConn) bool
 }
 
 // Gateway carries the terminated control connections and their relayed data connections.
@@ -71,7 +72,11 @@ type Gateway struct {
 	doors     map[door]*promise
 	insisting map[netip.Addr]bool // servers seen to insist on session reuse
 	relayed   map[hosts]time.Time // when a data connection between two hosts was relayed last
-	running   sync.WaitGroup
+	carried   int                 // connections
+
+	life    context.Context // of the connections
+	stop    func()          // ends it
+	running sync.WaitGroup
 }
 
 // inForce is what new sessions begin with.
@@ -97,6 +102,7 @@ func New(o Options) *Gateway {
 		Options: o, sessions: map[*session]struct{}{}, perClient: map[netip.Addr]int{},
 		doors: map[door]*promise{}, insisting: map[netip.Addr]bool{}, relayed: map[hosts]time.Time{},
 	}
+	g.life, g.stop = context.WithCancel(context.Background())
 	g.SetPolicy(o.Policy, o.Certificates)
 	return g
 }
@@ -108,39 +114,68 @@ func (g *Gateway) SetPolicy(p *policy.Policy, certs Certificates) {
 	g.inForce.Store(now)
 }
 
-// Serve carries what a listener accepts until ctx ends; then it ends the sessions and returns.
-func (g *Gateway) Serve(ctx context.Context, listeners []net.Listener) error {
-	tasks, ctx := errgroup.WithContext(ctx)
-	for _, l := range listeners {
-		stop := context.AfterFunc(ctx, func() { l.Close() })
-		defer stop()
-		tasks.Go(func() error { return g.accept(ctx, l) })
-	}
-	err := tasks.Wait()
+// Serve lets connections be carried until ctx ends; then it ends the sessions and returns.
+func (g *Gateway) Serve(ctx context.Context) {
+	<-ctx.Done()
 	g.mu.Lock()
+	g.stop()
 	for s := range g.sessions {
 		s.abandon()
 	}
 	g.mu.Unlock()
 	g.running.Wait()
-	return err
 }
 
-func (g *Gateway) accept(ctx context.Context, l net.Listener) error {
+// Accept carries what a listener accepts until ctx ends. The listener stays open: another process may have it as well, and
+// what waits in it is lost to neither.
+func (g *Gateway) Accept(ctx context.Context, l *net.TCPListener) error {
+	stop := context.AfterFunc(ctx, func() { _ = l.SetDeadline(time.Unix(1, 0)) }) // an error means that it is closed
+	defer stop()
 	for {
 		c, err := l.Accept()
 		switch {
+		case err == nil:
+			g.Carry(c.(*net.TCPConn))
 		case ctx.Err() != nil:
 			return nil
 		case errors.Is(err, net.ErrClosed):
 			return fmt.Errorf("terminate: %w", err)
-		case err != nil:
+		default:
 			g.Report(audit.Event{Time: time.Now(), Kind: audit.EventAudit, Reason: alg.InternalError, Err: err})
 			time.Sleep(acceptPause)
-			continue
 		}
-		g.running.Go(func() { g.carry(ctx, c.(*net.TCPConn)) })
 	}
+}
+
+// Carry carries one connection, unless Serve has ended them.
+func (g *Gateway) Carry(c *net.TCPConn) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.life.Err() != nil {
+		reset(c)
+		return
+	}
+	g.carried++
+	g.running.Go(func() {
+		g.carry(g.life, c)
+		g.mu.Lock()
+		defer g.mu.Unlock()
+		g.carried--
+	})
+}
+
+// Idle says whether no connection is carried, neither a control nor a data connection.
+func (g *Gateway) Idle() bool {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return g.carried == 0
+}
+
+// Count is the number of sessions.
+func (g *Gateway) Count() int {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return len(g.sessions)
 }
 
 // carry carries one connection that TPROXY handed over: its local address is where its client wanted to go.

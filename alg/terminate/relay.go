@@ -6,7 +6,9 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"math/rand/v2"
 	"net"
+	"net/netip"
 	"sync"
 	"time"
 
@@ -22,7 +24,8 @@ import (
 type promise struct {
 	session *session
 	pinhole alg.Pinhole
-	until   time.Time // when the pinhole lapses
+	at      netip.AddrPort // where it is to come: the pinhole's To, but for the port if another client has that one
+	until   time.Time      // when the pinhole lapses
 	relayed bool
 
 	begun   chan struct{} // closed when the transfer command has gone on: only then is it known how data is protected
@@ -42,6 +45,9 @@ type promise struct {
 
 // relays decides whether data connections come here or go through the kernel.
 func (s *session) relays() bool {
+	if s.server.Addr() != s.real.Addr() || s.client.Addr() != s.seen {
+		return true // each side knows other addresses
+	}
 	switch s.rule.Data {
 	case policy.DataRelay:
 		return true
@@ -53,37 +59,56 @@ func (s *session) relays() bool {
 		client == alg.TLS && (s.target.Upstream.SessionReuse || !s.tickets.alike || s.gateway.insists(s.server.Addr()))
 }
 
-// open promises a data connection. It stands when this returns NoReason (design rule 2).
-func (s *session) open(p alg.Pinhole) alg.Reason {
+// open promises a data connection, and gives where it is to come. It stands when the reason is NoReason (design rule 2).
+func (s *session) open(p alg.Pinhole) (at netip.AddrPort, why alg.Reason) {
 	relayed := s.relays()
 	client, server := s.dialogue.side[alg.Client].data, s.dialogue.side[alg.Server].data
 	if !relayed && client != server {
-		return alg.ProtectionDiffers
+		return at, alg.ProtectionDiffers
 	}
 	if err := s.markMaster(relayed); err != nil {
 		s.report(audit.Event{Kind: audit.EventAudit, Reason: alg.ExpectationFailed, Err: err})
-		return alg.ExpectationFailed
+		return at, alg.ExpectationFailed
 	}
 	n := s.newPromise(p, relayed)
-	if why := s.gateway.promise(n, s.policy.Limits.Pinholes); why != alg.NoReason {
-		return why
-	}
-	if err := s.gateway.Conntrack.Expect(n.expectation()); err != nil {
-		s.gateway.drop(n)
-		s.report(audit.Event{Kind: audit.EventAudit, Reason: alg.ExpectationFailed, Mode: p.Mode, From: p.From, To: p.To, Err: err})
-		return alg.ExpectationFailed
+	if why, err := s.install(n); why != alg.NoReason {
+		s.report(audit.Event{Kind: audit.EventAudit, Reason: why, Mode: p.Mode, From: p.From, To: n.at, Err: err})
+		return at, why
 	}
 	s.abandonPromise()
 	s.promise = n
 	s.setPinhole(p, n.until)
-	s.report(audit.Event{Kind: audit.EventPinhole, Mode: p.Mode, From: p.From, To: p.To})
-	return alg.NoReason
+	s.report(audit.Event{Kind: audit.EventPinhole, Mode: p.Mode, From: p.From, To: n.at})
+	return n.at, alg.NoReason
+}
+
+// sharedPortTries bounds the search for a port at an address that several clients share.
+const sharedPortTries = 16
+
+// install puts a promise on the books, and the expectation into the kernel.
+func (s *session) install(n *promise) (why alg.Reason, err error) {
+	for range sharedPortTries {
+		if why = s.gateway.promise(n, s.policy.Limits.Pinholes); why != alg.NoReason && why != alg.ExpectationFailed {
+			return why, nil
+		}
+		if why == alg.NoReason {
+			if err = s.gateway.Conntrack.Expect(n.expectation()); err == nil {
+				return alg.NoReason, nil
+			}
+			s.gateway.drop(n)
+		}
+		if !n.pinhole.Shared {
+			break
+		}
+		n.at = netip.AddrPortFrom(n.at.Addr(), uint16(firstSourcePort+rand.IntN(lastSourcePort-firstSourcePort+1)))
+	}
+	return alg.ExpectationFailed, err
 }
 
 func (s *session) newPromise(p alg.Pinhole, relayed bool) *promise {
 	settled := make(chan struct{})
 	return &promise{
-		session: s, pinhole: p, relayed: relayed, until: time.Now().Add(s.policy.PinholeTimeout),
+		session: s, pinhole: p, at: p.To, relayed: relayed, until: time.Now().Add(s.policy.PinholeTimeout),
 		begun: make(chan struct{}), gone: make(chan struct{}),
 		settled: settled, settle: sync.OnceFunc(func() { close(settled) }),
 	}
@@ -91,7 +116,7 @@ func (s *session) newPromise(p alg.Pinhole, relayed bool) *promise {
 
 func (n *promise) expectation() conntrack.Expectation {
 	s := n.session
-	return conntrack.Expectation{Master: s.tuple(), From: n.pinhole.From, To: n.pinhole.To, Timeout: s.policy.PinholeTimeout}
+	return conntrack.Expectation{Master: s.tuple(), From: n.pinhole.From, To: n.at, Timeout: s.policy.PinholeTimeout, Exclusive: n.pinhole.Shared}
 }
 
 // abandonPromise lets go of a data connection for which no transfer was asked.
@@ -151,7 +176,7 @@ func (s *session) closed(n *promise, why alg.Reason, err error) {
 	}
 	s.infoMu.Unlock()
 	s.report(audit.Event{
-		Kind: audit.EventClosed, Reason: why, Mode: n.pinhole.Mode, From: n.pinhole.From, To: n.pinhole.To, Err: err,
+		Kind: audit.EventClosed, Reason: why, Mode: n.pinhole.Mode, From: n.pinhole.From, To: n.at, Err: err,
 	})
 }
 
@@ -249,10 +274,11 @@ func (s *session) givenUp() bool {
 	return s.promise.over
 }
 
-func (n *promise) door() door { return door{n.pinhole.From.Addr(), n.pinhole.To} }
+func (n *promise) door() door { return door{n.pinhole.From.Addr(), n.at} }
 
 // promise notes a data connection that is to come. One that another session was promised between the same ends is this
-// session's now: the kernel holds one expectation for them.
+// session's now, as the kernel holds one expectation for them; but not where several clients share an address: then it is
+// ExpectationFailed.
 func (g *Gateway) promise(n *promise, limit int) alg.Reason {
 	g.mu.Lock()
 	defer g.mu.Unlock()
@@ -260,6 +286,9 @@ func (g *Gateway) promise(n *promise, limit int) alg.Reason {
 		return alg.PinholeLimit
 	}
 	if before := g.doors[n.door()]; before != nil {
+		if n.pinhole.Shared && before.session != n.session {
+			return alg.ExpectationFailed
+		}
 		before.session.closed(before, alg.NextDataCommand, nil)
 	}
 	g.doors[n.door()] = n
@@ -313,9 +342,13 @@ func (g *Gateway) Expire(now time.Time) {
 	}
 }
 
+// lapse forgets a pinhole that the kernel let lapse; later, if its session is busy: one whose client does not read, or is slow
+// to shake hands, must not keep the others waiting.
 func (n *promise) lapse() {
 	s := n.session
-	s.mu.Lock()
+	if !s.mu.TryLock() {
+		return
+	}
 	defer s.mu.Unlock()
 	if s.promise == n && s.dialogue.control.Pinhole() == n.pinhole {
 		s.shut(n.pinhole, alg.TimedOut)
@@ -329,6 +362,10 @@ func (n *promise) lapse() {
 // data carries a data connection that TPROXY handed over.
 func (g *Gateway) data(ctx context.Context, c *net.TCPConn, d door) {
 	n := g.take(d)
+	if n == nil && g.Stray != nil && g.Stray(c) {
+		_ = c.Close() // it is the other process's now
+		return
+	}
 	if n == nil || !n.relayed {
 		from, to := endpoints(c)
 		g.Report(audit.Event{Time: time.Now(), Kind: audit.EventDeny, Reason: alg.NoSession, From: from, To: to})
@@ -343,7 +380,7 @@ func (g *Gateway) data(ctx context.Context, c *net.TCPConn, d door) {
 	n.ends(err)
 	if err != nil {
 		n.session.report(audit.Event{
-			Kind: audit.EventAudit, Reason: alg.DataFailed, Mode: n.pinhole.Mode, From: n.pinhole.From, To: n.pinhole.To, Err: err,
+			Kind: audit.EventAudit, Reason: alg.DataFailed, Mode: n.pinhole.Mode, From: n.pinhole.From, To: n.at, Err: err,
 		})
 	}
 }
@@ -366,14 +403,15 @@ func (n *promise) carry(ctx context.Context, c *net.TCPConn) error {
 	if n.pinhole.Mode == policy.PORT || n.pinhole.Mode == policy.EPRT {
 		near, far = far, near
 	}
-	from, to := endpoints(c)
-	d, err := dialFrom(ctx, s.gateway.Conntrack, s.gateway.OwnMark, from.Addr(), to)
+	from, to := n.onward(near, c)
+	d, err := dialFrom(ctx, s.gateway.Conntrack, s.gateway.OwnMark, from, to)
 	if err != nil {
 		reset(c)
 		return err
 	}
 	r := &relay{promise: n}
-	r.halves[near], r.halves[far] = newHalf(c), newHalf(d)
+	patience := s.policy.Limits.IdleTimeout
+	r.halves[near], r.halves[far] = newHalf(c, patience), newHalf(d, patience)
 	stop := context.AfterFunc(ctx, r.cut)
 	defer stop()
 	defer r.close()
@@ -385,6 +423,19 @@ func (n *promise) carry(ctx context.Context, c *net.TCPConn) error {
 		return err
 	}
 	return r.pump()
+}
+
+// onward is where the other half goes, and from where, as the host there sees it.
+func (n *promise) onward(near alg.Side, c *net.TCPConn) (netip.Addr, netip.AddrPort) {
+	s := n.session
+	from, to := endpoints(c)
+	switch {
+	case !n.pinhole.Real.IsValid():
+		return from.Addr(), to
+	case near == alg.Client:
+		return s.seen, n.pinhole.Real
+	}
+	return s.server.Addr(), n.pinhole.Real
 }
 
 // waitBegun waits for the transfer command.

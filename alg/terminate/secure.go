@@ -18,7 +18,7 @@ import (
 // secureServer begins TLS with the server. Its sessions are kept for the data connections, which resume them: the name is
 // the same, and so is the cache.
 func (s *session) secureServer() error {
-	config := s.certs.Upstream(s.target, s.server.Addr()).Clone()
+	config := s.certs.Upstream(s.target, s.real.Addr()).Clone()
 	config.ClientSessionCache = keptSession{tls.NewLRUClientSessionCache(1)}
 	s.tickets.upstream = config
 	err := s.handshakeControl(alg.Server, func(c net.Conn) *tls.Conn { return tls.Client(c, config) })

@@ -13,6 +13,7 @@ import (
 
 	"ftpalg/alg"
 	"ftpalg/alg/audit"
+	"ftpalg/conntrack"
 	"ftpalg/policy"
 )
 
@@ -26,6 +27,8 @@ type session struct {
 	number   uint64
 	client   netip.AddrPort
 	server   netip.AddrPort // as the client sees it
+	real     netip.AddrPort // where that server itself is, behind DNAT
+	seen     netip.Addr     // the client's address as the server sees it, behind source NAT
 	policy   *policy.Policy
 	rule     *policy.Rule
 	target   *policy.Server
@@ -52,7 +55,7 @@ type session struct {
 func (g *Gateway) newSession(now *inForce, d policy.Decision, c *net.TCPConn) *session {
 	client, server := endpoints(c)
 	s := &session{
-		gateway: g, number: g.Number(), client: client, server: server,
+		gateway: g, number: g.Number(), client: client, server: server, real: d.Real, seen: client.Addr(),
 		policy: now.policy, rule: d.Rule, target: d.Server, certs: now.certs, key: now.tickets, implicit: d.Implicit,
 	}
 	s.turn = sync.NewCond(&s.mu)
@@ -120,11 +123,14 @@ func (s *session) connect(ctx context.Context) (greeting []line, err error) {
 	if err := inlineUrgent(s.peers[alg.Client].tcp); err != nil {
 		return nil, err
 	}
-	channel, port := s.target.Dial(s.server.Port())
+	channel, port := s.target.Dial(s.real.Port())
 	s.dialogue.channel = channel
-	at := netip.AddrPortFrom(s.server.Addr(), port)
+	at := netip.AddrPortFrom(s.real.Addr(), port)
 	c, err := dialFrom(ctx, s.gateway.Conntrack, s.gateway.OwnMark, s.client.Addr(), at)
 	if err != nil {
+		return nil, err
+	}
+	if err := s.translated(c); err != nil {
 		return nil, err
 	}
 	s.mu.Lock()
@@ -141,6 +147,21 @@ func (s *session) connect(ctx context.Context) (greeting []line, err error) {
 	}
 	s.dialogue.side[alg.Server] = protection{tls: true, pbsz: true, data: alg.TLS}
 	return greeting, err
+}
+
+// translated learns how the server sees the client: source NAT may have changed its address on the way.
+func (s *session) translated(c *net.TCPConn) error {
+	to, from := endpoints(c)
+	entry, err := s.gateway.Conntrack.Lookup(conntrack.Tuple{Src: from, Dst: to})
+	if errors.Is(err, conntrack.ErrNotFound) {
+		return nil // conntrack has nothing to do with it
+	}
+	if err != nil {
+		return fmt.Errorf("find the connection to the server in conntrack: %w", err)
+	}
+	s.seen = entry.Reply.Dst.Addr()
+	s.dialogue.control.Translated(s.real.Addr(), s.seen, false)
+	return nil
 }
 
 // greetingTimeout bounds the wait for the whole of the server's greeting, and of what has to be agreed on before it goes on.

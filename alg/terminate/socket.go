@@ -34,8 +34,8 @@ var errNoSourcePort = errors.New("no source port is free")
 
 // Listen opens the transparent listeners that TPROXY hands connections to, one for each address family that the machine
 // has. Connections and what is sent on them carry the mark.
-func Listen(port uint16, mark uint32) ([]net.Listener, error) {
-	var all []net.Listener
+func Listen(port uint16, mark uint32) ([]*net.TCPListener, error) {
+	var all []*net.TCPListener
 	lc := net.ListenConfig{Control: transparent(mark), KeepAlive: keepAlive}
 	for _, host := range []netip.Addr{netip.AddrFrom4([4]byte{127, 0, 0, 1}), netip.IPv6Loopback()} {
 		l, err := lc.Listen(context.Background(), "tcp", netip.AddrPortFrom(host, port).String())
@@ -48,7 +48,7 @@ func Listen(port uint16, mark uint32) ([]net.Listener, error) {
 			}
 			return nil, fmt.Errorf("terminate: listen on port %d for TPROXY: %w", port, err)
 		}
-		all = append(all, l)
+		all = append(all, l.(*net.TCPListener))
 	}
 	return all, nil
 }

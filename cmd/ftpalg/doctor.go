@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -44,13 +45,14 @@ type doctor struct {
 	out        io.Writer
 	policyFile string
 	helper     string
+	chosen     rules.Backend
 	queueTaken bool // by the running ftpalg, presumably
 	bad        int
 }
 
 func (d *doctor) examine() error {
 	for _, check := range []func(){
-		d.capabilities, d.commands, d.forwarding, d.queueSupport, d.queueOwner, d.helperChoice, d.conntrackTables,
+		d.capabilities, d.forwarding, d.queueSupport, d.queueOwner, d.helperChoice, d.backendChoice, d.commands, d.conntrackTables,
 		d.automaticHelpers, d.events, d.sourceChecks, d.termination, d.sourceMarks, d.rulesInPlace,
 	} {
 		check()
@@ -99,14 +101,34 @@ func (d *doctor) capabilities() {
 	}
 }
 
+// backendChoice finds in which language the rules stand, or would be installed.
+func (d *doctor) backendChoice() {
+	if installed, ok := rules.Installed(d.ctx); ok && d.backend == backendName(rules.BackendAuto) {
+		d.chosen = installed
+		d.ok("rules of ftpalg's stand in %s", installed)
+		return
+	}
+	config := rules.Config{Helper: cmp.Or(d.helper, "ftp")}
+	if p := d.loadedPolicy(); p != nil {
+		config = d.steering.config(p, config.Helper)
+	}
+	var why string
+	d.chosen, why, _ = d.choose(d.ctx, config) // an error is about --flowtable, which run needs
+	d.ok("rules are for %s: %s", d.chosen, why)
+}
+
 func (d *doctor) commands() {
-	for _, name := range []string{"iptables-restore", "ip6tables-restore", "iptables-save", "ip6tables-save"} {
+	names, install := []string{"iptables-restore", "ip6tables-restore", "iptables-save", "ip6tables-save"}, "apt-get install iptables"
+	if d.chosen == rules.BackendNFT {
+		names, install = []string{"nft"}, "apt-get install nftables"
+	}
+	for _, name := range names {
 		if _, err := exec.LookPath(name); err != nil {
-			d.wrong("apt-get install iptables", "%s is not there", name)
+			d.wrong(install, "%s is not there", name)
 			return
 		}
 	}
-	version, _ := exec.CommandContext(d.ctx, "iptables", "--version").Output()
+	version, _ := exec.CommandContext(d.ctx, string(d.chosen), "--version").Output()
 	d.ok("%s", strings.TrimSpace(string(version)))
 }
 
@@ -156,7 +178,7 @@ func (d *doctor) helperChoice() {
 	if p := d.loadedPolicy(); p != nil {
 		want = p.Helper
 	}
-	h, err := conntrack.DetectHelper(want)
+	h, err := conntrack.DetectHelper(want, rules.SourceNAT(d.ctx))
 	switch {
 	case errors.Is(err, conntrack.ErrPermission):
 		d.wrong("sudo ftpalg doctor", "%v", err)
@@ -228,7 +250,7 @@ func (d *doctor) sourceChecks() {
 // missing is a note.
 func (d *doctor) termination() {
 	const module = "modprobe -a xt_TPROXY xt_socket xt_connmark nf_tproxy_ipv4 nf_tproxy_ipv6"
-	err := rules.TryTerminate(d.ctx)
+	err := rules.TryTerminate(d.ctx, d.chosen)
 	mend, complain := module, d.note
 	if d.terminates() {
 		complain = d.wrong
@@ -240,7 +262,7 @@ func (d *doctor) termination() {
 	case errors.Is(err, unix.EPERM):
 		mend = "sudo ftpalg doctor"
 	case errors.Is(err, exec.ErrNotFound):
-		mend = "apt-get install iptables iproute2"
+		mend = "apt-get install iptables nftables iproute2"
 	}
 	complain(mend, "connections cannot be terminated: %v", err)
 }
@@ -265,7 +287,8 @@ func (d *doctor) rulesInPlace() {
 	if p == nil {
 		return
 	}
-	missing, err := rules.Present(d.ctx, rules.IPTables(d.steering.config(p, d.helper)))
+	set := d.chosen.Rules(d.steering.config(p, d.helper))
+	missing, err := rules.Present(d.ctx, set)
 	switch {
 	case err != nil:
 		d.wrong("run as root", "the rules cannot be read: %v", err)
@@ -282,6 +305,11 @@ func (d *doctor) rulesInPlace() {
 			"ftpalg's rules are in place, but nobody reads queue %s: control connections get nowhere", d.queues.String())
 	default:
 		d.ok("ftpalg's rules are in place")
+	}
+	if table, ok := set.(rules.NFTable); ok {
+		for _, o := range table.Obstacles(d.ctx) {
+			d.note(o.Mend, "%s does not know the mark of what ftpalg's table accepts, and what it drops stays dropped", o.Name)
+		}
 	}
 }
 

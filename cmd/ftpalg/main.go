@@ -61,6 +61,6 @@ func newRoot() *cobra.Command {
 			return cmd.Help()
 		},
 	}
-	root.AddCommand(newRun(), newCheck(), newRules(), newReplay(), newSessions(), newPinholes(), newDoctor(), newVersion())
+	root.AddCommand(newRun(), newCheck(), newRules(), newReplay(), newSessions(), newPinholes(), newDoctor(), newVersion(), newMan())
 	return root
 }

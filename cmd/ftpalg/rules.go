@@ -12,18 +12,17 @@ import (
 
 func newRules() *cobra.Command {
 	var s steering
-	var policyFile, backend string
+	var policyFile string
 	var remove bool
 	cmd := &cobra.Command{
 		Use:   "rules --policy FILE | --remove",
 		Short: "Print the rules that 'run' installs, or remove them",
-		Long: "Prints a shell script that installs ftpalg's chains for a policy; 'ftpalg run' does the same by itself. " +
-			"With --remove, takes ftpalg's chains and its policy routing out of the running kernel, and nothing else.",
+		Long: "Prints a shell script that installs ftpalg's chains for a policy, or an nft file; 'ftpalg run' does the same by " +
+			"itself. With --remove, takes ftpalg's chains and table, of every back end, and its policy routing out of the " +
+			"running kernel, and nothing else.",
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			switch {
-			case backend != "iptables":
-				return fmt.Errorf("%w: --backend %q: this version knows iptables only", errUsage, backend)
 			case remove:
 				return rules.Remove(cmd.Context())
 			case policyFile == "":
@@ -33,20 +32,27 @@ func newRules() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			_, err = fmt.Fprint(cmd.OutOrStdout(), rules.IPTables(s.config(p, helperFor(cmd, p))))
+			config := s.config(p, helperFor(cmd, p))
+			backend, why, err := s.choose(cmd.Context(), config)
+			if err != nil {
+				return err
+			}
+			if s.backend == backendName(rules.BackendAuto) {
+				fmt.Fprintf(cmd.ErrOrStderr(), "note: printing %s rules: %s\n", backend, why)
+			}
+			_, err = fmt.Fprint(cmd.OutOrStdout(), backend.Rules(config))
 			return err
 		},
 	}
 	s.flags(cmd.Flags())
 	cmd.Flags().StringVar(&policyFile, "policy", "", "the policy `file`")
-	cmd.Flags().StringVar(&backend, "backend", "iptables", "rule `language`")
-	cmd.Flags().BoolVar(&remove, "remove", false, "remove ftpalg's chains and policy routing")
+	cmd.Flags().BoolVar(&remove, "remove", false, "remove ftpalg's rules and policy routing")
 	return cmd
 }
 
 // helperFor finds the helper to print. Without the right to ask the kernel it is the one that most kernels have.
 func helperFor(cmd *cobra.Command, p *policy.Policy) string {
-	h, err := conntrack.DetectHelper(p.Helper)
+	h, err := conntrack.DetectHelper(p.Helper, rules.SourceNAT(cmd.Context()))
 	if err == nil {
 		return h.Name
 	}

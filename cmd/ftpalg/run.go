@@ -1,10 +1,13 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"log/slog"
+	"net"
+	"net/netip"
 	"os"
 	"os/signal"
 	"slices"
@@ -41,8 +44,11 @@ type runOptions struct {
 	policyFile string
 	noRules    bool
 	socket     string
+	drain      time.Duration
 	logFormat  string
 	logLevel   string
+
+	queueConntrack bool
 }
 
 func newRun() *cobra.Command {
@@ -50,8 +56,9 @@ func newRun() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "run --policy FILE",
 		Short: "Run the gateway: install the rules and carry control connections until stopped",
-		Long: "Installs ftpalg's own chains, takes packets from the queues and opens pinholes. SIGHUP reads the policy " +
-			"again; SIGTERM and SIGINT remove the rules and end.",
+		Long: "Installs ftpalg's own rules, takes packets from the queues and opens pinholes. SIGHUP reads the policy " +
+			"again; SIGTERM and SIGINT remove the rules and end. SIGUSR2 starts the program anew, from its file as it is " +
+			"now: the new process takes over, and the old one stays until the terminated sessions that it has are over.",
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if o.policyFile == "" {
@@ -67,7 +74,9 @@ func newRun() *cobra.Command {
 	o.steering.flags(f)
 	f.StringVar(&o.policyFile, "policy", "", "the policy `file`")
 	f.BoolVar(&o.noRules, "no-rules", false, "install no rules: those in place steer packets here (and --mark, if given, answer marked ones)")
+	f.BoolVar(&o.queueConntrack, "queue-conntrack", false, "have the kernel send conntrack's entry with each queued packet (NFQA_CT) instead of looking it up once a session")
 	f.StringVar(&o.socket, "socket", defaultSocket, "Unix socket `path` for 'ftpalg sessions' and 'ftpalg pinholes'")
+	f.DurationVar(&o.drain, "drain-timeout", time.Hour, "how long terminated sessions may go on behind SIGUSR2 in the old process")
 	f.StringVar(&o.logFormat, "log-format", "text", "text or json")
 	f.StringVar(&o.logLevel, "log-level", "info", "debug, info, warn or error")
 	return cmd
@@ -78,6 +87,8 @@ type daemon struct {
 	runOptions
 	log       *slog.Logger
 	helper    conntrack.Helper
+	backend   rules.Backend // of the rules; chosen once, so that a reload changes rules and not their language
+	told      bool          // of each queued packet's conntrack entry
 	conntrack *conntrack.Conn
 	inspector *inspect.Inspector
 	report    func(audit.Event)
@@ -85,8 +96,12 @@ type daemon struct {
 	certs     *cert.Store    // the same
 
 	terminating *terminate.Gateway
-	listening   bool          // for connections to terminate
-	sessions    atomic.Uint64 // the number of the newest
+	listeners   []*net.TCPListener // for connections to terminate
+	sessions    atomic.Uint64      // the number of the newest
+
+	manager     *notifier
+	predecessor *link // to the daemon that we take over from, or nil
+	steers      bool  // the rules that stand are ours: not before, nor after a handover
 }
 
 // number gives the next session's number.
@@ -108,7 +123,7 @@ func run(ctx context.Context, o runOptions) error {
 	for _, w := range slices.Concat(d.policy.Warnings, d.certs.Warnings()) {
 		log.Warn("policy", "warning", w)
 	}
-	if d.helper, err = conntrack.DetectHelper(d.policy.Helper); err != nil {
+	if d.helper, err = conntrack.DetectHelper(d.policy.Helper, rules.SourceNAT(ctx)); err != nil {
 		return err
 	}
 	if d.conntrack, err = conntrack.Dial(); err != nil {
@@ -120,27 +135,91 @@ func run(ctx context.Context, o runOptions) error {
 		Policy: d.policy, Conntrack: d.conntrack, Refused: o.mark, Report: d.report, Number: d.number,
 	})
 	d.terminating = d.newTerminating()
+	if d.manager, err = newNotifier(); err != nil {
+		return err
+	}
+	if d.predecessor, err = predecessor(); err != nil {
+		return err
+	}
 	return d.serve(ctx)
 }
 
-// serve opens the queues, installs the rules and runs every task until the first ends. The order matters: sessions that
-// were there before us are known before their packets come, and rules that queue go in after the queues.
+// serve runs the daemon: its work until it ends or a successor takes it over, and the terminated sessions for as long as
+// they may last.
 func (d *daemon) serve(ctx context.Context) error {
-	tasks, ctx := errgroup.WithContext(ctx)
-	listener, err := listen(d.socket)
-	if err != nil {
+	life, ctx := errgroup.WithContext(ctx)
+	life.Go(func() error {
+		d.terminating.Serve(ctx)
+		return nil
+	})
+	defer d.removeRules()
+	life.Go(func() error {
+		successor, err := d.work(ctx)
+		if err != nil || successor == nil {
+			return err
+		}
+		return d.drainSessions(ctx, successor)
+	})
+	if err := life.Wait(); err != nil && !errors.Is(err, context.Canceled) && !errors.Is(err, errDrained) {
 		return err
 	}
-	defer os.Remove(d.socket)
-	defer listener.Close()
+	d.log.Info("stopped")
+	return nil
+}
+
+// work opens the queues, installs the rules and runs every task until the first ends, or until a successor has taken over,
+// to which it gives the link. The order matters: sessions that were there before us are known before their packets come,
+// and rules that queue go in after the queues.
+func (d *daemon) work(ctx context.Context) (successor *link, err error) {
+	ctx, stop := context.WithCancel(ctx)
+	defer stop()
+	tasks, ctx := errgroup.WithContext(ctx)
 	// The kernel reports the end of a connection only if somebody listened when it began.
 	listening := make(chan struct{})
 	tasks.Go(func() error { return d.watchEnds(ctx, sync.OnceFunc(func() { close(listening) })) })
 	select {
 	case <-listening:
 	case <-ctx.Done():
-		return tasks.Wait()
+		return nil, tasks.Wait()
 	}
+	if err := d.open(ctx, tasks); err != nil {
+		stop()
+		return nil, errors.Join(err, tasks.Wait())
+	}
+	d.log.Info("ready", "pid", os.Getpid(), "helper", d.helper.Name, "queues", d.queues.String(), "fail", failWord(d.policy),
+		"queue_conntrack", d.told)
+	d.manager.say("READY=1", "STATUS="+d.status())
+	tasks.Go(func() error { return d.tidy(ctx) })
+	tasks.Go(func() error { return d.reloads(ctx, tasks) })
+	next := make(chan *link, 1)
+	tasks.Go(func() error {
+		l, err := d.awaitSuccessor(ctx)
+		if l != nil {
+			next <- l
+			stop()
+		}
+		return err
+	})
+	err = tasks.Wait()
+	select {
+	case l := <-next:
+		return l, errors.Join(err, d.handOver(l))
+	default:
+		d.manager.say("STOPPING=1")
+		return nil, err
+	}
+}
+
+// open takes what only one process can have: from the predecessor, if there is one, and else from nobody.
+func (d *daemon) open(ctx context.Context, tasks *errgroup.Group) error {
+	if err := d.takeOver(ctx, tasks); err != nil {
+		return fmt.Errorf("take over: %w", err)
+	}
+	questions, err := listen(d.socket)
+	if err != nil {
+		return err
+	}
+	tasks.Go(func() error { return d.answer(ctx, questions) })
 	if err := d.resume(); err != nil {
 		return err
 	}
@@ -149,7 +228,7 @@ func (d *daemon) serve(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
-		defer q.Close()
+		d.told = q.Conntrack()
 		tasks.Go(func() error {
 			<-q.Done()
 			return q.Err()
@@ -162,20 +241,17 @@ func (d *daemon) serve(ctx context.Context) error {
 		return err
 	}
 	if !d.noRules {
-		defer d.removeRules()
+		var why string
+		if d.backend, why, err = d.steering.choose(ctx, d.steering.config(d.policy, d.helper.Name)); err != nil {
+			return err
+		}
+		d.log.Info("rules", "backend", string(d.backend), "why", why)
+		d.steers = true
 		if err := d.installRules(ctx); err != nil {
 			return err
 		}
 	}
-	tasks.Go(func() error { return d.tidy(ctx) })
-	tasks.Go(func() error { return d.reloads(ctx, tasks) })
-	tasks.Go(func() error { return d.answer(ctx, listener) })
-	d.log.Info("ready", "helper", d.helper.Name, "queues", d.queues.String(), "fail", failWord(d.policy))
-	if err := tasks.Wait(); err != nil && !errors.Is(err, context.Canceled) {
-		return err
-	}
-	d.log.Info("stopped")
-	return nil
+	return d.tookOver()
 }
 
 func failWord(p *policy.Policy) string {
@@ -195,7 +271,7 @@ func (d *daemon) resume() error {
 		if !c.Opened || c.Mark&d.steering.terminate().Control != 0 {
 			continue // it has not said anything yet, and perhaps never will; or it was terminated, and ended with us
 		}
-		d.inspector.Resume(time.Now(), inspect.Key{Client: c.Orig.Src, Server: c.Orig.Dst}, c.ID)
+		d.inspector.Resume(time.Now(), c)
 	}
 	return nil
 }
@@ -213,11 +289,12 @@ func (d *daemon) openQueue(ctx context.Context, num uint16) (*nfq.Queue, error) 
 			_ = q.Verdict(p.ID, nfq.Verdict{})
 			return
 		}
-		d.inspector.Packet(time.Now(), inspect.Packet{ID: p.ID, Mark: p.Mark, Queue: q}, &seg)
+		d.inspector.Packet(time.Now(), inspect.Packet{ID: p.ID, Mark: p.Mark, Queue: q, Conntrack: p.Conntrack}, &seg)
 	}
 	q, err := nfq.Open(ctx, num, nfq.Options{
-		FailOpen: d.policy.FailOpen,
-		Logger:   d.log,
+		FailOpen:  d.policy.FailOpen,
+		Conntrack: d.queueConntrack,
+		Logger:    d.log,
 		OnLoss: func(l nfq.Loss) {
 			d.log.Warn("packets lost before they could be read; their senders will repeat them", "queue", num,
 				"queue_full", l.QueueDropped, "socket_full", l.UserDropped, "overruns", l.Overruns)
@@ -228,11 +305,14 @@ func (d *daemon) openQueue(ctx context.Context, num uint16) (*nfq.Queue, error) 
 }
 
 func (d *daemon) installRules(ctx context.Context) error {
-	return rules.Install(ctx, rules.IPTables(d.steering.config(d.policy, d.helper.Name)))
+	return rules.Install(ctx, d.backend.Rules(d.steering.config(d.policy, d.helper.Name)))
 }
 
 // removeRules runs when everything else is over, so not in that context.
 func (d *daemon) removeRules() {
+	if !d.steers {
+		return
+	}
 	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
 	defer cancel()
 	if err := rules.Remove(ctx); err != nil {
@@ -263,10 +343,29 @@ func (d *daemon) tidy(ctx context.Context) error {
 		case now := <-expire.C:
 			d.inspector.Expire(now)
 			d.terminating.Expire(now)
+			if err := d.kernelAnswers(); err != nil {
+				d.log.Error("the kernel's connection tracking does not answer", "err", err)
+				continue
+			}
+			d.manager.alive(now, d.status())
 		case now := <-sweep.C:
 			d.inspector.Sweep(now, now.Add(-idleBefore))
 		}
 	}
+}
+
+// kernelAnswers asks for a connection that cannot be.
+func (d *daemon) kernelAnswers() error {
+	nobody := netip.AddrPortFrom(netip.IPv4Unspecified(), 0)
+	if _, err := d.conntrack.Lookup(conntrack.Tuple{Src: nobody, Dst: nobody}); !errors.Is(err, conntrack.ErrNotFound) {
+		return cmp.Or(err, errors.New("it knows a connection that cannot be"))
+	}
+	return nil
+}
+
+// status is what the service manager shows.
+func (d *daemon) status() string {
+	return fmt.Sprintf("%d sessions inspected, %d terminated", d.inspector.Count(), d.terminating.Count())
 }
 
 // reloads reads the policy again at SIGHUP, and certificates when they were renewed. A bad file leaves the old ones in
@@ -282,9 +381,11 @@ func (d *daemon) reloads(ctx context.Context, tasks *errgroup.Group) error {
 		case <-ctx.Done():
 			return nil
 		case <-hup:
+			d.manager.reloading()
 			if err := d.reload(ctx, tasks); err != nil {
 				d.log.Error("policy not reloaded; the old one stays in force", "file", d.policyFile, "err", err)
 			}
+			d.manager.say("READY=1")
 		case <-renew.C:
 			d.renew()
 		}

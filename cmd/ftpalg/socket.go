@@ -9,13 +9,14 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"path/filepath"
 	"time"
 
 	"ftpalg/alg/audit"
 )
 
 // defaultSocket is where the running daemon answers root's questions.
-const defaultSocket = "/run/ftpalg.sock"
+const defaultSocket = "/run/ftpalg/ftpalg.sock"
 
 // socketTimeout bounds one question and its answer.
 const socketTimeout = 10 * time.Second
@@ -55,6 +56,11 @@ func listen(path string) (net.Listener, error) {
 	}
 	if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
 		return nil, fmt.Errorf("replace a dead daemon's socket: %w", err)
+	}
+	if path == defaultSocket {
+		if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+			return nil, fmt.Errorf("make the directory of the socket for questions: %w", err)
+		}
 	}
 	l, err := net.Listen("unix", path)
 	if err != nil {

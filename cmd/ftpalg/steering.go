@@ -2,6 +2,7 @@ package main
 
 import (
 	"cmp"
+	"context"
 	"fmt"
 	"math/bits"
 	"strconv"
@@ -18,14 +19,19 @@ const defaultQueue = 21
 
 // steering is what 'run' and 'rules' both have to know of how packets get here.
 type steering struct {
+	backend  backendName
 	queues   queueRange
 	mark     uint32 // the refused bit; 0 if nothing answers it
 	noAccept bool
 	port     uint16 // the transparent listeners'
 	table    uint32 // routing table
+
+	flowtable []string // interfaces
 }
 
 func (s *steering) flags(f *pflag.FlagSet) {
+	s.backend = backendName(rules.BackendAuto)
+	f.Var(&s.backend, "backend", "iptables, nft, or auto: what the kernel can do and this machine's firewall uses")
 	s.queues = queueRange{defaultQueue, defaultQueue}
 	f.Var(&s.queues, "queue-balance", "queue `number`, or first:last to spread the load over several")
 	s.mark = rules.DefaultMark
@@ -33,13 +39,41 @@ func (s *steering) flags(f *pflag.FlagSet) {
 	f.BoolVar(&s.noAccept, "no-accept", false, "leave the accepting rules out: your own accept control and RELATED data")
 	f.Uint16Var(&s.port, "transparent-port", rules.DefaultTerminate.Port, "`port` on 127.0.0.1 and ::1 where ftpalg takes the connections that it terminates")
 	f.Uint32Var(&s.table, "route-table", rules.DefaultTerminate.Table, "`number` of a routing table of ftpalg's own, for terminated connections")
+	f.StringSliceVar(&s.flowtable, "flowtable", nil, "`interfaces` between which established data connections go past all rules (nft's flowtable), as in eth0,eth1")
 }
 
 func (s *steering) config(p *policy.Policy, helper string) rules.Config {
 	return rules.Config{
 		Queues: [2]uint16{s.queues.first, s.queues.last}, Helper: helper, FailOpen: p.FailOpen, Mark: s.mark,
-		NoAccept: s.noAccept, Terminate: s.terminate(), Policy: p,
+		NoAccept: s.noAccept, Terminate: s.terminate(), Flowtable: s.flowtable, Policy: p,
 	}
+}
+
+// choose gives the back end for a configuration, and why if that was left to ftpalg.
+func (s *steering) choose(ctx context.Context, c rules.Config) (b rules.Backend, why string, err error) {
+	if b, why = rules.Backend(s.backend), "--backend says so"; b == rules.BackendAuto {
+		b, why = rules.Choose(ctx, c)
+	}
+	if len(s.flowtable) > 0 && b != rules.BackendNFT {
+		err = fmt.Errorf("--flowtable is for nft alone, and the rules are for %s: %s", b, why)
+	}
+	return b, why, err
+}
+
+// backendName is a flag.
+type backendName rules.Backend
+
+func (b *backendName) String() string { return string(*b) }
+
+func (b *backendName) Type() string { return "name" }
+
+func (b *backendName) Set(s string) error {
+	switch rules.Backend(s) {
+	case rules.BackendAuto, rules.BackendIPTables, rules.BackendNFT:
+		*b = backendName(s)
+		return nil
+	}
+	return fmt.Errorf("%q is none of auto, iptables, nft", s)
 }
 
 // terminate says how terminated connections get to ftpalg's sockets. Their marks are those that the rules have, also where

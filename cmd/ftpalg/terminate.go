@@ -3,6 +3,7 @@ package main
 import (
 	"cmp"
 	"context"
+	"net"
 	"slices"
 	"time"
 
@@ -22,7 +23,7 @@ func (d *daemon) newTerminating() *terminate.Gateway {
 	t := d.steering.terminate()
 	return terminate.New(terminate.Options{
 		Policy: d.policy, Certificates: d.certs, Conntrack: d.conntrack, Report: d.report, Number: d.number,
-		RelayMark: t.Relay, OwnMark: t.Own,
+		RelayMark: t.Relay, OwnMark: t.Own, Stray: d.passOn,
 	})
 }
 
@@ -33,7 +34,7 @@ func terminates(p *policy.Policy) bool {
 
 // listenTransparently opens what TPROXY hands connections to, once a policy needs it. The rules that do so go in later.
 func (d *daemon) listenTransparently(ctx context.Context, tasks *errgroup.Group) error {
-	if d.listening || !terminates(d.policy) {
+	if len(d.listeners) > 0 || !terminates(d.policy) {
 		return nil
 	}
 	t := d.steering.terminate()
@@ -41,9 +42,16 @@ func (d *daemon) listenTransparently(ctx context.Context, tasks *errgroup.Group)
 	if err != nil {
 		return err
 	}
-	d.listening = true
-	tasks.Go(func() error { return d.terminating.Serve(ctx, listeners) })
+	d.accept(ctx, tasks, listeners)
 	return nil
+}
+
+// accept has the connections carried that listeners accept.
+func (d *daemon) accept(ctx context.Context, tasks *errgroup.Group, listeners []*net.TCPListener) {
+	d.listeners = listeners
+	for _, l := range listeners {
+		tasks.Go(func() error { return d.terminating.Accept(ctx, l) })
+	}
 }
 
 // renew loads certificates again whose files have changed. While they are wrong the old ones stay in force.

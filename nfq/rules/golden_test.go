@@ -96,6 +96,25 @@ func terminating(t testing.TB) Config {
 	return Config{Queues: [2]uint16{21, 21}, Helper: "sane", Policy: p}
 }
 
+// public is a configuration with servers behind DNAT, to one of which connections are terminated.
+func public(t testing.TB) Config {
+	p := parse(t, `version: 1
+servers:
+  - name: files
+    addresses: [198.51.100.2, "2001:db8:2::2"]
+    passive: 50000-50100
+    public: [{addresses: [203.0.113.1, 203.0.113.2], explicit: [21, 2121]}]
+  - name: vault
+    addresses: [198.51.100.3]
+    public: [{addresses: [203.0.113.3], explicit: [], implicit: [9990]}]
+rules:
+  - {name: vault, to: vault, action: inspect} # the test makes it terminate
+  - {name: files, to: files, action: inspect, opaque-active: pinhole}
+`)
+	p.Rules[0].Action = policy.Terminate
+	return Config{Queues: [2]uint16{21, 21}, Helper: "ftp", Policy: p}
+}
+
 func TestGolden(t *testing.T) {
 	open, terminateOpen := config(t), terminating(t)
 	open.FailOpen, open.Queues, open.Variant, open.NoAccept = true, [2]uint16{5, 5}, Legacy, true
@@ -103,21 +122,26 @@ func TestGolden(t *testing.T) {
 	terminateOpen.Terminate = Terminate{Port: 2190, Table: 90}.WithMarks(0x100)
 	for name, cfg := range map[string]Config{
 		"default": config(t), "open-noaccept-legacy": open, "terminate": terminating(t), "terminate-noaccept": terminateOpen,
+		"public": public(t),
 	} {
-		file := "testdata/" + name + ".sh"
-		got := IPTables(cfg).String()
-		if *update {
-			if err := os.WriteFile(file, []byte(got), 0o644); err != nil {
-				t.Fatal(err)
-			}
-		}
-		want, err := os.ReadFile(file)
-		if err != nil {
+		golden(t, "testdata/"+name+".sh", IPTables(cfg).String())
+		golden(t, "testdata/"+name+".nft", NFTables(cfg).String())
+	}
+}
+
+func golden(t *testing.T, file, got string) {
+	t.Helper()
+	if *update {
+		if err := os.WriteFile(file, []byte(got), 0o644); err != nil {
 			t.Fatal(err)
 		}
-		if got != string(want) {
-			t.Errorf("%s differs (go test -update writes it):\n%s", file, got)
-		}
+	}
+	want, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got != string(want) {
+		t.Errorf("%s differs (go test -update writes it):\n%s", file, got)
 	}
 }
 

@@ -32,12 +32,14 @@ func (v Variant) command(tool, verb string) string {
 }
 
 // tables are the tables that we have chains in.
-var tables = []Table{{Name: "raw"}, {Name: "mangle"}, {Name: "filter"}}
+var tables = []Table{{Name: natTable}, {Name: "raw"}, {Name: "mangle"}, {Name: "filter"}}
 
-// Install puts the rules in force, and takes away what an earlier run left. Each table changes at once; the order is
-// routing, raw, mangle, filter, so that what is accepted last has been steered first, and leftover routing goes when no
-// rule needs it any more. Queues must be bound before, or packets are lost.
-func Install(ctx context.Context, r Ruleset) error {
+// natTable is used by few policies, and costs every connection of the machine something once it is there.
+const natTable = "nat"
+
+// install replaces our chains. Each table changes at once; the order is routing, nat, raw, mangle, filter, so that what is
+// accepted last has been steered first, and leftover routing goes when no rule needs it any more.
+func (r Ruleset) install(ctx context.Context) error {
 	for _, f := range families(r) {
 		if err := f.apply(ctx, r.Variant); err != nil {
 			return err
@@ -46,14 +48,36 @@ func Install(ctx context.Context, r Ruleset) error {
 	return nil
 }
 
-// Remove takes away all chains and policy routing of ours, and nothing else. That there are none is no error.
-func Remove(ctx context.Context) error { return Default.Remove(ctx) }
+// removeOthers takes away what nft has of ours.
+func (r Ruleset) removeOthers(ctx context.Context) error { return removeTable(ctx) }
 
-// Remove does what the function of that name does, with a certain back end.
+// Remove does what the function of that name does, with a certain variant of iptables.
 func (v Variant) Remove(ctx context.Context) error { return Install(ctx, Ruleset{Variant: v}) }
 
-// Present lists what is missing of a ruleset, for people to read. Nothing missing means that it is in force.
-func Present(ctx context.Context, r Ruleset) (missing []string, err error) {
+// removeChains takes our chains away, where there are any: asking for a table by its name may make it.
+func (v Variant) removeChains(ctx context.Context) error {
+	for _, f := range families(Ruleset{}) {
+		out, err := command(ctx, "", v.command(f.tool(), "save"))
+		if errors.Is(err, exec.ErrNotFound) {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		if ours(out) {
+			if err := f.replaceTables(ctx, v); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// ours reports whether the output of iptables-save has chains of ours.
+func ours(saved string) bool { return strings.Contains(saved, "\n:"+prefix) }
+
+// present lists what is missing of the ruleset.
+func (r Ruleset) present(ctx context.Context) (missing []string, err error) {
 	for _, f := range r.Families {
 		routing, err := f.routingMissing(ctx)
 		if err != nil {
@@ -85,6 +109,9 @@ func Present(ctx context.Context, r Ruleset) (missing []string, err error) {
 func families(r Ruleset) []Family {
 	all := []Family{{V6: false, Tables: tables}, {V6: true, Tables: tables}}
 	for _, f := range r.Families {
+		if f.Tables[0].Name != natTable {
+			f.Tables = append(slices.Clone(tables[:1]), f.Tables...)
+		}
 		if f.V6 {
 			all[1] = f
 		} else {
@@ -94,8 +121,26 @@ func families(r Ruleset) []Family {
 	return all
 }
 
+// unused says whether a table holds nothing of anybody's, so that to read it would only bring it about.
+func (t Table) unused(ctx context.Context, v Variant, f Family) bool {
+	if t.Name != natTable || len(t.Chains) > 0 {
+		return false
+	}
+	version, err := command(ctx, "", v.command(f.tool(), ""), "--version")
+	if err != nil || strings.Contains(version, "nf_tables") {
+		return false
+	}
+	file := "/proc/thread-self/net/ip_tables_names"
+	if f.V6 {
+		file = "/proc/thread-self/net/ip6_tables_names"
+	}
+	names, err := os.ReadFile(file)
+	return err == nil && !slices.Contains(strings.Fields(string(names)), t.Name)
+}
+
 func (f Family) apply(ctx context.Context, v Variant) error {
-	if f.V6 && len(f.Tables[0].Chains) == 0 && !hasIPv6() {
+	empty := !slices.ContainsFunc(f.Tables, func(t Table) bool { return len(t.Chains) > 0 })
+	if f.V6 && empty && !hasIPv6() {
 		return nil // nothing to install, and nowhere that anything could be left
 	}
 	routes, err := f.readRouting(ctx)
@@ -105,7 +150,18 @@ func (f Family) apply(ctx context.Context, v Variant) error {
 	if err := f.addRouting(ctx, routes); err != nil {
 		return err
 	}
+	if err := f.replaceTables(ctx, v); err != nil {
+		return err
+	}
+	return f.removeStale(ctx, routes)
+}
+
+// replaceTables puts the family's chains in the place of what is there of ours.
+func (f Family) replaceTables(ctx context.Context, v Variant) error {
 	for _, t := range f.Tables {
+		if t.unused(ctx, v, f) {
+			continue
+		}
 		found, err := read(ctx, v, f, t)
 		if err != nil {
 			return err
@@ -116,7 +172,7 @@ func (f Family) apply(ctx context.Context, v Variant) error {
 			}
 		}
 	}
-	return f.removeStale(ctx, routes)
+	return nil
 }
 
 func hasIPv6() bool {
@@ -214,7 +270,7 @@ func command(ctx context.Context, input, name string, args ...string) (string, e
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = strings.NewReader(input), &stdout, &stderr
 	err := cmd.Run()
 	if errors.Is(err, exec.ErrNotFound) {
-		return "", fmt.Errorf("%w: install it (on Debian: apt-get install iptables iproute2), or manage the rules yourself with --no-rules", err)
+		return "", fmt.Errorf("%w: install it (on Debian: apt-get install iptables nftables iproute2), or manage the rules yourself with --no-rules", err)
 	}
 	if err != nil {
 		return "", fmt.Errorf("%s %s: %w: %s", name, strings.Join(args, " "), err, strings.TrimSpace(stderr.String()))

@@ -21,18 +21,13 @@ const reset = "-j REJECT --reject-with tcp-reset"
 
 // IPTables makes the rules for a policy. A family in which the policy names no server gets none.
 func IPTables(cfg Config) Ruleset {
-	if cfg.Mark == 0 {
-		cfg.Mark = DefaultMark
-	}
-	if cfg.Terminate == (Terminate{}) {
-		cfg.Terminate = DefaultTerminate
-	}
+	cfg = cfg.withDefaults()
 	set := Ruleset{Variant: cfg.Variant}
 	for _, v6 := range []bool{false, true} {
 		b := newBuilder(cfg, v6)
 		if len(b.servers) > 0 {
 			set.Families = append(set.Families, Family{
-				V6: v6, Routing: b.routing(), Tables: []Table{b.raw(), b.mangle(), b.filter()},
+				V6: v6, Routing: b.routing(), Tables: slices.Concat(b.translation(), []Table{b.raw(), b.mangle(), b.filter()}),
 			})
 		}
 	}
@@ -52,7 +47,15 @@ type server struct {
 	*policy.Server
 	addresses []netip.Prefix // of this family
 	ports     []string       // the control ports, in multiport's lists
-	all       []uint16       // the same, one by one
+	faces     []face         // where clients reach it: there, and where DNAT leads to it
+}
+
+// face is one address at which clients reach a server.
+type face struct {
+	address netip.Prefix
+	ports   []string // the control ports there, in multiport's lists
+	all     []uint16 // the same, one by one
+	public  bool     // DNAT leads from there to the server
 }
 
 func newBuilder(cfg Config, v6 bool) *builder {
@@ -68,16 +71,34 @@ func newBuilder(cfg Config, v6 bool) *builder {
 	for i := range cfg.Policy.Servers {
 		s := server{Server: &cfg.Policy.Servers[i]}
 		s.addresses = b.family(s.Addresses)
-		s.all = append(slices.Clone(s.Explicit), s.Implicit...)
-		slices.Sort(s.all)
-		for ports := range slices.Chunk(s.all, multiportMax) {
-			s.ports = append(s.ports, strings.Trim(strings.ReplaceAll(fmt.Sprint(ports), " ", ","), "[]"))
+		s.faces = b.faces(s.addresses, slices.Concat(s.Explicit, s.Implicit), false)
+		for _, p := range s.Public {
+			s.faces = append(s.faces, b.faces(b.family(p.Addresses), slices.Concat(p.Explicit, p.Implicit), true)...)
 		}
+		s.ports = multiport(slices.Concat(s.Explicit, s.Implicit))
 		if len(s.addresses) > 0 && len(s.ports) > 0 {
 			b.servers = append(b.servers, s)
 		}
 	}
 	return b
+}
+
+// faces are some addresses with the same control ports.
+func (b *builder) faces(addresses []netip.Prefix, ports []uint16, public bool) (all []face) {
+	slices.Sort(ports)
+	for _, a := range addresses {
+		all = append(all, face{address: a, ports: multiport(ports), all: ports, public: public})
+	}
+	return all
+}
+
+// multiport gives ports as xt_multiport takes them.
+func multiport(ports []uint16) (lists []string) {
+	slices.Sort(ports)
+	for some := range slices.Chunk(ports, multiportMax) {
+		lists = append(lists, strings.Trim(strings.ReplaceAll(fmt.Sprint(some), " ", ","), "[]"))
+	}
+	return lists
 }
 
 // family picks the prefixes of this builder's family.
@@ -120,8 +141,12 @@ func (b *builder) raw() Table {
 			for _, ports := range s.ports {
 				c.add("What a server says must come from where the server is: a client could forge the reply that opens a port.",
 					"-s %s -p tcp -m multiport --sports %s -m rpfilter --invert -j DROP", a, ports)
+			}
+		}
+		for _, f := range s.faces {
+			for _, ports := range f.ports {
 				c.add("A control connection gets its helper when conntrack creates it: without one it can have no expectation.",
-					"-d %s -p tcp -m multiport --dports %s -j CT --helper %s", a, ports, b.cfg.Helper)
+					"-d %s -p tcp -m multiport --dports %s -j CT --helper %s", f.address, ports, b.cfg.Helper)
 			}
 		}
 	}
@@ -139,14 +164,16 @@ func (b *builder) raw() Table {
 // justInTime queues the SYNs that may get a pinhole just in time: this is the last moment before conntrack looks for
 // an expectation.
 func (b *builder) justInTime(c *Chain, s server, r *policy.Rule) {
-	for _, a := range s.addresses {
+	for _, f := range s.faces {
 		if r.OpaquePinhole && !s.Passive.IsZero() {
 			c.addOnce("A data connection under TLS announces itself by its SYN to the passive range. Who is not owed one goes on unhelped.",
-				"-d %s -p tcp --dport %d:%d --syn %s", a, s.Passive.First, s.Passive.Last, b.nfqueue)
+				"-d %s -p tcp --dport %d:%d --syn %s", f.address, s.Passive.First, s.Passive.Last, b.nfqueue)
 		}
-		if !r.OpaqueActive {
-			continue
-		}
+	}
+	if !r.OpaqueActive {
+		return
+	}
+	for _, a := range s.addresses {
 		for _, client := range b.clients(r) {
 			c.addOnce("The same in active mode: from the server to its clients.",
 				"-s %s%s -p tcp --dport 1024:65535 --syn %s", a, match("-d", client), b.nfqueue)
@@ -176,13 +203,15 @@ func match(option string, p netip.Prefix) string {
 func (b *builder) mangle() Table {
 	c := Chain{Name: prefix + "MANGLE", Hook: "PREROUTING"}
 	more := b.terminate(&c)
+	payload := fmt.Sprintf(`-m bpf --bytecode "%s" %s`, PayloadBytecode(b.v6), b.nfqueue)
 	for _, s := range b.servers {
-		for _, a := range s.addresses {
-			for _, ports := range s.ports {
-				payload := fmt.Sprintf(`-m bpf --bytecode "%s" %s`, PayloadBytecode(b.v6), b.nfqueue)
+		for _, f := range s.faces {
+			for _, ports := range f.ports {
 				c.add("Only segments with payload, of one byte or more, are read; the program is 'IP length > IP header + TCP header'.",
-					"-d %s -p tcp -m multiport --dports %s %s", a, ports, payload)
-				c.add("", "-s %s -p tcp -m multiport --sports %s %s", a, ports, payload)
+					"-d %s -p tcp -m multiport --dports %s %s", f.address, ports, payload)
+				if !f.public {
+					c.add("", "-s %s -p tcp -m multiport --sports %s %s", f.address, ports, payload)
+				}
 			}
 		}
 	}
@@ -201,6 +230,9 @@ func (b *builder) filter() Table {
 	chains := []Chain{main}
 	for i, s := range b.servers {
 		decide := b.decide(s, prefix+"SERVER"+strconv.Itoa(i))
+		for _, f := range s.faces {
+			b.established(&chains[0], f)
+		}
 		for _, a := range s.addresses {
 			b.control(&chains[0], s, a, decide.Name)
 			data.add("The helper may carry other connections of yours: only those from and to a server of the policy are let through.",
@@ -215,14 +247,19 @@ func (b *builder) filter() Table {
 	return Table{Name: "filter", Chains: chains}
 }
 
-// control handles the control connections to one address of a server.
-func (b *builder) control(c *Chain, s server, a netip.Prefix, decide string) {
-	if !b.cfg.NoAccept {
-		for _, port := range s.all {
-			c.add("Both directions of a connection that was opened to a control port, and of no other with that source port.",
-				"-p tcp -m conntrack --ctstate ESTABLISHED --ctorigdst %s --ctorigdstport %d -j ACCEPT", a, port)
-		}
+// established lets the control connections go on that were opened to one face of a server.
+func (b *builder) established(c *Chain, f face) {
+	if b.cfg.NoAccept {
+		return
 	}
+	for _, port := range f.all {
+		c.add("Both directions of a connection that was opened to a control port, and of no other with that source port.",
+			"-p tcp -m conntrack --ctstate ESTABLISHED --ctorigdst %s --ctorigdstport %d -j ACCEPT", f.address, port)
+	}
+}
+
+// control handles new control connections to one address of a server; DNAT has led them there.
+func (b *builder) control(c *Chain, s server, a netip.Prefix, decide string) {
 	for _, ports := range s.ports {
 		c.add("New control connections: the policy's rules in their order. (Goto: what that chain leaves goes on behind this one.)",
 			"-d %s -p tcp -m multiport --dports %s -m conntrack --ctstate NEW -g %s", a, ports, decide)

@@ -17,6 +17,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"ftpalg/conntrack"
 	"ftpalg/nfq"
 	"ftpalg/nfq/internal/lab"
 	"ftpalg/policy"
@@ -166,20 +167,28 @@ func TestInstallNamesTheRule(t *testing.T) {
 	}
 }
 
+// underTest is the back end whose rules meet real packets. Those of nft need a kernel that not every machine has
+// (nft_kernel_test.go).
+var underTest = BackendIPTables
+
 // install builds the lab and puts the rules for a helper in force on a gateway that forwards nothing else.
 func install(t testing.TB, change func(*Config)) {
 	t.Helper()
 	lab.Build(t)
-	for _, tool := range []string{"iptables", "ip6tables"} {
-		lab.Run(t, tool+" -w -P FORWARD DROP")
-		t.Cleanup(func() { lab.Run(t, tool+" -w -P FORWARD ACCEPT") })
+	if underTest == BackendNFT {
+		theirFirewall(t, "forward")
+	} else {
+		for _, tool := range []string{"iptables", "ip6tables"} {
+			lab.Run(t, tool+" -w -P FORWARD DROP")
+			t.Cleanup(func() { lab.Run(t, tool+" -w -P FORWARD ACCEPT") })
+		}
 	}
 	cfg := config(t)
 	cfg.Queues, cfg.Helper = [2]uint16{21, 21}, "ftp"
 	if change != nil {
 		change(&cfg)
 	}
-	if err := Install(t.Context(), IPTables(cfg)); err != nil {
+	if err := Install(t.Context(), underTest.Rules(cfg)); err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {
@@ -256,6 +265,7 @@ func payloadReachesQueue(t *testing.T, change func(*Config)) {
 		{"v4 SYN", false, crafted(false, syn, nil, timestamps, nil), false},
 		{"v4 FIN", false, crafted(false, fin|ack, nil, nil, nil), false},
 		{"v4 one byte", false, crafted(false, ack, nil, nil, one), true},
+		{"v4 one byte, zero", false, crafted(false, ack, nil, nil, []byte{0}), true},
 		{"v4 one byte, timestamps", false, crafted(false, ack, nil, timestamps, one), true},
 		{"v4 one byte, IP options, timestamps", false, crafted(false, ack, ipOption, timestamps, one), true},
 		{"v4 FIN with a byte", false, crafted(false, fin|ack, nil, nil, one), true},
@@ -267,7 +277,9 @@ func payloadReachesQueue(t *testing.T, change func(*Config)) {
 		{"v6 one byte", true, crafted(true, ack, nil, timestamps, one), true},
 		{"v6 hop-by-hop, one byte", true, crafted(true, ack, hopByHop, timestamps, one), true},
 		{"v6 hop-by-hop and routing, one byte", true, crafted(true, ack, routing, nil, one), true},
-		{"v6 hop-by-hop, pure ACK: read, for want of an offset", true, crafted(true, ack, hopByHop, nil, nil), true},
+		{"v4 urgent, no payload", false, crafted(false, urg|ack, nil, nil, nil), true},
+		{"v6 urgent, no payload", true, crafted(true, urg|ack, nil, nil, nil), true},
+		{"v6 hop-by-hop, pure ACK: iptables reads it, for want of an offset", true, crafted(true, ack, hopByHop, nil, nil), underTest == BackendIPTables},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			queued := make(chan string, 16)
@@ -300,11 +312,70 @@ func payloadReachesQueue(t *testing.T, change func(*Config)) {
 	}
 }
 
+// TestForgedServer: what claims to come from a server is read if it comes from where the server is, and dropped if not.
+func TestForgedServer(t *testing.T) {
+	install(t, nil)
+	for _, c := range []struct {
+		from string
+		v6   bool
+		want bool
+	}{{"server", false, true}, {"client", false, false}, {"server", true, true}, {"client", true, false}} {
+		t.Run(fmt.Sprintf("from %s, IPv6 %v", c.from, c.v6), func(t *testing.T) {
+			queued := make(chan string, 16)
+			q, err := nfq.Open(t.Context(), 21, nfq.Options{}, func(p *nfq.Packet) { queued <- string(p.Data) })
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer q.Close()
+			reply := reversed(crafted(c.v6, 16, nil, nil, []byte("reply")), c.v6)
+			lab.Inside(t, c.from, func() { err = send(c.v6, reply) })
+			if err != nil {
+				t.Fatal(err)
+			}
+			lab.Inside(t, "client", func() { err = send(c.v6, crafted(c.v6, 16, nil, nil, []byte("marker"))) })
+			if err != nil {
+				t.Fatal(err)
+			}
+			var got bool
+			for end := time.After(patience); ; {
+				select {
+				case data := <-queued:
+					got = got || strings.HasSuffix(data, "reply")
+					if !strings.HasSuffix(data, "marker") {
+						continue
+					}
+				case <-end:
+					t.Fatal("the marker did not reach the queue")
+				}
+				break
+			}
+			if got != c.want {
+				t.Errorf("reached the queue: %v, want %v", got, c.want)
+			}
+		})
+	}
+}
+
+// reversed is a crafted packet without extra headers as a reply of the server, to a host that both sides have a route to.
+func reversed(packet []byte, v6 bool) []byte {
+	source, header, server, host := 12, 20, "198.51.100.2", "203.0.113.9"
+	if v6 {
+		source, header, server, host = 8, 40, "2001:db8:2::2", "2001:db8:9::9"
+	}
+	copy(packet[source:], append(netip.MustParseAddr(server).AsSlice(), netip.MustParseAddr(host).AsSlice()...))
+	ports := packet[header:]
+	ports[0], ports[1], ports[2], ports[3] = ports[2], ports[3], ports[0], ports[1]
+	if err := nfq.FixChecksums(packet); err != nil {
+		panic(err)
+	}
+	return packet
+}
+
 // send puts whole IP packets on the wire.
 func send(v6 bool, packets ...[]byte) error {
-	family, to := unix.AF_INET, unix.Sockaddr(&unix.SockaddrInet4{Addr: [4]byte{198, 51, 100, 2}})
+	family := unix.AF_INET
 	if v6 {
-		family, to = unix.AF_INET6, &unix.SockaddrInet6{Addr: netip.MustParseAddr("2001:db8:2::2").As16()}
+		family = unix.AF_INET6
 	}
 	fd, err := unix.Socket(family, unix.SOCK_RAW, unix.IPPROTO_RAW)
 	if err != nil {
@@ -312,6 +383,10 @@ func send(v6 bool, packets ...[]byte) error {
 	}
 	defer unix.Close(fd)
 	for _, p := range packets {
+		to := unix.Sockaddr(&unix.SockaddrInet4{Addr: [4]byte(p[16:20])})
+		if v6 {
+			to = &unix.SockaddrInet6{Addr: [16]byte(p[24:40])}
+		}
 		if err := unix.Sendto(fd, p, 0, to); err != nil {
 			return err
 		}
@@ -363,17 +438,25 @@ func TestDataConnections(t *testing.T) {
 		// The operator helps and accepts that server's control connections; its data is not ours to let through.
 		lab.Run(t, "ip -n server addr add 198.51.100.3/24 dev eth0")
 		t.Cleanup(func() { lab.Run(t, "ip -n server addr del 198.51.100.3/24 dev eth0") })
-		for _, rule := range []string{
+		theirs := []string{
 			"-t raw %s PREROUTING -d 198.51.100.3 -p tcp --dport 21 -j CT --helper ftp",
 			"-t filter %s FORWARD -d 198.51.100.3 -p tcp --dport 21 -j ACCEPT",
 			"-t filter %s FORWARD -s 198.51.100.3 -p tcp --sport 21 -j ACCEPT",
-		} {
+		}
+		if underTest == BackendNFT {
+			theyAccept(t, "198.51.100.3")
+			theirs = nil
+		}
+		for _, rule := range theirs {
 			lab.Run(t, "iptables -w "+fmt.Sprintf(rule, "-A"))
 			t.Cleanup(func() { lab.Run(t, "iptables -w "+fmt.Sprintf(rule, "-D")) })
 		}
 		dataConnection(t, "192.0.2.2", "198.51.100.3", "PASV", "227 Entering Passive Mode (198,51,100,3,117,48)", false)
 	})
 }
+
+// devices are those of the flowtable in dataConnection.
+var devices []string
 
 // dataConnection holds a dialogue for which the kernel's helper expects a data connection to port 30000, and wants our
 // rules to let that through, or not.
@@ -388,8 +471,8 @@ func dataConnection(t *testing.T, client, server, command, reply string, allowed
 	close(ready)
 	t.Cleanup(func() { q.Close() })
 	cfg := config(t)
-	cfg.Queues, cfg.Helper = [2]uint16{22, 22}, "ftp"
-	if err := Install(t.Context(), IPTables(cfg)); err != nil {
+	cfg.Queues, cfg.Helper, cfg.Flowtable = [2]uint16{22, 22}, "ftp", devices
+	if err := Install(t.Context(), underTest.Rules(cfg)); err != nil {
 		t.Fatal(err)
 	}
 	l := listen(t, "server", net.JoinHostPort(server, "21"))
@@ -441,6 +524,77 @@ func dataConnection(t *testing.T, client, server, command, reply string, allowed
 		_ = way[1].SetReadDeadline(time.Now().Add(patience))
 		if n, err := way[1].Read(make([]byte, 9)); n != 4 {
 			t.Errorf("data connection: %d bytes, %v", n, err)
+		}
+	}
+	if len(devices) > 0 {
+		offloaded(t, c)
+	}
+}
+
+// TestJustInTime: a SYN into the passive range is held before conntrack looks for an expectation, so that one made now is
+// there in time; one that nobody is owed is dropped.
+func TestJustInTime(t *testing.T) {
+	helper, err := conntrack.DetectHelper("auto", false) // ftpalg's own, where the kernel lets it have one
+	if err != nil {
+		t.Fatal(err)
+	}
+	install(t, func(c *Config) { c.Helper = helper.Name })
+	ct, err := conntrack.Dial()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer ct.Close()
+	for family, h := range casts {
+		t.Run(family, func(t *testing.T) { justInTime(t, ct, h) })
+	}
+}
+
+func justInTime(t *testing.T, ct *conntrack.Conn, h hosts) {
+	listen(t, "server", port(h.server, 21))
+	control := reach(t, "client", h.client, port(h.server, 21))
+	master := conntrack.Tuple{Src: addrPort(control.LocalAddr()), Dst: netip.AddrPortFrom(h.server, 21)}
+	var q *nfq.Queue
+	var owed atomic.Bool
+	var syns atomic.Int32
+	ready := make(chan struct{})
+	decoder := nfq.NewDecoder()
+	q, err := nfq.Open(t.Context(), 21, nfq.Options{}, func(p *nfq.Packet) {
+		<-ready
+		var seg nfq.Segment
+		if err := decoder.Decode(p.Data, &seg); err != nil {
+			t.Error(err)
+		}
+		syns.Add(1)
+		if owed.CompareAndSwap(true, false) {
+			x := conntrack.Expectation{Master: master, From: seg.Src, To: seg.Dst, Timeout: time.Minute}
+			if err := ct.Expect(x); err != nil {
+				t.Error(err)
+			}
+		}
+		_ = q.Verdict(p.ID, nfq.Verdict{Accept: true})
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	close(ready)
+	defer q.Close()
+	for _, way := range []struct {
+		name, near, far string
+		from, to        netip.Addr
+		port            uint16
+	}{{"passive", "client", "server", h.client, h.server, 50007}, {"active", "server", "client", h.server, h.client, 40007}} {
+		l := listen(t, way.far, port(way.to, way.port))
+		owed.Store(true)
+		before := syns.Load()
+		talk(t, reach(t, way.near, way.from, port(way.to, way.port)), accept(t, l))
+		if n := syns.Load() - before; n != 1 {
+			t.Errorf("%s: %d packets of the connection in the queue, want its SYN alone", way.name, n)
+		}
+		if _, err := dial(t, way.near, way.from.String(), port(way.to, way.port), 300*time.Millisecond); !os.IsTimeout(err) {
+			t.Errorf("%s, not owed: %v, want silence", way.name, err)
+		}
+		if syns.Load()-before < 2 {
+			t.Errorf("%s: the SYN that is not owed did not reach the queue", way.name)
 		}
 	}
 }
@@ -516,6 +670,44 @@ func TestFailAndRefuse(t *testing.T) {
 			t.Errorf("%d packets in the queue, want 1", packets.Load())
 		}
 	})
+}
+
+// TestInstallUnderTraffic: a control connection goes on while the rules are replaced under it.
+func TestInstallUnderTraffic(t *testing.T) {
+	install(t, nil)
+	var q *nfq.Queue
+	ready := make(chan struct{})
+	q, err := nfq.Open(t.Context(), 21, nfq.Options{}, func(p *nfq.Packet) { <-ready; _ = q.Verdict(p.ID, nfq.Verdict{Accept: true}) })
+	if err != nil {
+		t.Fatal(err)
+	}
+	close(ready)
+	defer q.Close()
+	far, near := pair(t)
+	installed := make(chan error)
+	go func() {
+		var err error
+		for range 20 {
+			cfg := config(t)
+			cfg.Queues, cfg.Helper = [2]uint16{21, 21}, "ftp"
+			if err = Install(t.Context(), underTest.Rules(cfg)); err != nil {
+				break
+			}
+		}
+		installed <- err
+	}()
+	for {
+		talk(t, near, far)
+		select {
+		case err := <-installed:
+			if err != nil {
+				t.Error(err)
+			}
+			talk(t, far, near)
+			return
+		default:
+		}
+	}
 }
 
 // pair opens a control connection and returns both of its ends.

@@ -23,7 +23,18 @@ type Config struct {
 	NoAccept  bool      // leave the accepting rules out, for operators who keep their own
 	Variant   Variant   // which iptables to install with
 	Terminate Terminate // the zero value means DefaultTerminate
+	Flowtable []string  // interfaces between which data connections go past the rules; nft alone can do that
 	Policy    *policy.Policy
+}
+
+func (c Config) withDefaults() Config {
+	if c.Mark == 0 {
+		c.Mark = DefaultMark
+	}
+	if c.Terminate == (Terminate{}) {
+		c.Terminate = DefaultTerminate
+	}
+	return c
 }
 
 // Ruleset is the rules of one configuration, for every family and table.

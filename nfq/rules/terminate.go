@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net/netip"
 	"runtime"
+	"slices"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -79,8 +80,8 @@ func (b *builder) terminate(main *Chain) (more []Chain) {
 			continue
 		}
 		steer := b.steer(s, fmt.Sprint(prefix, "TERMINATE", i))
-		for _, a := range s.addresses {
-			b.transparent(main, s, a.String(), steer.Name)
+		for _, f := range s.faces {
+			b.transparent(main, f, steer.Name)
 		}
 		more = append(more, steer)
 	}
@@ -90,28 +91,31 @@ func (b *builder) terminate(main *Chain) (more []Chain) {
 	return more
 }
 
-// transparent adds the rules for one address of a server.
-func (b *builder) transparent(c *Chain, s server, address, steer string) {
-	t := b.cfg.Terminate
-	for _, option := range []string{"-s", "-d"} {
+// transparent adds the rules for one address at which clients reach a server.
+func (b *builder) transparent(c *Chain, f face, steer string) {
+	t, address, ends := b.cfg.Terminate, f.address, []string{"-s", "-d"}
+	if f.public {
+		ends = ends[1:] // nothing comes from there
+	}
+	for _, option := range ends {
 		c.add("Data connections of terminated sessions that go direct. A relayed one between the same ports, a moment ago, may "+
 			"have left a socket that waits (TIME-WAIT): their packets are not for it.",
 			"%s %s -p tcp -m conntrack --ctstatus EXPECTED -m connmark --mark %#x/%#x -j RETURN",
 			option, address, t.Control, t.Control|t.Relay)
 	}
-	for _, option := range []string{"-s", "-d"} {
+	for _, option := range ends {
 		c.add("Packets of connections that ftpalg's transparent sockets hold, on either side. (A SYN may find the socket of a "+
 			"connection that is over: it is for the listener.)",
 			"%s %s -p tcp ! --syn -m socket --transparent -j %s", option, address, divertChain)
 	}
-	for _, ports := range s.ports {
+	for _, ports := range f.ports {
 		c.add("Terminated control connections without a socket (yet, with SYN cookies; or any more): never forwarded.",
 			"-d %s -p tcp -m multiport --dports %s -m connmark --mark %#x/%#x -j %s",
 			address, ports, t.Control, t.Control, tproxyChain)
 		c.add("New control connections: the policy's rules in their order say which are terminated.",
 			"-d %s -p tcp -m multiport --dports %s -m conntrack --ctstate NEW -j %s", address, ports, steer)
 	}
-	for _, option := range []string{"-s", "-d"} {
+	for _, option := range ends {
 		c.add("Data connections that ftpalg relays: they inherit the connmark of their control connection.",
 			"%s %s -p tcp -m connmark --mark %#x/%#x -j %s",
 			option, address, t.Relay, t.Relay, tproxyChain)
@@ -137,6 +141,25 @@ func (b *builder) steer(s server, name string) Chain {
 		}
 	}
 	return c
+}
+
+// terminatesPublic reports whether the policy terminates connections to public addresses, from which DNAT leads to a server.
+func (b *builder) terminatesPublic() bool {
+	return slices.ContainsFunc(b.servers, func(s server) bool {
+		return b.terminates(s) && slices.ContainsFunc(s.faces, func(f face) bool { return f.public })
+	})
+}
+
+// translation keeps what goes to ftpalg's sockets out of DNAT: the sockets have the address that the client sees. It has to be
+// the first there is; what passes it keeps its addresses.
+func (b *builder) translation() []Table {
+	if !b.terminatesPublic() {
+		return nil
+	}
+	c := Chain{Name: prefix + "NAT", Hook: "PREROUTING"}
+	c.add("What is for ftpalg's own sockets is not for DNAT.",
+		"-p tcp -m mark --mark %#x/%#x -j ACCEPT", b.cfg.Terminate.Divert, b.cfg.Terminate.Divert)
+	return []Table{{Name: natTable, Chains: []Chain{c}}}
 }
 
 // divert sends packets to the sockets that they belong to.
@@ -174,20 +197,16 @@ func (b *builder) local() []Chain {
 	return []Chain{in, out}
 }
 
+// everything is a policy that needs all that any policy can need.
+var everything = &policy.Policy{
+	Servers: []policy.Server{{Addresses: []netip.Prefix{netip.MustParsePrefix("0.0.0.0/0"), netip.MustParsePrefix("::/0")}, Explicit: []uint16{21}}},
+	Rules:   []policy.Rule{{Action: policy.Terminate}},
+}
+
 // TryTerminate tries out whether this machine's kernel and tools can do what terminated connections need. It installs the
-// rules in a network namespace of its own, which takes CAP_SYS_ADMIN.
-func TryTerminate(ctx context.Context) error {
-	everything := IPTables(Config{Policy: &policy.Policy{
-		Servers: []policy.Server{{Addresses: []netip.Prefix{netip.MustParsePrefix("0.0.0.0/0"), netip.MustParsePrefix("::/0")}, Explicit: []uint16{21}}},
-		Rules:   []policy.Rule{{Action: policy.Terminate}},
-	}})
-	var set Ruleset
-	for _, f := range everything.Families {
-		if !f.V6 || hasIPv6() {
-			f.Tables = f.Tables[1:2] // mangle: the others need nothing more than for inspection
-			set.Families = append(set.Families, f)
-		}
-	}
+// rules of a back end in a network namespace of its own, which takes CAP_SYS_ADMIN.
+func TryTerminate(ctx context.Context, b Backend) error {
+	trial := b.trial()
 	done := make(chan error, 1)
 	go func() {
 		runtime.LockOSThread() // and never unlocked: the thread ends with the goroutine, and the namespace with both
@@ -195,9 +214,25 @@ func TryTerminate(ctx context.Context) error {
 		if err != nil {
 			err = fmt.Errorf("make a network namespace: %w", err)
 		} else if _, err = command(ctx, "", "ip", "link", "set", "lo", "up"); err == nil {
-			err = Install(ctx, set)
+			err = trial.install(ctx)
 		}
 		done <- err
 	}()
 	return <-done
+}
+
+// trial is rules with all that termination needs, and of iptables' tables the one that needs more than inspection does.
+func (b Backend) trial() Rules {
+	cfg := Config{Helper: "ftp", Policy: everything}
+	if b == BackendNFT {
+		return NFTables(cfg)
+	}
+	var set Ruleset
+	for _, f := range IPTables(cfg).Families {
+		if !f.V6 || hasIPv6() {
+			f.Tables = f.Tables[1:2] // mangle
+			set.Families = append(set.Families, f)
+		}
+	}
+	return set
 }

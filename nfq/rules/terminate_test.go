@@ -42,6 +42,23 @@ func closeGateway(t *testing.T, v Variant, cfg Config) {
 	t.Helper()
 	lab.Build(t)
 	cfg.Variant = v
+	if underTest == BackendNFT {
+		theirFirewall(t, "forward", "input", "output")
+	} else {
+		acceptNothing(t, v)
+	}
+	if err := Install(t.Context(), underTest.Rules(cfg)); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := v.Remove(context.Background()); err != nil {
+			t.Error(err)
+		}
+	})
+}
+
+func acceptNothing(t *testing.T, v Variant) {
+	t.Helper()
 	for _, tool := range []string{"iptables", "ip6tables"} {
 		tool = v.command(tool, "") + " -w "
 		for _, chain := range []string{"INPUT", "OUTPUT", "FORWARD"} {
@@ -54,14 +71,6 @@ func closeGateway(t *testing.T, v Variant, cfg Config) {
 		lab.Run(t, v.command("ip6tables", "")+" -w -A "+rule)
 		t.Cleanup(func() { lab.Run(t, v.command("ip6tables", "")+" -w -D "+rule) })
 	}
-	if err := Install(t.Context(), IPTables(cfg)); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if err := v.Remove(context.Background()); err != nil {
-			t.Error(err)
-		}
-	})
 }
 
 // people gives the lab's client its further addresses.
@@ -174,7 +183,11 @@ func talk(t *testing.T, a, b net.Conn) {
 // TestTerminate proves the way of terminated connections through a gateway that accepts nothing else.
 func TestTerminate(t *testing.T) {
 	people(t)
-	for _, v := range []Variant{Legacy, NFT} {
+	variants := []Variant{Legacy, NFT}
+	if underTest == BackendNFT {
+		variants = []Variant{Default}
+	}
+	for _, v := range variants {
 		for family, h := range casts {
 			t.Run(fmt.Sprintf("%s %s", v, family), func(t *testing.T) {
 				closeGateway(t, v, terminating(t))
@@ -216,10 +229,15 @@ func bothSides(t *testing.T, h hosts, p proxy, server net.Listener) {
 func ruleOrder(t *testing.T, v Variant, h hosts, p proxy, server net.Listener) {
 	to := port(h.server, 21)
 	// The reset of a refusal is the gateway's own and has no socket: its OUTPUT chain is the operator's.
-	tool := v.command(Family{V6: h.server.Is6()}.tool(), "") + " -w "
-	const resets = " OUTPUT -p tcp --tcp-flags RST RST -j ACCEPT"
-	lab.Run(t, tool+"-A"+resets)
-	defer lab.Run(t, tool+"-D"+resets)
+	if underTest == BackendNFT {
+		lab.Run(t, "nft add rule inet theirs output_more tcp flags & rst == rst accept")
+		defer lab.Run(t, "nft flush chain inet theirs output_more")
+	} else {
+		tool := v.command(Family{V6: h.server.Is6()}.tool(), "") + " -w "
+		const resets = " OUTPUT -p tcp --tcp-flags RST RST -j ACCEPT"
+		lab.Run(t, tool+"-A"+resets)
+		defer lab.Run(t, tool+"-D"+resets)
+	}
 	for name, from := range map[string]netip.Addr{"guest": h.guest, "stranger": h.stranger} {
 		if _, err := dial(t, "client", from.String(), to, patience); !errors.Is(err, unix.ECONNREFUSED) {
 			t.Errorf("%s: %v, want a reset", name, err)
@@ -442,14 +460,14 @@ func TestRoutingMissing(t *testing.T) {
 func TestTryTerminate(t *testing.T) {
 	lab.NeedRoot(t)
 	before := saved(t, Default)
-	if err := TryTerminate(t.Context()); err != nil {
+	if err := TryTerminate(t.Context(), BackendIPTables); err != nil {
 		t.Error(err)
 	}
 	if after := saved(t, Default); after != before {
 		t.Errorf("before:\n%s\nafter:\n%s", before, after)
 	}
 	t.Setenv("PATH", t.TempDir())
-	if err := TryTerminate(t.Context()); !errors.Is(err, exec.ErrNotFound) {
+	if err := TryTerminate(t.Context(), BackendIPTables); !errors.Is(err, exec.ErrNotFound) {
 		t.Errorf("without ip and iptables: %v", err)
 	}
 }

@@ -2,6 +2,7 @@ package lab
 
 import (
 	"context"
+	"os"
 	"strings"
 	"testing"
 	"time"
@@ -32,4 +33,21 @@ func TestQueueBalance(t *testing.T) {
 	e := scripted(t, l, IPv6)
 	e.login(t)
 	e.tell(t, fromClient, "NOOP")
+}
+
+// TestQueueConntrack: where the kernel sends conntrack's entries with the packets, sessions begin by them; where it does not
+// they are looked up.
+func TestQueueConntrack(t *testing.T) {
+	l := newLab(t)
+	d := startFTPAlg(t, l, Policy(), "--queue-conntrack")
+	if !strings.Contains(d.Output(), `"queue_conntrack":true`) && os.Getenv("FTPALG_OWN_KERNEL") != "" {
+		t.Errorf("Debian's kernel has NFQA_CT, and it is not used: %s", d.Output())
+	}
+	for _, family := range []Family{IPv4, IPv6} {
+		e := scripted(t, l, family)
+		e.login(t)
+		e.tell(t, fromClient, "EPSV")
+		e.tell(t, fromServer, "229 Entering Extended Passive Mode (|||50000|)")
+		e.close()
+	}
 }

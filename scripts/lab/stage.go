@@ -47,6 +47,7 @@ type Stage struct {
 	Daemon *Daemon
 	config Config
 	data   DataPath // that ftpalg runs for
+	nat    NAT      // what the gateway does to addresses; the zero value does nothing
 	// doubts remembers which kinds of session were found not to work without a firewall either.
 	doubts map[string]string
 }
@@ -247,9 +248,10 @@ func (s *Stage) transfer(ctx context.Context, scenario Scenario, timeout time.Du
 	if err != nil {
 		return fmt.Errorf("lab: %w", err)
 	}
-	seen := s.Server.transfers(Addr(Client, scenario.Family))
-	proc, err := s.Lab.StartClient(ctx, scenario.Client, Job{
-		Host: Addr(Server, scenario.Family), Mode: scenario.Mode, Protection: scenario.Protection,
+	seen := s.Server.transfers(s.nat.seen(scenario.Family))
+	reach := s.nat.reach(scenario)
+	proc, err := s.Lab.StartClient(ctx, s.nat.client(), scenario.Client, Job{
+		Host: reach.Addr(), Port: reach.Port(), Mode: scenario.Mode, Protection: scenario.Protection,
 		Clear: scenario.Clear, CA: s.Server.CA, TLS12: scenario.TLS12(), TLS13: scenario.TLS13, Home: s.Lab.Dir,
 		Get: "down.bin", Into: into, Put: put, As: "up.bin",
 	})
@@ -273,7 +275,7 @@ func (s *Stage) transfer(ctx context.Context, scenario Scenario, timeout time.Du
 func (s *Stage) checkSeen(scenario Scenario, want int) error {
 	ctx, cancel := context.WithTimeout(context.Background(), reportGrace)
 	defer cancel()
-	client := Addr(Client, scenario.Family)
+	client := s.nat.seen(scenario.Family)
 	n := 0
 	err := Wait(ctx, "the server's log", func() (bool, error) {
 		n = s.Server.transfers(client)

@@ -450,7 +450,7 @@ func TestTruncatedUpload(t *testing.T) {
 		"FIN":   (*net.TCPConn).CloseWrite,
 		"reset": func(raw *net.TCPConn) error { return errors.Join(raw.SetLinger(0), raw.Close()) },
 	} {
-		before := s.Server.transfers(Addr(Client, IPv4))
+		before := s.Server.transfers(NAT{}.seen(IPv4))
 		raw := c.openRaw("STOR up.bin").(*net.TCPConn)
 		if _, err := tls.Client(raw, c.config).Write(contents); err != nil {
 			t.Fatal(err)
@@ -461,7 +461,7 @@ func TestTruncatedUpload(t *testing.T) {
 		if code, text := c.final(); code < 400 {
 			t.Errorf("%s: %d %s", name, code, text)
 		}
-		if n := s.Server.transfers(Addr(Client, IPv4)); n != before {
+		if n := s.Server.transfers(NAT{}.seen(IPv4)); n != before {
 			t.Errorf("%s: the server takes it for complete", name)
 		}
 	}

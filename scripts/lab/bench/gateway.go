@@ -7,6 +7,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"regexp"
 	"strconv"
 	"strings"
 	"sync/atomic"
@@ -49,17 +50,23 @@ const (
 	modProxy
 	haProxy
 	stunnel
+	unfiltered // ftpalg again: with every segment queued, also those without payload
+	twoQueues  // with several queues
+	fourQueues
+	toldQueue // with conntrack's entries in the queue's messages
 	ways
 )
 
 var wayNames = [ways]string{
 	"routed", "kernel helper", "floor", "ftpalg", "ftpalg relay", "ftpalg direct", "mod_proxy", "HAProxy", "stunnel",
+	"no payload filter", "2 queues", "4 queues", "NFQA_CT",
 }
 
 // The ways that are compared with one another: each part of the table has one column for each.
 var (
 	inspectingWays  = []int{routed, kernelHelper, floor, daemon}
 	terminatingWays = []int{routed, relayed, direct, modProxy, haProxy, stunnel}
+	queueWays       = []int{routed, daemon, unfiltered, twoQueues, fourQueues, toldQueue}
 )
 
 // queue is the number of the queue, in the floor's rules and in ftpalg's.
@@ -91,7 +98,8 @@ func newGateway(ctx context.Context, way int, p programs) (*gateway, error) {
 	}
 	g := &gateway{Lab: l, way: way, host: lab.Client, to: lab.Addr(lab.Server, lab.IPv4)}
 	setUp := [ways]func(context.Context, programs) error{
-		g.open, g.helped, g.queued, g.guarded, g.terminated, nil, g.modProxied, g.haProxied, g.stunnelled,
+		g.open, g.helped, g.floored, g.guarded, g.terminated, nil, g.modProxied, g.haProxied, g.stunnelled,
+		g.unfiltered, g.queues("21:22"), g.queues("21:24"), g.told,
 	}[way]
 	if err = errors.Join(g.writeCertificate(), g.widen(ctx)); err == nil {
 		err = setUp(ctx, p)
@@ -131,8 +139,8 @@ func (g *gateway) helped(ctx context.Context, _ programs) error {
 		"-A FORWARD -p tcp -m multiport --dports 21,2121 -m conntrack --ctstate NEW -j ACCEPT")
 }
 
-// queued is the floor: the kernel's helper, and what ftpalg would see goes through a queue whose reader accepts it.
-func (g *gateway) queued(ctx context.Context, p programs) (err error) {
+// floored is the floor: the kernel's helper, and what ftpalg would see goes through a queue whose reader accepts it.
+func (g *gateway) floored(ctx context.Context, p programs) (err error) {
 	if g.proc, err = g.launch(ctx, lab.Gateway, "ready", p.floor, queue); err != nil {
 		return err
 	}
@@ -152,14 +160,42 @@ func (g *gateway) queued(ctx context.Context, p programs) (err error) {
 // guarded is ftpalg with its own rules, as `ftpalg run` installs them.
 func (g *gateway) guarded(ctx context.Context, p programs) error { return g.daemon(ctx, p, policyText) }
 
+// queues is ftpalg with several queues.
+func (g *gateway) queues(balance string) func(context.Context, programs) error {
+	return func(ctx context.Context, p programs) error {
+		return g.daemon(ctx, p, policyText, "--queue-balance", balance)
+	}
+}
+
+// told is ftpalg that reads conntrack's entries from the queue, where the kernel sends them.
+func (g *gateway) told(ctx context.Context, p programs) error {
+	return g.daemon(ctx, p, policyText, "--queue-conntrack")
+}
+
+// payloadFilter is the match that ftpalg's rules leave to the queue what has payload with.
+var payloadFilter = regexp.MustCompile(`-m bpf --bytecode "[^"]*" `)
+
+// unfiltered is ftpalg with its own rules, but for the payload filter.
+func (g *gateway) unfiltered(ctx context.Context, p programs) error {
+	if err := g.daemon(ctx, p, policyText, "--no-rules", "--mark", "0x20000000"); err != nil {
+		return err
+	}
+	script, err := g.Run(ctx, lab.Gateway, p.ftpalg, "rules", "--policy", g.Path("policy.yaml"))
+	if err != nil {
+		return err
+	}
+	_, err = g.Run(ctx, lab.Gateway, "sh", "-c", payloadFilter.ReplaceAllString(script, ""))
+	return err
+}
+
 // daemon runs ftpalg with a policy.
-func (g *gateway) daemon(ctx context.Context, p programs, policy string) (err error) {
+func (g *gateway) daemon(ctx context.Context, p programs, policy string, flags ...string) (err error) {
 	file := g.Path("policy.yaml")
 	if err := os.WriteFile(file, []byte(policy), 0o600); err != nil {
 		return err
 	}
-	g.proc, err = g.launch(ctx, lab.Gateway, `"msg":"ready"`, p.ftpalg, "run", "--policy", file,
-		"--log-format", "json", "--socket", g.Path("ftpalg.sock"))
+	args := append([]string{"run", "--policy", file, "--log-format", "json", "--socket", g.Path("ftpalg.sock")}, flags...)
+	g.proc, err = g.launch(ctx, lab.Gateway, `"msg":"ready"`, p.ftpalg, args...)
 	return err
 }
 

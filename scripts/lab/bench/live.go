@@ -45,9 +45,9 @@ type roundTrips struct {
 }
 
 // control measures the round trip of NOOP over one control connection that is logged in.
-func (b *bench) control(ctx context.Context, rounds, commands int) (*roundTrips, error) {
+func control(ctx context.Context, gateways []*gateway, rounds, commands int) (*roundTrips, error) {
 	var clients [ways]*ftpClient
-	for _, g := range b.inspecting() {
+	for _, g := range gateways {
 		err := g.InNS(lab.Client, func() (err error) {
 			clients[g.way], err = g.login(plain)
 			return err
@@ -60,7 +60,7 @@ func (b *bench) control(ctx context.Context, rounds, commands int) (*roundTrips,
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
 	result := &roundTrips{}
-	err := interleave(ctx, b.inspecting(), rounds, func(g *gateway) error {
+	err := interleave(ctx, gateways, rounds, func(g *gateway) error {
 		return result.batch(g, clients[g.way], commands)
 	})
 	return result, err
@@ -152,9 +152,9 @@ type sessionRates struct {
 }
 
 // sessions measures whole sessions per second, run by so many clients at a time.
-func (b *bench) sessions(ctx context.Context, port uint16, clients, rounds, each int) (*sessionRates, error) {
+func sessions(ctx context.Context, gateways []*gateway, port uint16, clients, rounds, each int) (*sessionRates, error) {
 	var rates sessionRates
-	err := interleave(ctx, b.inspecting(), rounds, func(g *gateway) error {
+	err := interleave(ctx, gateways, rounds, func(g *gateway) error {
 		var stalls atomic.Int64
 		start := time.Now()
 		if err := g.many(clients, func() error {

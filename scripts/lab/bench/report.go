@@ -33,7 +33,7 @@ func added(round [ways]float64) float64 {
 }
 
 func (b *bench) reportControl(ctx context.Context) error {
-	r, err := b.control(ctx, b.controlRounds, b.commands)
+	r, err := control(ctx, b.inspecting(), b.controlRounds, b.commands)
 	if err != nil {
 		return err
 	}
@@ -91,7 +91,7 @@ func (b *bench) reportSessions(ctx context.Context) error {
 				return err
 			}
 		}
-		rates, err := b.sessions(ctx, kind.port, kind.clients, kind.rounds, kind.each)
+		rates, err := sessions(ctx, b.inspecting(), kind.port, kind.clients, kind.rounds, kind.each)
 		if err != nil {
 			return fmt.Errorf("%s, %d at a time: %w", kind.server, kind.clients, err)
 		}

@@ -30,7 +30,7 @@ func (t *table) note(format string, args ...any) {
 
 // print writes the table and the notes below it.
 func (t *table) print(w io.Writer) error {
-	for _, columns := range [][]int{inspectingWays, terminatingWays} {
+	for _, columns := range [][]int{inspectingWays, terminatingWays, queueWays} {
 		if err := t.part(w, columns); err != nil {
 			return err
 		}

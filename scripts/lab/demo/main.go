@@ -25,10 +25,15 @@ func main() {
 	flag.StringVar(&config.ServersDir, "servers", ".build/servers", "where the FTP servers were unpacked")
 	match := flag.String("match", "", "only the scenarios whose name (server/client/protection/mode/family) has this in it")
 	pairs := flag.Bool("pairs", false, "only so many of them that any two properties that can meet do meet in one, and no bridges")
+	nat := flag.Bool("nat", false, "the NAT matrix and its exposure in place of the scenarios; a cell is nat/guard/server/client/protection/mode/family")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
-	failed, err := demo(ctx, os.Stdout, config, *match, *pairs)
+	show := func() (failed int, err error) { return demo(ctx, os.Stdout, config, *match, *pairs) }
+	if *nat {
+		show = func() (failed int, err error) { return showNAT(ctx, os.Stdout, config, *match) }
+	}
+	failed, err := show()
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "demo:", err)
 	}

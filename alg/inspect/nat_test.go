@@ -1,0 +1,228 @@
+package inspect
+
+import (
+	"net/netip"
+	"strings"
+	"testing"
+
+	"github.com/google/gopacket/layers"
+
+	"ftpalg/alg"
+	"ftpalg/conntrack"
+	"ftpalg/policy"
+)
+
+// translator is a conntrack table with connections under NAT.
+type translator struct {
+	conntrack.Fake
+	entries []conntrack.Entry
+}
+
+func (t *translator) Lookup(tuple conntrack.Tuple) (conntrack.Entry, error) {
+	for _, e := range t.entries {
+		if tuple == e.Orig || tuple == e.Reply {
+			return e, nil
+		}
+	}
+	return conntrack.Entry{}, conntrack.ErrNotFound
+}
+
+const natPolicy = `
+version: 1
+servers:
+  - name: files
+    addresses: [198.51.100.2]
+    passive: 50000-50100
+    public: [{addresses: [203.0.113.1], explicit: [2121]}]
+rules: [{name: all, action: inspect, opaque-active: pinhole}]
+`
+
+// underNAT is a wire whose client sees the server at a public address, and whose server sees the client at the gateway's.
+func underNAT(t *testing.T, helper string) (*wire, *translator) {
+	p, err := policy.Parse("nat.yaml", []byte(natPolicy))
+	if err != nil {
+		t.Fatal(err)
+	}
+	key := Key{Client: netip.MustParseAddrPort("192.0.2.2:40000"), Server: netip.MustParseAddrPort("203.0.113.1:2121")}
+	view := Key{Client: netip.MustParseAddrPort("203.0.113.254:1024"), Server: netip.MustParseAddrPort("198.51.100.2:21")}
+	w := newWire(t, p, key.Client, key.Server)
+	ct := &translator{entries: []conntrack.Entry{{
+		Orig: key.tuple(), Reply: view.tuple().Reversed(), Opened: true, Live: true, Helper: helper, ID: 7,
+	}}}
+	w.view, w.in.conntrack = view, ct
+	return w, ct
+}
+
+func TestNATPassive(t *testing.T) {
+	for _, c := range []struct{ name, reply, heard string }{
+		{"its own address", "227 Entering Passive Mode (198,51,100,2,195,80).\r\n", "227 Entering Passive Mode   (203,0,113,1,195,80)\r\n"},
+		{"the public address", "227 Entering Passive Mode (203,0,113,1,195,80).\r\n", "227 Entering Passive Mode (203,0,113,1,195,80).\r\n"},
+		{"no address", "227 Entering Passive Mode (0,0,0,0,195,80).\r\n", "227 Passive Mode       (203,0,113,1,195,80)\r\n"},
+		{"EPSV", "229 Entering Extended Passive Mode (|||50000|)\r\n", "229 Entering Extended Passive Mode (|||50000|)\r\n"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			w, ct := underNAT(t, "sane")
+			w.say(alg.Server, []byte("220 ready\r\n"))
+			w.say(alg.Client, []byte(map[bool]string{false: "PASV\r\n", true: "EPSV\r\n"}[c.name == "EPSV"]))
+			w.say(alg.Server, []byte(c.reply))
+			if got := string(w.receivers[alg.Server].stream()); got != "220 ready\r\n"+c.heard {
+				t.Errorf("the client hears %q, want %q", got, c.heard)
+			}
+			open := ct.Open()
+			if len(open) != 1 || open[0].To.String() != "203.0.113.1:50000" || open[0].Real.String() != "198.51.100.2:50000" ||
+				open[0].From.String() != "192.0.2.2:0" || open[0].Master != w.key.tuple() || open[0].Exclusive {
+				t.Errorf("expectations %+v", open)
+			}
+		})
+	}
+}
+
+// TestNATForeign: a third address is a bounce, under NAT as well.
+func TestNATForeign(t *testing.T) {
+	w, ct := underNAT(t, "sane")
+	w.say(alg.Server, []byte("220 ready\r\n"))
+	w.say(alg.Client, []byte("PASV\r\n"))
+	w.say(alg.Server, []byte("227 Entering Passive Mode (203,0,113,7,195,80).\r\n"))
+	w.say(alg.Client, []byte("PORT 203,0,113,7,195,80\r\n"))
+	w.expect(t, "deny foreign-address")
+	if open := ct.Open(); len(open) != 0 {
+		t.Errorf("expectations %+v", open)
+	}
+}
+
+// TestNATActive: the server is told the address at which it sees the client, by us where that has the same length and else
+// by the kernel; where neither can be the command is refused.
+func TestNATActive(t *testing.T) {
+	for _, c := range []struct{ name, helper, view, command, heard string }{
+		{"the same length", "sane", "203.0.113.3:1024", "PORT 192,0,2,200,195,80\r\n", ""},
+		{"as long", "sane", "192.0.2.3:1024", "PORT 192,0,2,2,195,80\r\n", "PORT 192,0,2,3,195,80\r\n"},
+		{"shorter", "sane", "192.0.2.3:1024", "PORT 192,0,2,2,195,080\r\n", "PORT 192,00,2,3,195,80\r\n"},
+		{"as long, EPRT", "sane", "192.0.2.3:1024", "EPRT |1|192.0.2.2|50000|\r\n", "EPRT |1|192.0.2.3|50000|\r\n"},
+		{"longer", "sane", "203.0.113.254:1024", "PORT 192,0,2,2,195,80\r\n", ""},
+		{"longer, by the kernel", "ftp", "203.0.113.254:1024", "PORT 192,0,2,2,195,80\r\n", "PORT 192,0,2,2,195,80\r\n"},
+		{"the public address", "sane", "203.0.113.254:1024", "PORT 203,0,113,254,195,80\r\n", "PORT 203,0,113,254,195,80\r\n"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			w, ct := underNAT(t, c.helper)
+			w.view.Client = netip.MustParseAddrPort(c.view)
+			ct.entries[0].Reply = w.view.tuple().Reversed()
+			w.say(alg.Server, []byte("220 ready\r\n"))
+			w.say(alg.Client, []byte(c.command))
+			if c.heard == "" {
+				if len(ct.Open()) != 0 || len(w.events) == 0 {
+					t.Errorf("expectations %+v, events %v", ct.Open(), w.events)
+				}
+				return
+			}
+			if got := string(w.receivers[alg.Client].stream()); got != c.heard {
+				t.Errorf("the server hears %q, want %q", got, c.heard)
+			}
+			open := ct.Open()
+			to := netip.AddrPortFrom(w.view.Client.Addr(), 50000)
+			if len(open) != 1 || open[0].To != to || open[0].Real.String() != "192.0.2.2:50000" ||
+				open[0].From.String() != "198.51.100.2:0" || !open[0].Exclusive {
+				t.Errorf("expectations %+v", open)
+			}
+		})
+	}
+}
+
+// TestNATSharedPort: a client cannot take the data connection of another one behind the same address.
+func TestNATSharedPort(t *testing.T) {
+	w, ct := underNAT(t, "ftp")
+	w.say(alg.Server, []byte("220 ready\r\n"))
+	w.say(alg.Client, []byte("PORT 192,0,2,2,195,80\r\n"))
+	w.key.Client = netip.MustParseAddrPort("192.0.2.9:40000")
+	w.view.Client = netip.AddrPortFrom(w.view.Client.Addr(), 1025)
+	w.sent, w.receivers = [2]uint32{}, [2]receiver{{isn: w.isn[0], bytes: map[uint32]byte{}}, {isn: w.isn[1], bytes: map[uint32]byte{}}}
+	ct.entries = append(ct.entries, conntrack.Entry{
+		Orig: w.key.tuple(), Reply: w.view.tuple().Reversed(), Opened: true, Live: true, Helper: "ftp", ID: 8,
+	})
+	w.say(alg.Server, []byte("220 ready\r\n"))
+	w.say(alg.Client, []byte("PORT 192,0,2,9,195,80\r\n"))
+	open := ct.Open()
+	if len(open) != 1 || open[0].Real.String() != "192.0.2.2:50000" {
+		t.Errorf("expectations %+v", open)
+	}
+	if got := string(w.receivers[alg.Client].stream()); strings.HasPrefix(got, "PORT") {
+		t.Errorf("the server hears %q", got)
+	}
+}
+
+// TestNATShift: where the kernel makes a line longer, the receiver's acknowledgements count more bytes than were sent.
+func TestNATShift(t *testing.T) {
+	w, _ := underNAT(t, "ftp")
+	w.say(alg.Server, []byte("220 ready\r\n"))
+	w.say(alg.Client, []byte("PORT 192,0,2,2,195,80\r\n"))
+	const grows = uint32(len("203,0,113,254") - len("192,0,2,2"))
+	s := w.in.shard(w.key.Client.Addr(), w.key.Server.Addr()).sessions[w.key]
+	answer := func(text string) {
+		w.send(alg.Server, 0, []byte(text), func(tcp *layers.TCP) { tcp.Ack += grows })
+		w.sent[alg.Server] += uint32(len(text))
+	}
+	for range 3000 { // far more than is kept of what is not acknowledged
+		answer("200 ok\r\n")
+		w.say(alg.Client, []byte("NOOP\r\n"))
+	}
+	answer("200 ok\r\n")
+	if n := len(s.streams[alg.Client].kept); n != 0 {
+		t.Errorf("%d bytes are kept that the server has", n)
+	}
+	if len(w.events) != 1 { // the pinhole
+		t.Errorf("events %v", w.events)
+	}
+}
+
+// TestNATJustInTime: the SYN of a data connection is known by what its own sender sees, in both directions.
+func TestNATJustInTime(t *testing.T) {
+	w, ct := underNAT(t, "sane")
+	w.in.Resume(clock, ct.entries[0])
+	credit := func() {
+		w.say(alg.Client, record(30))
+		w.say(alg.Server, record(30))
+	}
+	credit()
+	w.syn("192.0.2.2:41000", "203.0.113.1:50001")
+	credit()
+	w.syn("198.51.100.2:20", "203.0.113.254:50002")
+	calls := ct.Calls()
+	if len(calls) != 2 || calls[0].To.String() != "203.0.113.1:50001" || calls[0].Real.String() != "198.51.100.2:50001" ||
+		calls[1].From.String() != "198.51.100.2:20" || calls[1].To.String() != "203.0.113.254:50002" || calls[1].Real.String() != "192.0.2.2:50002" {
+		t.Errorf("calls %+v", calls)
+	}
+	w.settled()
+}
+
+// TestNATLeavesNothing: with a session goes what led to it.
+func TestNATLeavesNothing(t *testing.T) {
+	w, _ := underNAT(t, "sane")
+	w.say(alg.Server, []byte("220 ready\r\n"))
+	w.in.End(clock, w.key, 7)
+	if n := len(w.in.views.keys) + len(w.in.views.hosts) + int(w.in.counts.sessions.Load()); n != 0 {
+		t.Errorf("%d leftovers: %+v", n, w.in.views.keys)
+	}
+}
+
+// TestNATElsewhere: DNAT that leads to a host which is not the server's is no business of the policy's.
+func TestNATElsewhere(t *testing.T) {
+	w, ct := underNAT(t, "sane")
+	ct.entries[0].Reply.Src = netip.MustParseAddrPort("198.51.100.9:21")
+	w.say(alg.Client, []byte("USER anna\r\n"))
+	w.expect(t, "deny policy-denied")
+}
+
+// TestNATOfClientsAlone: where only the client's address is translated the server's first words are read as well.
+func TestNATOfClientsAlone(t *testing.T) {
+	w, ct := underNAT(t, "sane")
+	w.key.Server = w.view.Server
+	ct.entries[0].Orig = w.key.tuple()
+	w.say(alg.Server, []byte("220 ready\r\n"))
+	if sessions := w.in.Sessions(); len(sessions) != 1 || sessions[0].Client != w.key.Client || sessions[0].Server != w.key.Server {
+		t.Fatalf("sessions %+v", sessions)
+	}
+	w.say(alg.Client, []byte("PASV\r\n"))
+	w.say(alg.Server, []byte("227 Entering Passive Mode (198,51,100,2,195,80).\r\n"))
+	if open := ct.Open(); len(open) != 1 || open[0].To != open[0].Real || open[0].Real.String() != "198.51.100.2:50000" {
+		t.Errorf("expectations %+v", open)
+	}
+}

@@ -1,0 +1,220 @@
+package main
+
+import (
+	"bufio"
+	"fmt"
+	"io"
+	"os"
+	"regexp"
+	"strings"
+
+	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
+)
+
+// newMan prints the manual pages, which are made of what the program itself has: its command line, and the reference
+// policy. It is for whoever packages ftpalg.
+func newMan() *cobra.Command {
+	return &cobra.Command{
+		Use:    "man [REFERENCE-POLICY]",
+		Short:  "Print ftpalg(8), or ftpalg-policy(5) from the reference policy, as a manual page",
+		Args:   cobra.MaximumNArgs(1),
+		Hidden: true,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if len(args) == 0 {
+				_, err := io.WriteString(cmd.OutOrStdout(), commandPage(cmd.Root()))
+				return err
+			}
+			f, err := os.Open(args[0])
+			if err != nil {
+				return err
+			}
+			defer f.Close()
+			page, err := policyPage(f)
+			if err != nil {
+				return fmt.Errorf("%s: %w", args[0], err)
+			}
+			_, err = io.WriteString(cmd.OutOrStdout(), page)
+			return err
+		},
+	}
+}
+
+// page is a manual page in man(7)'s macros.
+type page struct{ strings.Builder }
+
+func newPage(name string, section int, short string) *page {
+	p := &page{}
+	fmt.Fprintf(p, ".TH %s %d \"\" \"ftpalg %s\"\n.SH NAME\n%s \\- %s\n", strings.ToUpper(escape(name)), section, version, escape(name), escape(short))
+	return p
+}
+
+// escape keeps text from being read as roff.
+func escape(s string) string {
+	s = strings.NewReplacer(`\`, `\e`, "-", `\-`, "→", `\(->`, "…", "...").Replace(s)
+	if strings.HasPrefix(s, ".") || strings.HasPrefix(s, "'") {
+		s = `\&` + s
+	}
+	return s
+}
+
+func (p *page) section(title string) { fmt.Fprintf(p, ".SH %s\n", title) }
+
+func (p *page) text(s string) { fmt.Fprintf(p, "%s\n", escape(s)) }
+
+// item begins an entry of a list: its tag, with what it takes.
+func (p *page) item(tag, argument string) {
+	fmt.Fprintf(p, ".TP\n\\fB%s\\fR", escape(tag))
+	if argument != "" {
+		fmt.Fprintf(p, " \\fI%s\\fR", escape(argument))
+	}
+	p.WriteString("\n")
+}
+
+// commandPage is ftpalg(8).
+func commandPage(root *cobra.Command) string {
+	p := newPage("ftpalg", 8, root.Short)
+	p.section("SYNOPSIS")
+	p.WriteString(".B ftpalg\n.I COMMAND\n.RI [ OPTION ]...\n")
+	p.section("DESCRIPTION")
+	p.text("ftpalg lets FTP and FTPS through a default-drop Linux gateway by opening exactly the data ports that are needed, " +
+		"for exactly the two hosts that need them, for as long as they need them, whether or not the control connection is encrypted.")
+	p.section("COMMANDS")
+	for _, c := range root.Commands() {
+		if c.IsAvailableCommand() && c.Name() != "help" && c.Name() != "completion" {
+			p.command(c)
+		}
+	}
+	for _, s := range manSections {
+		p.section(s.title)
+		for _, e := range s.entries {
+			p.item(e[0], "")
+			p.text(e[1])
+		}
+	}
+	p.section("SEE ALSO")
+	p.WriteString(".BR ftpalg\\-policy (5),\n.BR iptables (8),\n.BR systemd.service (5)\n")
+	return p.String()
+}
+
+func (p *page) command(c *cobra.Command) {
+	fmt.Fprintf(p, ".SS \"ftpalg %s\"\n", escape(c.Use))
+	text := c.Long
+	if text == "" {
+		text = c.Short + "."
+	}
+	p.text(text)
+	c.LocalNonPersistentFlags().VisitAll(func(f *pflag.Flag) {
+		if f.Name == "help" {
+			return
+		}
+		argument, usage := pflag.UnquoteUsage(f)
+		p.item("--"+f.Name, argument)
+		if f.DefValue != "" && f.DefValue != "false" {
+			usage += " (default " + f.DefValue + ")"
+		}
+		p.text(usage)
+	})
+}
+
+// manSections are what the command line does not know of itself.
+var manSections = []struct {
+	title   string
+	entries [][2]string
+}{
+	{"SIGNALS", [][2]string{
+		{"SIGHUP", "run reads the policy and the certificates again. If anything is wrong the old ones stay in force."},
+		{"SIGTERM, SIGINT", "run ends its terminated sessions, removes its rules and ends. Inspected sessions go on when it is started again."},
+		{"SIGUSR2", "run starts the program from its file as it is now, with the same arguments. When the new process is ready it takes " +
+			"the queues, listeners and rules. The old one keeps the terminated sessions that it has until they are over, for " +
+			"--drain-timeout at most, and then ends. If the new process does not get ready nothing changes. Under systemd: " +
+			"systemctl kill --kill-whom=main -s USR2 ftpalg. (What the unit itself sets takes effect at a restart only.)"},
+	}},
+	{"EXIT STATUS", [][2]string{
+		{"0", "All is well."},
+		{"1", "The thing checked or run failed."},
+		{"2", "Wrong usage."},
+	}},
+	{"FILES", [][2]string{
+		{"/etc/ftpalg/policy.yaml", "The policy of the service. Keys that it names must be readable by the user ftpalg alone: " +
+			"install -o ftpalg -m 0400."},
+		{"/etc/default/ftpalg", "Options of the service, in FTPALG_OPTIONS."},
+		{defaultSocket, "Where the running daemon answers sessions and pinholes."},
+	}},
+	{"ENVIRONMENT", [][2]string{
+		{"NOTIFY_SOCKET, WATCHDOG_USEC", "A service manager that waits for messages, as in sd_notify(3)."},
+	}},
+}
+
+var policyKey = regexp.MustCompile(`^( *)(- )?([a-z0-9-]+):(?: (.*))?$`)
+
+// policyPage is ftpalg-policy(5): the reference policy's keys in their order, each with the comment above it.
+func policyPage(reference io.Reader) (string, error) {
+	p := newPage("ftpalg-policy", 5, "the policy file of ftpalg")
+	p.section("DESCRIPTION")
+	lines := bufio.NewScanner(reference)
+	var comment []string
+	depth, begun := []int{0}, false
+	for number := 1; lines.Scan(); number++ {
+		line := lines.Text()
+		body, isComment := strings.CutPrefix(strings.TrimLeft(line, " "), "#")
+		switch key := policyKey.FindStringSubmatch(line); {
+		case isComment:
+			comment = append(comment, strings.TrimPrefix(body, " "))
+		case line == "":
+			p.comment(comment, begun)
+			comment = nil
+		case key == nil:
+			return "", fmt.Errorf("line %d: %q is neither a comment nor a key", number, line)
+		default:
+			if !begun {
+				p.section("KEYS")
+				p.text("Each with its default or, where it is required, an example.")
+				begun = true
+			}
+			depth = p.indent(depth, len(key[1])+len(key[2]))
+			p.item(key[3]+":", key[4])
+			p.comment(comment, false)
+			comment = nil
+		}
+	}
+	p.indent(depth, 0)
+	p.section("SEE ALSO")
+	p.WriteString(".BR ftpalg (8)\n")
+	return p.String(), lines.Err()
+}
+
+// indent goes to the depth of a key, given the depths of those around it.
+func (p *page) indent(depth []int, to int) []int {
+	for to < depth[len(depth)-1] {
+		p.WriteString(".RE\n")
+		depth = depth[:len(depth)-1]
+	}
+	if to > depth[len(depth)-1] {
+		p.WriteString(".RS\n")
+		depth = append(depth, to)
+	}
+	return depth
+}
+
+// comment prints a comment. Its indented lines are examples and stay as they are.
+func (p *page) comment(lines []string, paragraph bool) {
+	if paragraph && len(lines) > 0 {
+		p.WriteString(".PP\n")
+	}
+	example := false
+	for _, line := range lines {
+		if indented := strings.HasPrefix(line, " "); indented != example {
+			example = indented
+			p.WriteString(map[bool]string{true: ".nf\n", false: ".fi\n"}[example])
+		}
+		if line == "" {
+			p.WriteString(".PP\n")
+			continue
+		}
+		p.text(line)
+	}
+	if example {
+		p.WriteString(".fi\n")
+	}
+}

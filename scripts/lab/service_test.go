@@ -1,0 +1,370 @@
+package lab
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+)
+
+// manager is a service manager as the daemon sees it: a socket that takes messages (sd_notify(3)).
+type manager struct {
+	t        *testing.T
+	messages chan string
+}
+
+// watchdog is how long the manager waits for a sign of life.
+const watchdog = 4 * time.Second
+
+// serve runs ftpalg under a service manager on a stage without a daemon. Its processes' output goes through a pipe of its
+// own, so that it is seen to its end when the first of them has ended.
+func serve(t *testing.T, s *Stage, policy string) *manager {
+	t.Helper()
+	binary, err := buildDaemon()
+	if err != nil {
+		t.Fatal(err)
+	}
+	_ = os.Remove(s.Lab.Path("notify")) // of an earlier daemon
+	socket, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: s.Lab.Path("notify"), Net: "unixgram"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	m := &manager{t: t, messages: make(chan string, 1000)}
+	t.Cleanup(func() { socket.Close() })
+	go func() {
+		buf := make([]byte, 1024)
+		for {
+			n, err := socket.Read(buf)
+			if err != nil {
+				return
+			}
+			m.messages <- string(buf[:n])
+		}
+	}()
+	script := fmt.Sprintf("#!/bin/sh\nexport NOTIFY_SOCKET=%s WATCHDOG_USEC=%d\n%s \"$@\" 2>&1 | cat\n",
+		s.Lab.Path("notify"), watchdog.Microseconds(), binary)
+	if err := os.WriteFile(s.Lab.Path("service"), []byte(script), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	s.Daemon, err = s.Lab.StartDaemon(context.WithoutCancel(t.Context()), s.Lab.Path("service"), policy)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := s.Daemon.Stop(); err != nil {
+			t.Error(err)
+		}
+		if t.Failed() {
+			t.Logf("ftpalg's log ends in:\n%s", tail(s.Daemon.Output(), 4000))
+		}
+	})
+	return m
+}
+
+// hears waits for a message with a line that begins so, and returns the message.
+func (m *manager) hears(want string) string {
+	m.t.Helper()
+	late := time.After(patience)
+	for {
+		select {
+		case text := <-m.messages:
+			for line := range strings.Lines(text) {
+				if strings.HasPrefix(line, want) {
+					return text
+				}
+			}
+		case <-late:
+			m.t.Fatalf("the service manager did not hear %q", want)
+		}
+	}
+}
+
+// silent fails the test if a message with a line that begins so comes in a time.
+func (m *manager) silent(unwanted string, long time.Duration) {
+	m.t.Helper()
+	over := time.After(long)
+	for {
+		select {
+		case text := <-m.messages:
+			if strings.Contains(text, unwanted) {
+				m.t.Errorf("the service manager heard %q", text)
+			}
+		case <-over:
+			return
+		}
+	}
+}
+
+// ready waits until a process says that it is ready, and returns its id.
+func (s *Stage) ready(t *testing.T, mark int) int {
+	t.Helper()
+	var line struct{ PID int }
+	if err := json.Unmarshal([]byte(waitLog(t, s.Daemon, mark, msgReady, "").Line), &line); err != nil {
+		t.Fatal(err)
+	}
+	return line.PID
+}
+
+// waitGone waits until a process has ended.
+func waitGone(t *testing.T, pid int) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	defer cancel()
+	err := Wait(ctx, fmt.Sprintf("process %d to end", pid), func() (bool, error) {
+		return syscall.Kill(pid, 0) != nil, nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+// halfOpened is a real server on a stage without a daemon, and a policy that terminates IPv4 and inspects IPv6.
+func halfOpened(t *testing.T, kind ServerKind) (*Stage, string) {
+	t.Helper()
+	requireRoot(t)
+	t.Parallel()
+	s, err := newStage(t.Context(), kind, Config{ServersDir: serversDir}, func(*Stage, context.Context) error { return nil })
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := s.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	policy := Termination{Rule: []string{"data: relay"}}.Policy(s.Server)
+	policy = strings.Replace(policy, `addresses: [192.0.2.0/24, "2001:db8:1::/64"]`, `addresses: [192.0.2.0/24]`, 1)
+	policy = strings.Replace(policy, "limits:", "  - {name: others to files, to: files, action: inspect}\nlimits:", 1)
+	return s, policy
+}
+
+var plainIPv6 = Scenario{Client: held, Mode: EPSV, Family: IPv6, Protection: Plain, Data: Closed}
+
+// half writes half of what there is and returns a function that writes the rest and expects success.
+func (c *ftpClient) half(t *testing.T, name string, contents []byte) (finish func()) {
+	t.Helper()
+	data := c.open("STOR " + name)
+	if _, err := data.Write(contents[:len(contents)/2]); err != nil {
+		t.Fatal(err)
+	}
+	return func() {
+		t.Helper()
+		if _, err := data.Write(contents[len(contents)/2:]); err != nil {
+			t.Errorf("%s: the second half: %v", name, err)
+		}
+		data.Close()
+		if code, text := c.final(); code != 226 {
+			t.Errorf("%s: %d %s", name, code, text)
+		}
+		if err := sameSum(name, c.stage.Server.File(name), contents); err != nil {
+			t.Error(err)
+		}
+	}
+}
+
+// Outcome: a new process takes over while sessions live. Terminated ones, be they idle or in the middle of a transfer, go on
+// in the old process, and may transfer more; inspected ones and new ones belong to the new process. The old process ends
+// with the last of its sessions, and when the new one stops nothing is left.
+func TestHandover(t *testing.T) {
+	s, policy := halfOpened(t, Servers[0])
+	s.write(t, "down.bin", contents)
+	m := serve(t, s, policy)
+	m.hears("READY=1")
+	old := s.ready(t, 0)
+	before := ruleset(t, s.Lab)
+
+	idle, busy, inspected := s.connect(t, explicitPASV), s.connect(t, explicitPASV), s.connect(t, plainIPv6)
+	finishBusy, finishInspected := busy.half(t, "busy.bin", contents), inspected.half(t, "inspected.bin", contents)
+
+	mark := s.Daemon.Mark()
+	if err := syscall.Kill(old, syscall.SIGUSR2); err != nil {
+		t.Fatal(err)
+	}
+	now := s.ready(t, mark)
+	m.hears(fmt.Sprintf("MAINPID=%d", now))
+	m.hears("READY=1")
+	m.hears("WATCHDOG=1")
+	if after := ruleset(t, s.Lab); after != before {
+		t.Errorf("the rules were\n%s\nand are\n%s", before, after)
+	}
+
+	fresh := s.connect(t, implicitEPSV)
+	if known := sessionList(t, s.Lab, s.Daemon); len(known) != 2 {
+		t.Errorf("the new process follows %v, and not one inspected and one new session", known)
+	}
+	for name, c := range map[string]*ftpClient{"new": fresh, "idle": idle} {
+		if got, code := c.get("RETR down.bin"); code != 226 || !bytes.Equal(got, contents) {
+			t.Errorf("%s session: %d, %d bytes", name, code, len(got))
+		}
+	}
+	finishBusy()
+	finishInspected()
+	if got, code := inspected.get("RETR down.bin"); code != 226 || !bytes.Equal(got, contents) {
+		t.Errorf("inspected session: %d, %d bytes", code, len(got))
+	}
+	do(t, busy.control, 221, "QUIT")
+	idle.alive() // in the old process
+	do(t, idle.control, 221, "QUIT")
+	waitGone(t, old)
+	if after := ruleset(t, s.Lab); after != before {
+		t.Errorf("when the old process had ended, the rules were\n%s", after)
+	}
+	if got, code := fresh.get("RETR down.bin"); code != 226 || !bytes.Equal(got, contents) {
+		t.Errorf("without the old process: %d, %d bytes", code, len(got))
+	}
+	s.stopped(t, now)
+	m.hears("STOPPING=1")
+}
+
+// stopped stops a process and fails the test if anything is left of ftpalg.
+func (s *Stage) stopped(t *testing.T, pid int) {
+	t.Helper()
+	if err := syscall.Kill(pid, syscall.SIGTERM); err != nil {
+		t.Fatal(err)
+	}
+	waitGone(t, pid)
+	if left := ruleset(t, s.Lab); strings.Contains(left, "FTPALG") {
+		t.Errorf("left:\n%s", left)
+	}
+	kernel, err := s.kernel()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer kernel.Close()
+	if left, err := kernel.Expectations(); err != nil || len(left) > 0 {
+		t.Errorf("left: %v, %v", left, err)
+	}
+	if _, err := os.Stat(s.Daemon.Socket); err == nil {
+		t.Errorf("%s is left", s.Daemon.Socket)
+	}
+}
+
+// Outcome: sessions of three processes at once; each data connection finds its own.
+func TestHandoverTwice(t *testing.T) {
+	s, policy := halfOpened(t, Servers[2])
+	s.write(t, "down.bin", contents)
+	serve(t, s, policy)
+	pids, sessions := []int{s.ready(t, 0)}, []*ftpClient{s.connect(t, explicitPASV)}
+	for range 2 {
+		mark := s.Daemon.Mark()
+		if err := syscall.Kill(pids[len(pids)-1], syscall.SIGUSR2); err != nil {
+			t.Fatal(err)
+		}
+		pids = append(pids, s.ready(t, mark))
+		sessions = append(sessions, s.connect(t, explicitPASV))
+	}
+	for i, c := range sessions {
+		if got, code := c.get("RETR down.bin"); code != 226 || !bytes.Equal(got, contents) {
+			t.Errorf("session of process %d: %d, %d bytes", i, code, len(got))
+		}
+	}
+	do(t, sessions[1].control, 221, "QUIT")
+	sessions[0].alive() // its data connections come by way of the second process, which has none of its own any more
+	if got, code := sessions[0].get("RETR down.bin"); code != 226 || !bytes.Equal(got, contents) {
+		t.Errorf("by way of a process without sessions: %d, %d bytes", code, len(got))
+	}
+	do(t, sessions[0].control, 221, "QUIT")
+	waitGone(t, pids[0])
+	waitGone(t, pids[1])
+	sessions[2].alive()
+	s.stopped(t, pids[2])
+}
+
+// Outcome: a successor that cannot work changes nothing.
+func TestHandoverFails(t *testing.T) {
+	s, policy := halfOpened(t, Servers[2])
+	serve(t, s, policy)
+	old := s.ready(t, 0)
+	terminated, inspected := s.connect(t, explicitPASV), s.connect(t, plainIPv6)
+	if err := os.WriteFile(s.Lab.Path("policy.yaml"), []byte("version: 1\nwrong: true\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	mark := s.Daemon.Mark()
+	if err := syscall.Kill(old, syscall.SIGUSR2); err != nil {
+		t.Fatal(err)
+	}
+	waitLog(t, s.Daemon, mark, "no handover; this process goes on", "")
+	for _, c := range []*ftpClient{terminated, inspected, s.connect(t, explicitPASV), s.connect(t, plainIPv6)} {
+		if _, code := c.get("LIST"); code != 226 {
+			t.Errorf("LIST: %d", code)
+		}
+	}
+	s.stopped(t, old)
+}
+
+// Outcome: whichever process is killed, the gateway works: without the old one the new goes on, and behind the new one, with
+// which the old one ends, a third process takes its place.
+func TestHandoverKilled(t *testing.T) {
+	s, policy := halfOpened(t, Servers[2])
+	for _, victim := range []string{"the old process", "the new process"} {
+		serve(t, s, policy)
+		old := s.ready(t, 0)
+		terminated, inspected := s.connect(t, explicitPASV), s.connect(t, plainIPv6)
+		mark := s.Daemon.Mark()
+		if err := syscall.Kill(old, syscall.SIGUSR2); err != nil {
+			t.Fatal(err)
+		}
+		now := s.ready(t, mark)
+		last := now
+		if victim == "the old process" {
+			if err := syscall.Kill(old, syscall.SIGKILL); err != nil {
+				t.Fatal(err)
+			}
+			waitGone(t, old)
+		} else {
+			if err := syscall.Kill(now, syscall.SIGKILL); err != nil {
+				t.Fatal(err)
+			}
+			waitGone(t, now)
+			waitGone(t, old)
+			serve(t, s, policy)
+			last = s.ready(t, 0)
+		}
+		if _, err := io.ReadAll(terminated.conn); errors.Is(err, os.ErrDeadlineExceeded) {
+			t.Errorf("%s: the terminated session does not end", victim)
+		}
+		for _, c := range []*ftpClient{inspected, s.connect(t, explicitPASV)} {
+			if _, code := c.get("LIST"); code != 226 {
+				t.Errorf("%s: LIST: %d", victim, code)
+			}
+		}
+		s.stopped(t, last)
+	}
+}
+
+// Outcome: the manager hears of a reload's beginning and end, and nothing of a daemon that hangs.
+func TestNotify(t *testing.T) {
+	s, policy := halfOpened(t, Servers[2])
+	m := serve(t, s, policy)
+	m.hears("READY=1")
+	pid := s.ready(t, 0)
+	s.connect(t, plainIPv6)
+	s.connect(t, explicitPASV)
+	m.hears("STATUS=1 sessions inspected, 1 terminated")
+	if err := syscall.Kill(pid, syscall.SIGHUP); err != nil {
+		t.Fatal(err)
+	}
+	if text := m.hears("RELOADING=1"); !strings.Contains(text, "\nMONOTONIC_USEC=") {
+		t.Errorf("%q has no time", text)
+	}
+	m.hears("READY=1")
+	m.hears("WATCHDOG=1")
+	if err := syscall.Kill(pid, syscall.SIGSTOP); err != nil {
+		t.Fatal(err)
+	}
+	m.silent("WATCHDOG=1", watchdog)
+	if err := syscall.Kill(pid, syscall.SIGCONT); err != nil {
+		t.Fatal(err)
+	}
+	m.hears("WATCHDOG=1")
+	s.stopped(t, pid)
+	m.hears("STOPPING=1")
+}
