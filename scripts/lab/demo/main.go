@@ -23,6 +23,7 @@ func main() {
 	var config lab.Config
 	flag.StringVar(&config.Binary, "ftpalg", ".build/ftpalg", "the ftpalg to show")
 	flag.StringVar(&config.ServersDir, "servers", ".build/servers", "where the FTP servers were unpacked")
+	flag.StringVar((*string)(&config.Backend), "backend", "auto", "iptables, nft or auto: where ftpalg puts its rules")
 	match := flag.String("match", "", "only the scenarios whose name (server/client/protection/mode/family) has this in it")
 	pairs := flag.Bool("pairs", false, "only so many of them that any two properties that can meet do meet in one, and no bridges")
 	nat := flag.Bool("nat", false, "the NAT matrix and its exposure in place of the scenarios; a cell is nat/guard/server/client/protection/mode/family")
