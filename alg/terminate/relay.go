@@ -53,12 +53,19 @@ func (s *session) relays() bool {
 		client == alg.TLS && (s.target.Upstream.SessionReuse || !s.tickets.alike || s.gateway.insists(s.server.Addr()))
 }
 
+// maxRelays bounds the data connections that a session leaves behind when their transfers are over: a client may have the
+// next one while the last is not read to its end, and a few were given up.
+const maxRelays = 8
+
 // open promises a data connection. It stands when this returns NoReason (design rule 2).
 func (s *session) open(p alg.Pinhole) alg.Reason {
 	relayed := s.relays()
 	client, server := s.dialogue.side[alg.Client].data, s.dialogue.side[alg.Server].data
 	if !relayed && client != server {
 		return alg.ProtectionDiffers
+	}
+	if relayed && s.relaying.Load() >= maxRelays {
+		return alg.PinholeLimit
 	}
 	if err := s.markMaster(relayed); err != nil {
 		s.report(audit.Event{Kind: audit.EventAudit, Reason: alg.ExpectationFailed, Err: err})
@@ -339,6 +346,8 @@ func (g *Gateway) data(ctx context.Context, c *net.TCPConn, d door) {
 		reset(c)
 		return
 	}
+	n.session.relaying.Add(1)
+	defer n.session.relaying.Add(-1)
 	n.used()
 	g.noteRelayed(n.session.hosts())
 	defer g.noteRelayed(n.session.hosts())

@@ -133,6 +133,7 @@ type world struct {
 	front   net.Listener
 	back    net.Listener
 	events  chan audit.Event
+	ctx     context.Context // the gateway's
 }
 
 const worldPolicy = `
@@ -172,6 +173,7 @@ func newWorld(t *testing.T, implicit bool, change func(*policy.Policy)) *world {
 		Report: func(e audit.Event) { w.events <- e },
 	})
 	ctx, cancel := context.WithCancel(context.Background())
+	w.ctx = ctx
 	served := make(chan error, 1)
 	go func() { served <- w.gateway.Serve(ctx, []net.Listener{front}) }()
 	t.Cleanup(func() {
@@ -536,4 +538,39 @@ func TestExpireBesideHandshake(t *testing.T) {
 	}
 	w.client.c.Close()
 	<-expired
+}
+
+// A client that leaves one data connection after another behind, each without an end, cannot have ever more of them.
+func TestRelaysAreBounded(t *testing.T) {
+	w := newWorld(t, false, func(p *policy.Policy) { p.Rules[0].Data = policy.DataRelay })
+	server := w.accept()
+	server.say("220 ready")
+	w.client.hear("220 ")
+	for range maxRelays {
+		l := listen(t)
+		w.client.say("EPSV")
+		server.hear("EPSV")
+		server.say(fmt.Sprintf("229 here (|||%d|)", portOf(l)))
+		w.client.hear("229 ")
+		w.client.say("RETR a")
+		server.hear("RETR a")
+		dial(t, l)
+		near, err := l.Accept()
+		if err != nil {
+			t.Fatal(err)
+		}
+		client, to := endpoints(near.(*net.TCPConn))
+		w.gateway.running.Go(func() { w.gateway.data(w.ctx, near.(*net.TCPConn), door{client.Addr(), to}) })
+		far, err := l.Accept() // the other half, which the gateway makes
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer far.Close()
+		server.say("426 cut")
+		w.client.hear("426 ")
+	}
+	w.client.say("EPSV")
+	server.hear("EPSV")
+	server.say("229 here (|||50000|)")
+	w.client.hear("425 ")
 }
