@@ -197,7 +197,10 @@ func (s *session) finish(code int) string {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	if n.broken && code < 300 && n.instead == "" {
-		return alg.DataFailed.Reply()
+		n.instead = alg.DataFailed.Reply()
+	}
+	if code < 300 || n.instead != "" {
+		s.abandonPromise() // what became of it is no later transfer's
 	}
 	if !n.relayed && n.started && n.levels[alg.Server] == alg.TLS && (code == 522 || code == 425) && s.rule.Data == policy.DataAuto {
 		s.gateway.insist(s.server.Addr())

@@ -540,6 +540,26 @@ func TestExpireBesideHandshake(t *testing.T) {
 	<-expired
 }
 
+// retrieve has the server announce a listener, a transfer asked for, and the client connect as it would. It gives the function
+// that hands the connection to the gateway, as TPROXY would.
+func (w *world) retrieve(server *end, l net.Listener) (hand func()) {
+	w.t.Helper()
+	w.client.say("EPSV")
+	server.hear("EPSV")
+	server.say(fmt.Sprintf("229 here (|||%d|)", portOf(l)))
+	w.client.hear("229 ")
+	w.client.say("RETR a")
+	server.hear("RETR a")
+	dial(w.t, l)
+	near, err := l.Accept()
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	c := near.(*net.TCPConn)
+	client, to := endpoints(c)
+	return func() { w.gateway.data(w.ctx, c, door{client.Addr(), to}) }
+}
+
 // A client that leaves one data connection after another behind, each without an end, cannot have ever more of them.
 func TestRelaysAreBounded(t *testing.T) {
 	w := newWorld(t, false, func(p *policy.Policy) { p.Rules[0].Data = policy.DataRelay })
@@ -548,19 +568,7 @@ func TestRelaysAreBounded(t *testing.T) {
 	w.client.hear("220 ")
 	for range maxRelays {
 		l := listen(t)
-		w.client.say("EPSV")
-		server.hear("EPSV")
-		server.say(fmt.Sprintf("229 here (|||%d|)", portOf(l)))
-		w.client.hear("229 ")
-		w.client.say("RETR a")
-		server.hear("RETR a")
-		dial(t, l)
-		near, err := l.Accept()
-		if err != nil {
-			t.Fatal(err)
-		}
-		client, to := endpoints(near.(*net.TCPConn))
-		w.gateway.running.Go(func() { w.gateway.data(w.ctx, near.(*net.TCPConn), door{client.Addr(), to}) })
+		w.gateway.running.Go(w.retrieve(server, l))
 		far, err := l.Accept() // the other half, which the gateway makes
 		if err != nil {
 			t.Fatal(err)
@@ -573,4 +581,22 @@ func TestRelaysAreBounded(t *testing.T) {
 	server.hear("EPSV")
 	server.say("229 here (|||50000|)")
 	w.client.hear("425 ")
+}
+
+// The reply that stands in the place of one transfer's is not that of the next, which has no data connection of its own.
+func TestReplyOfOneTransfer(t *testing.T) {
+	w := newWorld(t, false, func(p *policy.Policy) { p.Rules[0].Data = policy.DataRelay })
+	server := w.accept()
+	server.say("220 ready")
+	w.client.hear("220 ")
+	l := listen(t)
+	hand := w.retrieve(server, l)
+	l.Close() // the other half cannot be made
+	hand()
+	server.say("226 done")
+	w.client.hear("426 ")
+	w.client.say("RETR b")
+	server.hear("RETR b")
+	server.say("226 nothing to send")
+	w.client.hear("226 ")
 }
