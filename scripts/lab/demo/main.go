@@ -24,11 +24,16 @@ func main() {
 	flag.StringVar(&config.ServersDir, "servers", ".build/servers", "where the FTP servers were unpacked")
 	match := flag.String("match", "", "only the scenarios whose name (server/client/protection/mode/family) has this in it")
 	nat := flag.Bool("nat", false, "the NAT matrix and its exposure in place of the scenarios; a cell is nat/guard/server/client/protection/mode/family")
+	churn := flag.Int("churn", 0, "in place of the scenarios, so many ends of ftpalg under live sessions, mostly by kill -9")
+	seed := flag.Uint64("seed", 1, "of the random points of -churn")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
 	show := demo
-	if *nat {
+	switch {
+	case *churn > 0:
+		show = churner(*churn, *seed)
+	case *nat:
 		show = showNAT
 	}
 	failed, err := show(ctx, os.Stdout, config, *match)
@@ -37,6 +42,18 @@ func main() {
 	}
 	if err != nil || failed > 0 {
 		os.Exit(1)
+	}
+}
+
+// churner ends ftpalg again and again under live sessions.
+func churner(rounds int, seed uint64) func(context.Context, io.Writer, lab.Config, string) (int, error) {
+	return func(ctx context.Context, w io.Writer, config lab.Config, _ string) (failed int, err error) {
+		start := time.Now()
+		if err = lab.Churn(ctx, config, rounds, seed); err == nil {
+			_, err = fmt.Fprintf(w, "%d rounds of seed %d: no session was lost, and what others have is as it was; %s\n", rounds, seed,
+				time.Since(start).Round(time.Second))
+		}
+		return 0, err
 	}
 }
 
