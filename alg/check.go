@@ -8,13 +8,13 @@ import (
 	"ftpalg/policy"
 )
 
-// RunTests runs the tests that a policy file brings along through the engine and gives what failed, each with its line.
-func RunTests(p *policy.Policy) (failed []error) {
+// RunTests runs the tests that a policy file brings along through the engine and gives what failed, each with its place.
+func RunTests(file string, p *policy.Policy) (failed []error) {
 	for i := range p.Tests {
 		t := &p.Tests[i]
 		if got, why := runTest(p, t); got != t.Expect {
-			failed = append(failed, fmt.Errorf("line %d: test %q: expected %s, the policy gives %s (%s)",
-				t.Line, t.Name, t.Expect, got, why))
+			failed = append(failed, fmt.Errorf("%s:%d: test %q: expected %s, the policy gives %s (%s)",
+				file, t.Line, t.Name, t.Expect, got, why))
 		}
 	}
 	return failed

@@ -18,8 +18,8 @@ func TestPoliciesPass(t *testing.T) {
 			t.Fatal(err)
 		}
 		ran += len(p.Tests)
-		for _, failed := range RunTests(p) {
-			t.Errorf("%s: %v", file, failed)
+		for _, failed := range RunTests(file, p) {
+			t.Error(failed)
 		}
 	}
 	if ran < 6 {
@@ -48,7 +48,7 @@ tests:
 		if err != nil {
 			t.Fatal(err)
 		}
-		failed := RunTests(p)
+		failed := RunTests("test.yaml", p)
 		switch {
 		case test.want == "" && len(failed) > 0:
 			t.Errorf("%s → %s: %v", test.from, test.to, failed)

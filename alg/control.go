@@ -249,9 +249,12 @@ func (c *Control) closePinhole(why Reason, fx []Effect) []Effect {
 }
 
 // Forget forgets the commands without a reply, as none will come: some servers leave out the reply to a transfer that was
-// given up. It is for front ends that pass commands on one at a time.
+// given up. Where one comes after all, it and all later ones are taken for another command's, so that the working directory
+// cannot be followed from here on: a client could bring that about to be judged by the wrong one. It is for front ends that
+// pass commands on one at a time.
 func (c *Control) Forget(fx []Effect) []Effect {
 	c.kinds = queue{}
+	c.cwd.lose()
 	return c.closePinhole(TransferDone, fx)
 }
 

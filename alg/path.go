@@ -17,11 +17,18 @@ type workingDirectory struct {
 	before  string // the path before the change that is under way
 	next    string // what it will be if that is accepted; empty when that cannot be told
 	changes int    // under way
+	lost    bool   // it cannot be known any more in this session
 }
+
+// lose gives up following: which reply belongs to which command cannot be told any more.
+func (w *workingDirectory) lose() { *w = workingDirectory{lost: true} }
+
+// reset is for another user, who begins in a directory of his own.
+func (w *workingDirectory) reset() { *w = workingDirectory{lost: w.lost} }
 
 // request notes CWD, or CDUP with "..". Without path rules nothing is followed.
 func (w *workingDirectory) request(follow bool, arg []byte) {
-	if !follow {
+	if !follow || w.lost {
 		return
 	}
 	if w.changes == 0 {
@@ -49,6 +56,9 @@ func (w *workingDirectory) target(arg string) string {
 
 // answered takes the reply to CWD, CDUP or PWD.
 func (w *workingDirectory) answered(k kind, ok bool, text []byte) {
+	if w.lost {
+		return
+	}
 	if k == pwd {
 		if ok && w.changes == 0 && w.path == "" {
 			w.path = quotedPath(text)

@@ -120,7 +120,8 @@ func (c *Control) answered(k kind, r ftp.Reply, fx []Effect) []Effect {
 	case rein:
 		if ok {
 			// RFC 959 section 4.1.1: all parameters are reset, as after connecting.
-			c.login, c.cwd, c.secured = loggedOut, workingDirectory{}, c.phase == records || c.wrapped
+			c.login, c.secured = loggedOut, c.phase == records || c.wrapped
+			c.cwd.reset()
 			return append(fx, Effect{Kind: Login})
 		}
 	case protC, protP:
@@ -167,7 +168,7 @@ func (c *Control) loginAnswered(r ftp.Reply, fx []Effect) []Effect {
 	if c.login != loggedIn {
 		return fx
 	}
-	c.cwd = workingDirectory{}
+	c.cwd.reset()
 	if before == loggedIn {
 		return fx
 	}

@@ -169,3 +169,30 @@ func TestFeedDoesNotAllocate(t *testing.T) {
 		}
 	}
 }
+
+// TestForget: replies that come after all, for commands that were forgotten, cannot make the engine believe in another working
+// directory than the server's.
+func TestForget(t *testing.T) {
+	p, err := policy.Parse("test.yaml", []byte(`version: 1
+servers: [{name: files, addresses: [198.51.100.2], implicit: []}]
+rules: [{name: all, action: terminate, commands: {deny: [RETR /secret]}}]
+`))
+	if err != nil {
+		t.Fatal(err)
+	}
+	to := netip.MustParseAddrPort("198.51.100.2:21")
+	c := NewTerminated(p, p.Decide(tlsClientAddr.Addr(), to), tlsClientAddr, to)
+	say(c, "S:220 ready", "C:USER a", "S:230 in", "C:CWD /", "S:250 ok", "C:RETR a", "S:150 here", "C:NOOP", "C:ABOR")
+	c.Forget(nil)
+	say(c, "C:CWD /pub/not/there", "S:226 the transfer's", "S:200 of NOOP", "S:226 of ABOR", "S:550 of CWD")
+	want := []string{"deny path-unknown", "rewrite X"}
+	if got := describeAll(say(c, "C:RETR ../secret/a")); !slices.Equal(got, want) {
+		t.Errorf("a relative path afterwards: %q", got)
+	}
+	if got := describeAll(say(c, "S:550 no", "C:PWD", `S:257 "/pub/not/there"`, "C:RETR ../secret/a")); !slices.Equal(got, want) {
+		t.Errorf("and after PWD: %q", got)
+	}
+	if got := describeAll(say(c, "S:550 no", "C:RETR /pub/a")); !slices.Equal(got, []string{"transfer download"}) {
+		t.Errorf("an absolute path: %q", got)
+	}
+}

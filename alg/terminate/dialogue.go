@@ -53,6 +53,7 @@ type dialogue struct {
 	failures int
 	features bool   // the reply at hand is FEAT's
 	aborted  bool   // ABOR has gone on, and not everything before it is answered
+	doubtful bool   // a reply that was forgotten may have come after all: they may be other commands' than they seem
 	held     []byte // the lines so far of a transfer's final reply
 	user     string
 	fx       []alg.Effect
@@ -106,7 +107,7 @@ func (d *dialogue) listen() bool {
 
 // forget goes on as if the server had answered everything.
 func (d *dialogue) forget() {
-	d.aborted = false
+	d.aborted, d.doubtful = false, true
 	for _, e := range d.control.Forget(nil) {
 		d.out.shut(e.Pinhole, e.Reason)
 	}
@@ -250,7 +251,7 @@ func (d *dialogue) answered(code int) {
 		d.out.hangUp(alg.ConnectionClosed)
 	case d.verb == "QUIT" && code < 300 && d.control.Outstanding() == 0:
 		d.out.hangUp(alg.ConnectionClosed)
-	case (d.verb == "PASS" || d.verb == "ACCT") && code >= 500:
+	case (d.verb == "PASS" || d.verb == "ACCT") && (code >= 500 || d.doubtful):
 		if d.failures++; d.failures >= d.limit {
 			d.end(alg.LoginLimit)
 		}

@@ -257,6 +257,17 @@ var scripts = []struct {
 		S: 331 more => C< 331 more
 		C: PASS b => S< PASS b
 		S: 530 no => C< 530 no, C< REPLY login-limit, hang up`},
+	{name: "login failures behind forgotten replies", script: `
+		S: 220 hello => C< 220 hello
+		C: RETR a => begin, S< RETR a
+		S: 150 here => C< 150 here
+		C: NOOP => S< NOOP
+		C: ABOR => S< ABOR
+		forget
+		C: PASS a => S< PASS a
+		S: 226 of the transfer => C< 226 of the transfer
+		C: PASS b => S< PASS b
+		S: 200 of NOOP => C< 200 of NOOP, C< REPLY login-limit, hang up`},
 	{name: "not FTP", script: `
 		S: SSH-2.0-OpenSSH => deny not-ftp, C< REPLY not-ftp, hang up`},
 	{name: "421", script: `
@@ -286,6 +297,8 @@ func playStep(t *testing.T, o *stageHand, d *dialogue, step string) {
 	l := line{text: []byte(text), wire: []byte(text + "\r\n")}
 	o.log = nil
 	switch ready := d.ready(l); {
+	case who == "forget":
+		d.forget()
 	case who == "wait":
 		if ready {
 			t.Errorf("%q is taken during another command", text)

@@ -12,13 +12,8 @@ import (
 	"ftpalg/alg"
 )
 
-const (
-	// chunk is what is moved between two looks at the clock. Whoever takes longer than the idle timeout for so much is
-	// gone.
-	chunk = 1 << 20
-	// bufferSize is eight TLS records: one system call moves them all.
-	bufferSize = 128 << 10
-)
+// bufferSize is eight TLS records: one system call moves them all.
+const bufferSize = 128 << 10
 
 var buffers = sync.Pool{New: func() any { return new([bufferSize]byte) }}
 
@@ -31,7 +26,10 @@ type half struct {
 	tls  *tls.Conn
 }
 
-func newHalf(c *net.TCPConn) *half { return &half{tcp: c, raw: &finConn{Conn: c}} }
+// newHalf gives a half whose peer has to take something of what is sent within the patience.
+func newHalf(c *net.TCPConn, patience time.Duration) *half {
+	return &half{tcp: c, raw: &finConn{Conn: c, patience: patience}}
+}
 
 func (h *half) secure(timeout time.Duration, over func(net.Conn) *tls.Conn) error {
 	ctx, cancel := context.WithTimeout(context.Background(), timeout)
@@ -103,21 +101,24 @@ var errTooLarge = errors.New("the transfer is over the policy's max-size")
 
 // move moves what one side sends to the other, up to limit bytes if that is not 0.
 func (r *relay) move(from alg.Side, limit int64) error {
-	defer r.promise.settle()
+	if from == r.source() {
+		defer r.promise.settle()
+	}
 	src, dst := r.halves[from], r.halves[from.Other()]
-	idle := r.promise.session.policy.Limits.IdleTimeout
-	var moved int64
-	for {
-		if err := errors.Join(src.tcp.SetReadDeadline(time.Now().Add(idle)), dst.tcp.SetWriteDeadline(time.Now().Add(idle))); err != nil {
-			return nil // closed by the other direction
-		}
-		most := int64(chunk)
-		if limit > 0 {
-			most = min(most, limit-moved)
-		}
-		n, err := copyN(dst, src, most)
-		if moved += n; err == nil && limit > 0 && moved == limit {
-			err = src.atEnd()
+	c, err := newCarrier(src, dst)
+	if err != nil {
+		return nil // closed by the other direction
+	}
+	defer c.free()
+	for left := limit; ; {
+		n, err := r.load(c, src, limit > 0, left)
+		if n > 0 {
+			left -= n
+			if err := c.unload(); err != nil {
+				reset(src.tcp)
+				dst.truncate()
+				return nil
+			}
 		}
 		switch {
 		case errors.Is(err, errTooLarge):
@@ -125,13 +126,42 @@ func (r *relay) move(from alg.Side, limit int64) error {
 		case errors.Is(err, io.EOF):
 			r.ended(src, dst)
 			return nil
-		case timedOut(err) && n > 0:
-		case err != nil:
+		case err != nil && !(timedOut(err) && r.moves()):
 			reset(src.tcp)
 			dst.truncate()
 			return nil
 		}
 	}
+}
+
+// load takes what has arrived, up to the bytes that are left, or sees that nothing more comes where none are.
+func (r *relay) load(c carrier, src *half, limited bool, left int64) (int64, error) {
+	if err := src.tcp.SetReadDeadline(time.Now().Add(r.idle())); err != nil {
+		return 0, err
+	}
+	switch {
+	case !limited:
+		return c.load(pipeSize)
+	case left == 0:
+		return 0, src.atEnd()
+	}
+	return c.load(min(pipeSize, left))
+}
+
+func (r *relay) idle() time.Duration { return r.promise.session.policy.Limits.IdleTimeout }
+
+// moves says whether something moved lately. One direction of a transfer is silent all the time.
+func (r *relay) moves() bool {
+	last := max(r.halves[alg.Client].raw.taken.Load(), r.halves[alg.Server].raw.taken.Load())
+	return time.Now().UnixNano()-last < int64(r.idle())
+}
+
+// source is the side that sends in this transfer.
+func (r *relay) source() alg.Side {
+	if r.promise.transfer == alg.Upload {
+		return alg.Client
+	}
+	return alg.Server
 }
 
 // atEnd waits for the end of a stream that must not go on: io.EOF, or errTooLarge if it does. What comes is not passed on.
@@ -174,29 +204,6 @@ func (r *relay) tooLarge(from alg.Side) error {
 	return errTooLarge
 }
 
-// copyN moves up to n bytes. Between two bare TCP connections the kernel does it (splice).
-func copyN(dst, src *half, n int64) (int64, error) {
-	if dst.tls == nil && src.tls == nil {
-		return io.CopyN(dst.tcp, src.tcp, n)
-	}
-	buf := buffers.Get().(*[bufferSize]byte)
-	defer buffers.Put(buf)
-	var moved int64
-	for moved < n {
-		k, err := src.read(buf[:min(bufferSize, n-moved)])
-		if k > 0 {
-			if err := dst.write(buf[:k]); err != nil {
-				return moved, err
-			}
-			moved += int64(k)
-		}
-		if err != nil {
-			return moved, err
-		}
-	}
-	return moved, nil
-}
-
 // read reads what has arrived.
 func (h *half) read(b []byte) (n int, err error) {
 	n, err = h.reader().Read(b)
@@ -214,7 +221,7 @@ func (h *half) read(b []byte) (n int, err error) {
 // write writes all of b. Its records leave together.
 func (h *half) write(b []byte) error {
 	if h.tls == nil {
-		_, err := h.tcp.Write(b)
+		_, err := h.raw.Write(b)
 		return err
 	}
 	h.bulk.hold()

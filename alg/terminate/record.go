@@ -7,6 +7,7 @@ import (
 	"net"
 	"sync"
 	"sync/atomic"
+	"time"
 )
 
 // recordHeader is the length of a TLS record's header (RFC 8446 section 5.1).
@@ -53,7 +54,9 @@ func beginsRecord(b byte) bool { return 20 <= b && b <= 24 }
 // (RFC 8446 section 6.1), and only the latter says that nothing is missing.
 type finConn struct {
 	net.Conn
-	fin atomic.Bool
+	patience time.Duration // how long its peer may take nothing of what is sent
+	taken    atomic.Int64  // when it took something last, in nanoseconds
+	fin      atomic.Bool
 }
 
 func (c *finConn) Read(b []byte) (int, error) {
@@ -62,6 +65,23 @@ func (c *finConn) Read(b []byte) (int, error) {
 		c.fin.Store(true)
 	}
 	return n, err
+}
+
+// Write writes all of b to a peer that may be slow. What is told crypto/tls about time does not matter: its records go on
+// whole, and close_notify too.
+func (c *finConn) Write(b []byte) (sent int, err error) {
+	for {
+		if err := c.SetWriteDeadline(time.Now().Add(c.patience)); err != nil {
+			return sent, err
+		}
+		n, err := c.Conn.Write(b[sent:])
+		if n > 0 {
+			c.taken.Store(time.Now().UnixNano())
+		}
+		if sent += n; !timedOut(err) || n == 0 {
+			return sent, err
+		}
+	}
 }
 
 // bulkConn reads and writes several TLS records with one system call. It is read through a recordConn, so that it knows

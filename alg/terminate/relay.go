@@ -342,9 +342,13 @@ func (g *Gateway) Expire(now time.Time) {
 	}
 }
 
+// lapse forgets a pinhole that the kernel let lapse; later, if its session is busy: one whose client does not read, or is slow
+// to shake hands, must not keep the others waiting.
 func (n *promise) lapse() {
 	s := n.session
-	s.mu.Lock()
+	if !s.mu.TryLock() {
+		return
+	}
 	defer s.mu.Unlock()
 	if s.promise == n && s.dialogue.control.Pinhole() == n.pinhole {
 		s.shut(n.pinhole, alg.TimedOut)
@@ -406,7 +410,8 @@ func (n *promise) carry(ctx context.Context, c *net.TCPConn) error {
 		return err
 	}
 	r := &relay{promise: n}
-	r.halves[near], r.halves[far] = newHalf(c), newHalf(d)
+	patience := s.policy.Limits.IdleTimeout
+	r.halves[near], r.halves[far] = newHalf(c, patience), newHalf(d, patience)
 	stop := context.AfterFunc(ctx, r.cut)
 	defer stop()
 	defer r.close()

@@ -25,7 +25,7 @@ func newRelay(t testing.TB, clientTLS, serverTLS bool) (r *relay, client, server
 	p.Limits.IdleTimeout = time.Minute
 	s := &session{policy: p, rule: &p.Rules[0]}
 	n := s.newPromise(alg.Pinhole{}, true)
-	r = &relay{promise: n, halves: [2]*half{newHalf(near), newHalf(far)}}
+	r = &relay{promise: n, halves: [2]*half{newHalf(near, time.Minute), newHalf(far, time.Minute)}}
 	certs := newCertificates(t)
 	asServer := func(c net.Conn) *tls.Conn { return tls.Server(c, certs.base) }
 	if clientTLS {
@@ -40,7 +40,7 @@ func newRelay(t testing.TB, clientTLS, serverTLS bool) (r *relay, client, server
 // shake brings TLS between an end and a relay's half.
 func shake(t testing.TB, end net.Conn, as func(net.Conn) *tls.Conn, h *half, over func(net.Conn) *tls.Conn) net.Conn {
 	t.Helper()
-	c, done := as(&finConn{Conn: end}), make(chan error, 1)
+	c, done := as(&finConn{Conn: end, patience: testTimeout}), make(chan error, 1)
 	go func() { done <- c.Handshake() }()
 	if err := errors.Join(h.secure(testTimeout, over), <-done); err != nil {
 		t.Fatal(err)
@@ -91,5 +91,12 @@ func BenchmarkRelay(b *testing.B) {
 				}
 			}
 		})
+	}
+}
+
+func (r *relay) setIdle(d time.Duration) {
+	r.promise.session.policy.Limits.IdleTimeout = d
+	for _, h := range r.halves {
+		h.raw.patience = d
 	}
 }

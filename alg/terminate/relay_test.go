@@ -134,3 +134,104 @@ func TestRelayLimit(t *testing.T) {
 		}
 	})
 }
+
+// readSlowly reads a little at each tick, until the end, and gives what it read.
+func readSlowly(t *testing.T, c net.Conn, tick time.Duration) (all []byte) {
+	t.Helper()
+	pace := time.NewTicker(tick)
+	defer pace.Stop()
+	for buf := make([]byte, 16<<10); ; <-pace.C {
+		n, err := c.Read(buf)
+		all = append(all, buf[:n]...)
+		if err == io.EOF {
+			return all
+		}
+		if err != nil {
+			t.Errorf("a slow reader got %d bytes, and then %v", len(all), err)
+			return all
+		}
+	}
+}
+
+// A reader that is slow, but not so slow that nothing moves during the idle timeout, gets every byte and the end: however
+// often the gateway could not write in the meantime.
+func TestRelaySlowReader(t *testing.T) {
+	eachProtection(t, func(t *testing.T, r *relay, client, server net.Conn) {
+		t.Parallel()
+		r.setIdle(500 * time.Millisecond)
+		for _, h := range r.halves {
+			_ = h.tcp.SetWriteBuffer(32 << 10)
+		}
+		_ = tcpOf(client).SetReadBuffer(32 << 10)
+		go r.pump()
+		sent := make([]byte, 4<<20)
+		_, _ = rand.Read(sent)
+		go func() {
+			server.Write(sent)
+			finished(t, server)
+		}()
+		if got := readSlowly(t, client, 10*time.Millisecond); !bytes.Equal(got, sent) {
+			t.Errorf("%d of %d bytes arrived as they were", len(got), len(sent))
+		}
+		if !complete(client) {
+			t.Error("what was sent to its end looks cut short")
+		}
+	})
+}
+
+// A transfer that takes longer than the idle timeout goes on as long as something moves: the direction that is silent does
+// not count. If nothing moves at all it is cut off, and does not look complete.
+func TestRelayStalls(t *testing.T) {
+	eachProtection(t, func(t *testing.T, r *relay, client, server net.Conn) {
+		t.Parallel()
+		const idle = 400 * time.Millisecond
+		r.setIdle(idle)
+		done := make(chan error, 1)
+		go func() { done <- r.pump() }()
+		pace := time.NewTicker(idle / 4)
+		defer pace.Stop()
+		for i := range 12 {
+			<-pace.C
+			server.Write([]byte{byte(i)})
+			var got [1]byte
+			if _, err := io.ReadFull(client, got[:]); err != nil || got[0] != byte(i) {
+				t.Fatalf("byte %d is %d, %v", i, got[0], err)
+			}
+		}
+		start := time.Now()
+		if complete(client) {
+			t.Error("a transfer that stalled looks complete")
+		}
+		if took := time.Since(start); took > 5*idle {
+			t.Errorf("a transfer that stalled was cut off after %v", took)
+		}
+		<-done
+	})
+}
+
+// A transfer's reply waits for the end of its data, and not for that of the silent direction, which many clients end at once.
+func TestRelaySettles(t *testing.T) {
+	eachProtection(t, func(t *testing.T, r *relay, client, server net.Conn) {
+		r.promise.transfer = alg.Download
+		done := make(chan error, 1)
+		go func() { done <- r.pump() }()
+		finished(t, client)
+		if _, err := io.ReadAll(server); err != nil {
+			t.Fatal(err)
+		}
+		for range 100 {
+			server.Write([]byte{1})
+			if _, err := io.ReadFull(client, make([]byte, 1)); err != nil {
+				t.Fatal(err)
+			}
+		}
+		select {
+		case <-r.promise.settled:
+			t.Error("the reply may overtake its data")
+		default:
+		}
+		finished(t, server)
+		<-done
+		<-r.promise.settled
+	})
+}

@@ -15,6 +15,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"runtime"
 	"strings"
 	"sync"
 	"testing"
@@ -508,4 +509,36 @@ func TestCCC(t *testing.T) {
 		s.say("200 ok")
 		c.hear("200 ok")
 	}
+}
+
+// A client that is slow to shake hands, with a pinhole that lapses meanwhile, does not keep the rest of the gateway waiting.
+func TestExpireBesideHandshake(t *testing.T) {
+	w := newWorld(t, false, nil)
+	server := w.accept()
+	server.say("220 ready")
+	w.client.hear("220 ")
+	w.client.say("EPSV")
+	server.hear("EPSV")
+	server.say("229 here (|||50000|)")
+	w.client.hear("229 ")
+	w.client.say("AUTH TLS")
+	server.hear("AUTH TLS")
+	server.say("234 go ahead")
+	server.secure(w.tlsServer)
+	w.client.hear("234 ")
+	for w.gateway.handshakes.Load() != 1 { // with the client, which says nothing
+		runtime.Gosched()
+	}
+	expired := make(chan struct{})
+	go func() {
+		w.gateway.Expire(time.Now().Add(time.Hour))
+		close(expired)
+	}()
+	select {
+	case <-expired:
+	case <-time.After(testTimeout / 10):
+		t.Error("the gateway waits for one client's handshake")
+	}
+	w.client.c.Close()
+	<-expired
 }

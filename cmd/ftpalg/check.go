@@ -41,10 +41,7 @@ func loadPolicy(file string) (*policy.Policy, error) {
 	if err != nil {
 		return nil, err
 	}
-	if failed := alg.RunTests(p); len(failed) > 0 {
-		for i, f := range failed {
-			failed[i] = fmt.Errorf("%s: %w", file, f)
-		}
+	if failed := alg.RunTests(file, p); len(failed) > 0 {
 		return nil, errors.Join(failed...)
 	}
 	return p, nil

@@ -113,7 +113,7 @@ func (d *doctor) backendChoice() {
 		config = d.steering.config(p, config.Helper)
 	}
 	var why string
-	d.chosen, why = d.choose(d.ctx, config)
+	d.chosen, why, _ = d.choose(d.ctx, config) // an error is about --flowtable, which run needs
 	d.ok("rules are for %s: %s", d.chosen, why)
 }
 

@@ -33,7 +33,10 @@ func newRules() *cobra.Command {
 				return err
 			}
 			config := s.config(p, helperFor(cmd, p))
-			backend, why := s.choose(cmd.Context(), config)
+			backend, why, err := s.choose(cmd.Context(), config)
+			if err != nil {
+				return err
+			}
 			if s.backend == backendName(rules.BackendAuto) {
 				fmt.Fprintf(cmd.ErrOrStderr(), "note: printing %s rules: %s\n", backend, why)
 			}

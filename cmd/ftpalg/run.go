@@ -242,7 +242,9 @@ func (d *daemon) open(ctx context.Context, tasks *errgroup.Group) error {
 	}
 	if !d.noRules {
 		var why string
-		d.backend, why = d.steering.choose(ctx, d.steering.config(d.policy, d.helper.Name))
+		if d.backend, why, err = d.steering.choose(ctx, d.steering.config(d.policy, d.helper.Name)); err != nil {
+			return err
+		}
 		d.log.Info("rules", "backend", string(d.backend), "why", why)
 		d.steers = true
 		if err := d.installRules(ctx); err != nil {

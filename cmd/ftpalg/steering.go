@@ -25,6 +25,8 @@ type steering struct {
 	noAccept bool
 	port     uint16 // the transparent listeners'
 	table    uint32 // routing table
+
+	flowtable []string // interfaces
 }
 
 func (s *steering) flags(f *pflag.FlagSet) {
@@ -37,21 +39,25 @@ func (s *steering) flags(f *pflag.FlagSet) {
 	f.BoolVar(&s.noAccept, "no-accept", false, "leave the accepting rules out: your own accept control and RELATED data")
 	f.Uint16Var(&s.port, "transparent-port", rules.DefaultTerminate.Port, "`port` on 127.0.0.1 and ::1 where ftpalg takes the connections that it terminates")
 	f.Uint32Var(&s.table, "route-table", rules.DefaultTerminate.Table, "`number` of a routing table of ftpalg's own, for terminated connections")
+	f.StringSliceVar(&s.flowtable, "flowtable", nil, "`interfaces` between which established data connections go past all rules (nft's flowtable), as in eth0,eth1")
 }
 
 func (s *steering) config(p *policy.Policy, helper string) rules.Config {
 	return rules.Config{
 		Queues: [2]uint16{s.queues.first, s.queues.last}, Helper: helper, FailOpen: p.FailOpen, Mark: s.mark,
-		NoAccept: s.noAccept, Terminate: s.terminate(), Policy: p,
+		NoAccept: s.noAccept, Terminate: s.terminate(), Flowtable: s.flowtable, Policy: p,
 	}
 }
 
 // choose gives the back end for a configuration, and why if that was left to ftpalg.
-func (s *steering) choose(ctx context.Context, c rules.Config) (b rules.Backend, why string) {
-	if b = rules.Backend(s.backend); b != rules.BackendAuto {
-		return b, "--backend says so"
+func (s *steering) choose(ctx context.Context, c rules.Config) (b rules.Backend, why string, err error) {
+	if b, why = rules.Backend(s.backend), "--backend says so"; b == rules.BackendAuto {
+		b, why = rules.Choose(ctx, c)
 	}
-	return rules.Choose(ctx, c)
+	if len(s.flowtable) > 0 && b != rules.BackendNFT {
+		err = fmt.Errorf("--flowtable is for nft alone, and the rules are for %s: %s", b, why)
+	}
+	return b, why, err
 }
 
 // backendName is a flag.

@@ -455,6 +455,9 @@ func TestDataConnections(t *testing.T) {
 	})
 }
 
+// devices are those of the flowtable in dataConnection.
+var devices []string
+
 // dataConnection holds a dialogue for which the kernel's helper expects a data connection to port 30000, and wants our
 // rules to let that through, or not.
 func dataConnection(t *testing.T, client, server, command, reply string, allowed bool) {
@@ -468,7 +471,7 @@ func dataConnection(t *testing.T, client, server, command, reply string, allowed
 	close(ready)
 	t.Cleanup(func() { q.Close() })
 	cfg := config(t)
-	cfg.Queues, cfg.Helper = [2]uint16{22, 22}, "ftp"
+	cfg.Queues, cfg.Helper, cfg.Flowtable = [2]uint16{22, 22}, "ftp", devices
 	if err := Install(t.Context(), underTest.Rules(cfg)); err != nil {
 		t.Fatal(err)
 	}
@@ -522,6 +525,9 @@ func dataConnection(t *testing.T, client, server, command, reply string, allowed
 		if n, err := way[1].Read(make([]byte, 9)); n != 4 {
 			t.Errorf("data connection: %d bytes, %v", n, err)
 		}
+	}
+	if len(devices) > 0 {
+		offloaded(t, c)
 	}
 }
 

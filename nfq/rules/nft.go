@@ -35,6 +35,8 @@ const (
 	payloadChain    = "payload"
 	dataChain       = "data"
 	acceptedChain   = "accepted"
+
+	flowtable = "data_connections"
 )
 
 const (
@@ -47,6 +49,7 @@ type NFTable struct {
 	families []Family // with their routing, and without tables
 	accept   string   // matches what was accepted; empty if nothing is
 	helpers  []string
+	devices  []string // of the flowtable
 	sets     []set
 	chains   []Chain
 }
@@ -72,6 +75,9 @@ func NFTables(cfg Config) NFTable {
 	}
 	if !n.cfg.NoAccept {
 		n.table.accept = fmt.Sprintf("meta mark & %#x != 0", n.cfg.Terminate.Own|n.cfg.Terminate.Divert)
+	}
+	if !n.cfg.NoAccept {
+		n.table.devices = n.cfg.Flowtable
 	}
 	n.allSets()
 	n.raw()
@@ -437,6 +443,10 @@ func (n *nft) filter() {
 	if !n.cfg.NoAccept {
 		main.add("Data connections: conntrack knows them as the children of a control connection with our helper.",
 			"meta l4proto tcp ct state established,related ct helper \"%s\" goto %s", n.cfg.Helper, dataChain)
+		if len(n.table.devices) > 0 {
+			data.add("Data connections that stand go from interface to interface past all rules (and what they no longer pass cannot count or log them).",
+				"ct state established flow add @%s", flowtable)
+		}
 		accepted.add("Chains of other tables can accept what has this mark.", "meta mark set meta mark | %#x accept", n.cfg.Terminate.Own)
 	}
 	for _, b := range n.builders {

@@ -2,6 +2,7 @@ package rules
 
 import (
 	"fmt"
+	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -9,6 +10,7 @@ import (
 	"strings"
 	"testing"
 
+	"ftpalg/conntrack"
 	"ftpalg/nfq/internal/lab"
 )
 
@@ -100,6 +102,30 @@ func TestNFTInstallUnderTraffic(t *testing.T) { needNFT(t); TestInstallUnderTraf
 func TestNFTForgedServer(t *testing.T)        { needNFT(t); TestForgedServer(t) }
 func TestNFTFailAndRefuse(t *testing.T)       { needNFT(t); TestFailAndRefuse(t) }
 func TestNFTTerminate(t *testing.T)           { needNFT(t); TestTerminate(t) }
+
+// TestNFTFlowtable: data connections go past the rules once they stand.
+func TestNFTFlowtable(t *testing.T) {
+	needNFT(t)
+	devices = []string{"client", "server"}
+	t.Cleanup(func() { devices = nil })
+	TestDataConnections(t)
+}
+
+// offloaded wants the kernel to have a connection in a flowtable.
+func offloaded(t *testing.T, c net.Conn) {
+	t.Helper()
+	const ipsOffload = 1 << 14 // IPS_OFFLOAD
+	ct, err := conntrack.Dial()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer ct.Close()
+	src, dst := c.LocalAddr().(*net.TCPAddr).AddrPort(), c.RemoteAddr().(*net.TCPAddr).AddrPort()
+	if e, err := ct.Lookup(conntrack.Tuple{Src: src, Dst: dst}); err != nil || e.Status&ipsOffload == 0 {
+		t.Errorf("%v to %v is not offloaded: %+v, %v", src, dst, e, err)
+	}
+}
+
 func TestNFTTryTerminate(t *testing.T) {
 	needNFT(t)
 	before := ruleset(t)

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"os/exec"
+	"strconv"
 	"strings"
 )
 
@@ -23,6 +24,9 @@ func (t NFTable) String() string {
 	fmt.Fprintf(&b, "\ntable %s {\n", nftTable)
 	for _, h := range t.helpers {
 		fmt.Fprintf(&b, "\t%s\n", h)
+	}
+	if len(t.devices) > 0 {
+		fmt.Fprintf(&b, "\n\tflowtable %s {\n\t\thook ingress priority filter;\n\t\tdevices = { %s };\n\t}\n", flowtable, quoted(t.devices))
 	}
 	for _, s := range t.sets {
 		fmt.Fprintf(&b, "\n\t%s %s {\n\t\ttype %s\n\t\tflags interval\n\t\telements = {\n", s.kind, s.name, s.types)
@@ -48,6 +52,15 @@ func (t NFTable) String() string {
 	}
 	b.WriteString("}\n")
 	return b.String()
+}
+
+// quoted lists interfaces as nft takes them, whatever their names are.
+func quoted(devices []string) string {
+	all := make([]string, len(devices))
+	for i, d := range devices {
+		all[i] = strconv.Quote(d)
+	}
+	return strings.Join(all, ", ")
 }
 
 // hints are what the table cannot do by itself.

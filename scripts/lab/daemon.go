@@ -14,7 +14,7 @@ import (
 )
 
 // daemonStart bounds the time that ftpalg takes until it says that it is ready.
-const daemonStart = 20 * time.Second
+var daemonStart = patient(20 * time.Second)
 
 // policyText is the policy that the demo's scenarios run under. The passive range is wider than what the servers use of
 // it, so that there are ports which the policy knows and nobody promises.

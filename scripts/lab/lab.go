@@ -36,7 +36,7 @@ const (
 )
 
 // closeTimeout bounds the removal of a lab: it has to end even if what it removes hangs.
-const closeTimeout = 20 * time.Second
+var closeTimeout = patient(20 * time.Second)
 
 // namespacePrefix starts the name of each of our namespaces. The owner's process id follows it.
 const namespacePrefix = "ftpalg"

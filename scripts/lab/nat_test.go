@@ -17,7 +17,7 @@ func TestNATMatrix(t *testing.T) {
 	config := Config{ServersDir: serversDir, Binary: binary}
 	var order []string
 	lanes := make(map[string][]Cell)
-	for _, c := range pairwise() {
+	for _, c := range pairwiseCells() {
 		if lanes[c.Lane()] == nil {
 			order = append(order, c.Lane())
 		}
@@ -47,22 +47,22 @@ func TestNATMatrix(t *testing.T) {
 	}
 }
 
-// pairwise chooses cells of ftpalg's that are possible, until every pair of properties that occurs in any of them has
+// pairwiseCells chooses cells of ftpalg's that are possible, until every pair of properties that occurs in any of them has
 // occurred in one that was chosen.
-func pairwise() (chosen []Cell) {
+func pairwiseCells() (chosen []Cell) {
 	seen := make(map[string]bool)
 	for _, c := range Cells() {
 		if c.Guard != Ours || c.NotPossible() != "" || c.NotApplicable() != "" || c.Doubted() {
 			continue
 		}
 		fresh := false
-		for _, pair := range c.pairs() {
+		for _, pair := range c.meetings() {
 			fresh = fresh || !seen[pair]
 		}
 		if !fresh {
 			continue
 		}
-		for _, pair := range c.pairs() {
+		for _, pair := range c.meetings() {
 			seen[pair] = true
 		}
 		chosen = append(chosen, c)
@@ -70,8 +70,8 @@ func pairwise() (chosen []Cell) {
 	return chosen
 }
 
-// pairs names each two properties of a cell.
-func (c Cell) pairs() (all []string) {
+// meetings names each two properties of a cell.
+func (c Cell) meetings() (all []string) {
 	properties := []string{
 		c.NAT.Name, c.Server.Name, c.Client.Name, string(c.Control()) + string(c.Data), string(c.Mode) + c.Family.String(), "227" + string(c.Announce),
 	}
@@ -84,8 +84,8 @@ func (c Cell) pairs() (all []string) {
 }
 
 // The matrix's own numbers, so that a change of it is seen.
-func TestPairwise(t *testing.T) {
-	all := pairwise()
+func TestPairwiseCells(t *testing.T) {
+	all := pairwiseCells()
 	lanes := make(map[string]bool)
 	for _, c := range all {
 		lanes[c.Lane()] = true

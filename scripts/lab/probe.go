@@ -11,8 +11,9 @@ import (
 )
 
 // probeDeadline is how long an answer to a probe may take. The lab's round trip is well below a millisecond, so silence
-// this long is the firewall's doing; it is shorter than TCP's first retransmission, so each probe is one SYN.
-const probeDeadline = 300 * time.Millisecond
+// this long is the firewall's doing; it is shorter than TCP's first retransmission, which comes after a second, so each
+// probe is one SYN.
+var probeDeadline = min(patient(300*time.Millisecond), 900*time.Millisecond)
 
 // ProbeResult is what came of a probe.
 type ProbeResult struct {

@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"runtime"
+	"strconv"
 	"strings"
 	"sync"
 	"syscall"
@@ -18,8 +19,21 @@ import (
 	"golang.org/x/sys/unix"
 )
 
+// slowness is how many times slower than usual the machine is: see patient.
+var slowness = sync.OnceValue(func() time.Duration {
+	if n, err := strconv.Atoi(os.Getenv("FTPALG_PATIENCE")); err == nil && n > 1 {
+		return time.Duration(n)
+	}
+	return 1
+})
+
+// patient returns a bound of the lab's for how long something may take, as it is on this machine: scripts/kernel sets
+// FTPALG_PATIENCE, because an emulated machine is many times slower. Only what ends when something has happened is bounded
+// by it: what has to stay away is waited for as long as it takes on this machine, and no test asks for less.
+func patient(usual time.Duration) time.Duration { return usual * slowness() }
+
 // killGrace is how long a process that was asked to end may take before it is killed.
-const killGrace = 5 * time.Second
+var killGrace = patient(5 * time.Second)
 
 // pollInterval is how often Wait looks again.
 const pollInterval = 10 * time.Millisecond

@@ -38,7 +38,7 @@ func TestReadmePolicies(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if failed := alg.RunTests(p); len(failed) > 0 || len(p.Tests) == 0 {
+		if failed := alg.RunTests("README.md", p); len(failed) > 0 || len(p.Tests) == 0 {
 			t.Errorf("%d tests, failed: %v", len(p.Tests), failed)
 		}
 	}

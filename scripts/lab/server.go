@@ -34,7 +34,7 @@ const (
 )
 
 // serverStart bounds the time that a server takes until it listens.
-const serverStart = 20 * time.Second
+var serverStart = patient(20 * time.Second)
 
 // ServerKind is one of the FTP servers of Debian, as scripts/setup unpacked it.
 type ServerKind struct {

@@ -18,17 +18,20 @@ import (
 const (
 	// fileSize is the size of a transferred file: many segments, and still quick.
 	fileSize = 100 << 10
-	// sessionTimeout bounds one client's session.
-	sessionTimeout = 20 * time.Second
-	// doubtTimeout bounds the session of a client of which we expect that it hangs.
-	doubtTimeout = 8 * time.Second
-	// reportGrace is how long ftpalg's log may lag behind what it does: the machine may be busy with other things.
-	reportGrace = 3 * time.Second
-	// closeGrace is how long a control connection may take to close, as the gateway's connection tracking has it: a reset
-	// whose sequence number it does not like leaves the entry as it was, for some seconds.
-	closeGrace = 15 * time.Second
 	// transfers is how many data connections a job needs, and so how many pinholes: no more may be opened.
 	transfers = 2
+)
+
+var (
+	// sessionTimeout bounds one client's session.
+	sessionTimeout = patient(20 * time.Second)
+	// doubtTimeout bounds the session of a client of which we expect that it hangs.
+	doubtTimeout = patient(8 * time.Second)
+	// reportGrace is how long ftpalg's log may lag behind what it does: the machine may be busy with other things.
+	reportGrace = patient(3 * time.Second)
+	// closeGrace is how long a control connection may take to close, as the gateway's connection tracking has it: a reset
+	// whose sequence number it does not like leaves the entry as it was, for some seconds.
+	closeGrace = patient(15 * time.Second)
 )
 
 // Config is where a stage finds what it needs.

@@ -6,7 +6,7 @@ import (
 )
 
 // inabilityTimeout bounds each attempt: some of what cannot be hangs.
-const inabilityTimeout = 4 * time.Second
+var inabilityTimeout = patient(4 * time.Second)
 
 // TestInabilities: what the table says that a client and a server cannot do they cannot do without a firewall either, and the
 // rows of the table are needed.

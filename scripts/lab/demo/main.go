@@ -9,6 +9,7 @@ import (
 	"io"
 	"os"
 	"os/signal"
+	"slices"
 	"strings"
 	"syscall"
 	"time"
@@ -23,20 +24,21 @@ func main() {
 	flag.StringVar(&config.Binary, "ftpalg", ".build/ftpalg", "the ftpalg to show")
 	flag.StringVar(&config.ServersDir, "servers", ".build/servers", "where the FTP servers were unpacked")
 	match := flag.String("match", "", "only the scenarios whose name (server/client/protection/mode/family) has this in it")
+	pairs := flag.Bool("pairs", false, "only so many of them that any two properties that can meet do meet in one")
 	nat := flag.Bool("nat", false, "the NAT matrix and its exposure in place of the scenarios; a cell is nat/guard/server/client/protection/mode/family")
 	churn := flag.Int("churn", 0, "in place of the scenarios, so many ends of ftpalg under live sessions, mostly by kill -9")
 	seed := flag.Uint64("seed", 1, "of the random points of -churn")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
-	show := demo
+	show := func() (failed int, err error) { return demo(ctx, os.Stdout, config, *match, *pairs) }
 	switch {
 	case *churn > 0:
-		show = churner(*churn, *seed)
+		show = func() (failed int, err error) { return 0, showChurn(ctx, os.Stdout, config, *churn, *seed) }
 	case *nat:
-		show = showNAT
+		show = func() (failed int, err error) { return showNAT(ctx, os.Stdout, config, *match) }
 	}
-	failed, err := show(ctx, os.Stdout, config, *match)
+	failed, err := show()
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "demo:", err)
 	}
@@ -45,16 +47,15 @@ func main() {
 	}
 }
 
-// churner ends ftpalg again and again under live sessions.
-func churner(rounds int, seed uint64) func(context.Context, io.Writer, lab.Config, string) (int, error) {
-	return func(ctx context.Context, w io.Writer, config lab.Config, _ string) (failed int, err error) {
-		start := time.Now()
-		if err = lab.Churn(ctx, config, rounds, seed); err == nil {
-			_, err = fmt.Fprintf(w, "%d rounds of seed %d: no session was lost, and what others have is as it was; %s\n", rounds, seed,
-				time.Since(start).Round(time.Second))
-		}
-		return 0, err
+// showChurn ends ftpalg again and again under live sessions.
+func showChurn(ctx context.Context, w io.Writer, config lab.Config, rounds int, seed uint64) error {
+	start := time.Now()
+	if err := lab.Churn(ctx, config, rounds, seed); err != nil {
+		return err
 	}
+	_, err := fmt.Fprintf(w, "%d rounds of seed %d: no session was lost, and what others have is as it was; %s\n", rounds, seed,
+		time.Since(start).Round(time.Second))
+	return err
 }
 
 // row is a scenario on its way through the demo.
@@ -71,8 +72,8 @@ type bridge struct {
 
 // demo runs the scenarios, those of each server and data path in a lab of their own and some labs side by side, and prints
 // the rows in order; and then the same with the bridges.
-func demo(ctx context.Context, w io.Writer, config lab.Config, match string) (failed int, err error) {
-	rows, lanes := scenarios(match)
+func demo(ctx context.Context, w io.Writer, config lab.Config, match string, pairs bool) (failed int, err error) {
+	rows, lanes := scenarios(match, pairs)
 	bridges := bridges(match)
 	if len(rows)+len(bridges) == 0 {
 		return 0, fmt.Errorf("no scenario and no bridge has %q in its name", match)
@@ -91,12 +92,13 @@ func demo(ctx context.Context, w io.Writer, config lab.Config, match string) (fa
 }
 
 // scenarios returns the rows that match, and those that share a lab.
-func scenarios(match string) (rows []row, lanes [][]row) {
+func scenarios(match string, pairs bool) (rows []row, lanes [][]row) {
+	matching := slices.DeleteFunc(lab.Scenarios(), func(s lab.Scenario) bool { return !strings.Contains(s.String(), match) })
+	if pairs {
+		matching = lab.Pairwise(matching)
+	}
 	var last string
-	for _, s := range lab.Scenarios() {
-		if !strings.Contains(s.String(), match) {
-			continue
-		}
+	for _, s := range matching {
 		r := row{s, make(chan lab.Result, 1)}
 		rows = append(rows, r)
 		if kind := s.Server.Name + string(s.Data); kind != last {
