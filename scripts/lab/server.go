@@ -72,8 +72,8 @@ var Servers = []ServerKind{
 
 // vsftpd insists on data connections that resume the control connection's TLS session.
 func vsftpd(s site, port uint16) (string, []string) {
-	text := fmt.Sprintf(`listen=NO
-listen_ipv6=YES
+	text := fmt.Sprintf(`listen=%s
+listen_ipv6=%s
 listen_port=%d
 background=NO
 anonymous_enable=NO
@@ -90,15 +90,16 @@ xferlog_enable=YES
 xferlog_std_format=NO
 ssl_enable=%s
 implicit_ssl=%s
-force_local_logins_ssl=%[8]s
-force_local_data_ssl=%[8]s
+force_local_logins_ssl=%[10]s
+force_local_data_ssl=%[10]s
 require_ssl_reuse=YES
 debug_ssl=YES
 ssl_ciphers=HIGH
 rsa_cert_file=%s
 rsa_private_key_file=%s
 %s
-`, port, ServerPassive.First, ServerPassive.Last, s.work, s.conf+".log", s.choose("NO", "YES", "YES"), yes(port == ImplicitPort),
+`, yes(s.Announce.IsValid()), yes(!s.Announce.IsValid()), // on an IPv6 socket it announces 0.0.0.0, whatever it is told
+		port, ServerPassive.First, ServerPassive.Last, s.work, s.conf+".log", s.choose("NO", "YES", "YES"), yes(port == ImplicitPort),
 		s.choose("NO", "NO", "YES"), s.cert, s.key, s.announced("pasv_address="))
 	return text, []string{s.conf}
 }

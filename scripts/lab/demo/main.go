@@ -27,11 +27,16 @@ func main() {
 	match := flag.String("match", "", "only the scenarios whose name (server/client/protection/mode/family) has this in it")
 	pairs := flag.Bool("pairs", false, "only so many of them that any two properties that can meet do meet in one, and no bridges")
 	nat := flag.Bool("nat", false, "the NAT matrix and its exposure in place of the scenarios; a cell is nat/guard/server/client/protection/mode/family")
+	churn := flag.Int("churn", 0, "in place of the scenarios, so many ends of ftpalg under live sessions, mostly by kill -9")
+	seed := flag.Uint64("seed", 1, "of the random points of -churn")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
 	show := func() (failed int, err error) { return demo(ctx, os.Stdout, config, *match, *pairs) }
-	if *nat {
+	switch {
+	case *churn > 0:
+		show = func() (failed int, err error) { return 0, showChurn(ctx, os.Stdout, config, *churn, *seed) }
+	case *nat:
 		show = func() (failed int, err error) { return showNAT(ctx, os.Stdout, config, *match) }
 	}
 	failed, err := show()
@@ -41,6 +46,17 @@ func main() {
 	if err != nil || failed > 0 {
 		os.Exit(1)
 	}
+}
+
+// showChurn ends ftpalg again and again under live sessions.
+func showChurn(ctx context.Context, w io.Writer, config lab.Config, rounds int, seed uint64) error {
+	start := time.Now()
+	if err := lab.Churn(ctx, config, rounds, seed); err != nil {
+		return err
+	}
+	_, err := fmt.Fprintf(w, "%d rounds of seed %d: no session was lost, and what others have is as it was; %s\n", rounds, seed,
+		time.Since(start).Round(time.Second))
+	return err
 }
 
 // row is a scenario on its way through the demo.
