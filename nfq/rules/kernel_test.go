@@ -25,7 +25,8 @@ import (
 
 func TestMain(m *testing.M) { lab.Main(m) }
 
-const patience = 5 * time.Second
+// patience bounds every wait for what must happen. It is long because an emulated machine is slow.
+const patience = 20 * time.Second
 
 var noise = regexp.MustCompile(`(?m)^#.*\n|\[\d+:\d+\]`)
 
