@@ -9,7 +9,6 @@ import (
 	"io"
 	"os"
 	"os/signal"
-	"slices"
 	"strings"
 	"syscall"
 	"time"
@@ -25,7 +24,7 @@ func main() {
 	flag.StringVar(&config.ServersDir, "servers", ".build/servers", "where the FTP servers were unpacked")
 	flag.StringVar((*string)(&config.Backend), "backend", "auto", "iptables, nft or auto: where ftpalg puts its rules")
 	match := flag.String("match", "", "only the scenarios whose name (server/client/protection/mode/family) has this in it")
-	pairs := flag.Bool("pairs", false, "only so many of them that any two properties that can meet do meet in one, and no bridges")
+	pairs := flag.Bool("pairs", false, "only so many scenarios that any two properties that can meet do meet in one, and no bridges")
 	nat := flag.Bool("nat", false, "the NAT matrix and its exposure in place of the scenarios; a cell is nat/guard/server/client/protection/mode/family")
 	churn := flag.Int("churn", 0, "in place of the scenarios, so many ends of ftpalg under live sessions, mostly by kill -9")
 	seed := flag.Uint64("seed", 1, "of the random points of -churn")
@@ -97,12 +96,15 @@ func demo(ctx context.Context, w io.Writer, config lab.Config, match string, pai
 
 // scenarios returns the rows that match, and those that share a lab.
 func scenarios(match string, pairs bool) (rows []row, lanes [][]row) {
-	matching := slices.DeleteFunc(lab.Scenarios(), func(s lab.Scenario) bool { return !strings.Contains(s.String(), match) })
+	all := lab.Scenarios()
 	if pairs {
-		matching = lab.Pairwise(matching)
+		all = lab.Pairwise(all)
 	}
 	var last string
-	for _, s := range matching {
+	for _, s := range all {
+		if !strings.Contains(s.String(), match) {
+			continue
+		}
 		r := row{s, make(chan lab.Result, 1)}
 		rows = append(rows, r)
 		if kind := s.Server.Name + string(s.Data); kind != last {
