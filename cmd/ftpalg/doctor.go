@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"strings"
 
 	"github.com/spf13/cobra"
 
@@ -27,7 +28,8 @@ func newDoctor() *cobra.Command {
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			findings, err := examine(cmd.Context(), s, policyFile)
 			if err != nil {
-				findings = append(findings, doctor.Finding{Level: doctor.Wrong, Check: "policy", Found: err.Error(), Mend: "ftpalg check " + policyFile})
+				first, _, _ := strings.Cut(err.Error(), "\n")
+				findings = append(findings, doctor.Finding{Level: doctor.Wrong, Check: "policy", Found: first, Mend: "ftpalg check " + policyFile})
 			}
 			return tell(cmd.OutOrStdout(), findings, asJSON)
 		},

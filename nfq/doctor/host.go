@@ -57,12 +57,12 @@ func load(modules ...string) string {
 	return fmt.Sprintf(`modprobe -a %s && printf '%%s\n' %s >>/etc/modules-load.d/ftpalg.conf`, all, all)
 }
 
-// extensions: what the rules need of the kernel's modules. iptables loads them by itself, unless modules are blocked.
+// extensions: what the rules need of the kernel's modules. iptables loads them by itself, unless that is blocked.
 func extensions(f *Facts, r *report) {
 	if f.Backend == rules.BackendNFT {
 		return
 	}
-	var missing []string
+	var unloaded, absent []string
 	for _, p := range iptablesProbes {
 		err := f.extensions[p.module]
 		switch {
@@ -70,14 +70,18 @@ func extensions(f *Facts, r *report) {
 		case errors.Is(err, unix.EPERM) || errors.Is(err, exec.ErrNotFound): // said by other checks
 			return
 		case f.modules[p.module]:
-			r.wrong(load(p.module), "the module %s is not loaded: %v", p.module, err)
-			missing = append(missing, p.module)
+			unloaded = append(unloaded, p.module)
 		default:
-			r.wrong("apt-get install linux-image-amd64 # and boot it", "this kernel has no module %s: %v", p.module, err)
-			missing = append(missing, p.module)
+			absent = append(absent, p.module)
 		}
 	}
-	if len(missing) == 0 {
+	if len(unloaded) > 0 {
+		r.wrong(load(unloaded...), "modules are not loaded: %s (%v)", strings.Join(unloaded, ", "), f.extensions[unloaded[0]])
+	}
+	if len(absent) > 0 {
+		r.wrong("apt-get install linux-image-amd64 # and boot it", "this kernel does not have %s (%v)", strings.Join(absent, ", "), f.extensions[absent[0]])
+	}
+	if len(unloaded)+len(absent) == 0 {
 		r.ok("what the rules need of iptables (%d modules)", len(iptablesProbes))
 	}
 }
@@ -143,19 +147,19 @@ func (f *Facts) interfaces(family, setting string) func(yield func(string, strin
 // nothing checks it, and then somebody else may spend the credits of its encrypted sessions.
 func sourceChecks(f *Facts, r *report) {
 	const all = "net/ipv4/conf/all/rp_filter"
-	var open []string
+	var loose []string
 	for name, path := range f.interfaces("ipv4", "rp_filter") { // the greater of the two values counts (ip-sysctl)
-		if max(f.sysctl[path], f.sysctl[all]) != 1 {
-			open = append(open, name)
+		if f.sysctl[path] > 1 {
+			loose = append(loose, name)
 		}
 	}
-	if len(open) > 0 || f.sysctl[all] != 1 && len(open) == 0 && f.sysctl["net/ipv4/conf/default/rp_filter"] != 1 {
-		mend := set(all, 1)
-		for _, name := range open {
+	if f.sysctl[all] != 1 || len(loose) > 0 {
+		mend, where := set(all, 1), ""
+		for _, name := range loose {
 			mend += " && " + set("net/ipv4/conf/"+name+"/rp_filter", 1)
+			where += fmt.Sprintf(", and %d at %s", f.sysctl["net/ipv4/conf/"+name+"/rp_filter"], name)
 		}
-		r.note(mend+" # where no route is asymmetric", "%s is %d (%s): clients' addresses can be forged from elsewhere",
-			key(all), f.sysctl[all], strings.Join(append(open, "and each interface's own"), ", "))
+		r.note(mend+" # where no route is asymmetric", "%s is %d%s: clients' addresses can be forged from elsewhere", key(all), f.sysctl[all], where)
 		return
 	}
 	r.ok("rp_filter is 1")
@@ -208,7 +212,8 @@ func termination(f *Facts, r *report) {
 	case errors.Is(err, exec.ErrNotFound):
 		mend = "apt-get install iptables nftables iproute2"
 	}
-	complain(mend, "connections cannot be terminated: %v", f.terminateErr)
+	why, _, _ := strings.Cut(f.terminateErr.Error(), "\n")
+	complain(mend, "connections cannot be terminated: %s", why)
 }
 
 // routing: somebody else's ip rules with our mark or routing table.
