@@ -54,13 +54,13 @@ var ErrNoSubsystem = errors.New("the kernel has no nfnetlink_cthelper (CONFIG_NF
 // first, and those that serve both address families before those that serve IPv4 alone. With source NAT on the machine it
 // takes the kernel's own, for the sake of active mode in clear text.
 func DetectHelper(want string, sourceNAT bool) (Helper, error) {
-	if want == "auto" && sourceNAT && rewritesFTP() {
+	if want == "auto" && sourceNAT && RewritesFTP() {
 		if h, err := DetectHelper(kernelFTP, true); err == nil {
 			return h, nil
 		}
 	}
 	if want == kernelFTP {
-		rewritesFTP() // so that its module is there, if it is one
+		RewritesFTP() // so that its module is there, if it is one
 	}
 	nl, err := netlink.Dial(unix.NETLINK_NETFILTER, nil)
 	if err != nil {
@@ -94,8 +94,8 @@ func DetectHelper(want string, sourceNAT bool) (Helper, error) {
 	return choose(want, found, tried)
 }
 
-// rewritesFTP reports whether the kernel has nf_nat_ftp, and loads its module if it is one.
-func rewritesFTP() bool {
+// RewritesFTP reports whether the kernel has nf_nat_ftp, and loads its module if it is one.
+func RewritesFTP() bool {
 	_ = exec.Command("modprobe", "-q", "nf_nat_ftp").Run() // what counts is whether it is there
 	symbols, err := os.ReadFile("/proc/kallsyms")
 	return err == nil && (bytes.Contains(symbols, []byte(" nf_nat_ftp\n")) || bytes.Contains(symbols, []byte(" nf_nat_ftp\t")))

@@ -63,19 +63,27 @@ func lookup(num uint16) (entry Entry, found bool, err error) {
 // Owner describes who has the queue, as far as /proc tells.
 func (e Entry) Owner() string {
 	text := fmt.Sprintf("queue %d is bound by netlink port %d", e.Number, e.PortID)
+	if pid, name := e.Process(); pid != 0 {
+		return fmt.Sprintf("%s, process %d (%s)", text, pid, name)
+	}
+	return text
+}
+
+// Process gives the process that has the queue's socket open, and its name; 0 where /proc does not tell.
+func (e Entry) Process() (pid int, name string) {
 	inode := socketInode(e.PortID)
 	if inode == "" {
-		return text
+		return 0, ""
 	}
 	links, _ := filepath.Glob("/proc/[0-9]*/fd/*") // unreadable processes are left out, as they must be
 	for _, link := range links {
 		if target, err := os.Readlink(link); err == nil && target == "socket:["+inode+"]" {
-			pid := strings.Split(link, "/")[2]
-			comm, _ := os.ReadFile("/proc/" + pid + "/comm")
-			return fmt.Sprintf("%s, process %s (%s)", text, pid, bytes.TrimSpace(comm))
+			pid, _ = strconv.Atoi(strings.Split(link, "/")[2])
+			comm, _ := os.ReadFile(fmt.Sprintf("/proc/%d/comm", pid))
+			return pid, string(bytes.TrimSpace(comm))
 		}
 	}
-	return text
+	return 0, ""
 }
 
 // socketInode finds the inode of the netfilter netlink socket with the given port, or "".

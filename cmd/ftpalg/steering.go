@@ -43,9 +43,16 @@ func (s *steering) flags(f *pflag.FlagSet) {
 }
 
 func (s *steering) config(p *policy.Policy, helper string) rules.Config {
+	cfg := s.machine()
+	cfg.Helper, cfg.FailOpen, cfg.Policy = helper, p.FailOpen, p
+	return cfg
+}
+
+// machine is the part of the configuration that no policy decides.
+func (s *steering) machine() rules.Config {
 	return rules.Config{
-		Queues: [2]uint16{s.queues.first, s.queues.last}, Helper: helper, FailOpen: p.FailOpen, Mark: s.mark,
-		NoAccept: s.noAccept, Terminate: s.terminate(), Flowtable: s.flowtable, Policy: p,
+		Queues: [2]uint16{s.queues.first, s.queues.last}, Mark: s.mark, NoAccept: s.noAccept, Terminate: s.terminate(),
+		Flowtable: s.flowtable,
 	}
 }
 

@@ -1,6 +1,7 @@
 package lab
 
 import (
+	"cmp"
 	"context"
 	"crypto/rand"
 	"crypto/sha256"
@@ -13,6 +14,8 @@ import (
 	"strings"
 	"sync"
 	"time"
+
+	"ftpalg/nfq/rules"
 )
 
 const (
@@ -38,6 +41,7 @@ var (
 type Config struct {
 	ServersDir string // where scripts/setup unpacked the FTP servers
 	Binary     string // ftpalg
+	Backend    rules.Backend
 }
 
 // Stage is a lab with one FTP server and ftpalg in it, in which scenarios run one after the other.
@@ -77,9 +81,32 @@ func newStage(ctx context.Context, kind ServerKind, config Config, gateway func(
 func (s *Stage) guard(ctx context.Context) error {
 	err := s.calibrate(ctx)
 	if err == nil {
-		s.Daemon, err = s.Lab.StartDaemon(ctx, s.config.Binary, Policy())
+		err = s.acceptMarked(ctx)
+	}
+	if err == nil {
+		s.Daemon, err = s.startDaemon(ctx, Policy())
 	}
 	return err
+}
+
+// startDaemon runs ftpalg on the gateway, with the stage's back end.
+func (s *Stage) startDaemon(ctx context.Context, policy string) (*Daemon, error) {
+	return s.Lab.StartDaemon(ctx, s.config.Binary, policy, "--backend", string(cmp.Or(s.config.Backend, rules.BackendAuto)))
+}
+
+// acceptMarked has the gateway's own firewall, which drops, let by what ftpalg's table accepts: no table of nft's can accept for
+// another one. With iptables ftpalg is in the firewall's own chain.
+func (s *Stage) acceptMarked(ctx context.Context) error {
+	if s.config.Backend != rules.BackendNFT {
+		return nil
+	}
+	mark := fmt.Sprintf("%#x/%#[1]x", rules.DefaultTerminate.Own)
+	for _, tool := range []string{"iptables", "ip6tables"} {
+		if _, err := s.Lab.Run(ctx, Gateway, tool, "-w", "-A", "FORWARD", "-m", "mark", "--mark", mark, "-j", "ACCEPT"); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // openUp lets the gateway forward everything.

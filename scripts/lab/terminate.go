@@ -81,7 +81,7 @@ func (s *Stage) Restart(ctx context.Context, data DataPath, policy string) error
 		}
 	}
 	// It outlives the scenario that needs it first.
-	d, err := s.Lab.StartDaemon(context.WithoutCancel(ctx), s.config.Binary, policy)
+	d, err := s.startDaemon(context.WithoutCancel(ctx), policy)
 	if err == nil {
 		s.Daemon, s.data = d, data
 	}

@@ -23,8 +23,9 @@ func main() {
 	var config lab.Config
 	flag.StringVar(&config.Binary, "ftpalg", ".build/ftpalg", "the ftpalg to show")
 	flag.StringVar(&config.ServersDir, "servers", ".build/servers", "where the FTP servers were unpacked")
+	flag.StringVar((*string)(&config.Backend), "backend", "auto", "iptables, nft or auto: where ftpalg puts its rules")
 	match := flag.String("match", "", "only the scenarios whose name (server/client/protection/mode/family) has this in it")
-	pairs := flag.Bool("pairs", false, "only so many of them that any two properties that can meet do meet in one")
+	pairs := flag.Bool("pairs", false, "only so many of them that any two properties that can meet do meet in one, and no bridges")
 	nat := flag.Bool("nat", false, "the NAT matrix and its exposure in place of the scenarios; a cell is nat/guard/server/client/protection/mode/family")
 	churn := flag.Int("churn", 0, "in place of the scenarios, so many ends of ftpalg under live sessions, mostly by kill -9")
 	seed := flag.Uint64("seed", 1, "of the random points of -churn")
@@ -74,7 +75,10 @@ type bridge struct {
 // the rows in order; and then the same with the bridges.
 func demo(ctx context.Context, w io.Writer, config lab.Config, match string, pairs bool) (failed int, err error) {
 	rows, lanes := scenarios(match, pairs)
-	bridges := bridges(match)
+	var bridges []bridge
+	if !pairs {
+		bridges = matchingBridges(match)
+	}
 	if len(rows)+len(bridges) == 0 {
 		return 0, fmt.Errorf("no scenario and no bridge has %q in its name", match)
 	}
@@ -109,7 +113,8 @@ func scenarios(match string, pairs bool) (rows []row, lanes [][]row) {
 	return rows, lanes
 }
 
-func bridges(match string) (all []bridge) {
+// matchingBridges returns the bridges that match.
+func matchingBridges(match string) (all []bridge) {
 	for _, b := range lab.Bridges() {
 		if strings.Contains("bridge: "+b.Name, match) {
 			all = append(all, bridge{b, make(chan lab.BridgeResult, 1)})
