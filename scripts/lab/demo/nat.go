@@ -70,15 +70,14 @@ func (t *tally) median() float64 {
 
 // matrix collects results while labs run side by side.
 type matrix struct {
-	mu       sync.Mutex
-	w        io.Writer
-	rows     []natRow
-	tallies  map[natRow]map[natColumn]*tally
-	failures []string
-	reasons  []string
-	bare     map[string]bool // whether a cell passes without a filter
-	probes   int
-	counts   struct{ passed, failed, impossible, notApplicable int }
+	mu      sync.Mutex
+	w       io.Writer
+	rows    []natRow
+	tallies map[natRow]map[natColumn]*tally
+	reasons []string
+	bare    map[string]bool // whether a cell passes without a filter
+	probes  int
+	counts  struct{ passed, failed, impossible, notApplicable int }
 }
 
 // showNAT runs the NAT matrix and prints it.
