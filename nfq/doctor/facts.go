@@ -146,20 +146,20 @@ var iptablesProbes = []struct{ module, rule string }{
 	{"ipt_REJECT", "*filter\n-A FORWARD -p tcp -j REJECT --reject-with tcp-reset\nCOMMIT\n"},
 }
 
-// nftProbes are files for nft, each with one feature in it.
+// nftProbes are files for nft, each with one feature in it, and a table of its own.
 var nftProbes = map[string]string{
-	"nft_queue": `table inet probe {
+	"nft_queue": `table inet nft_queue {
 		chain c { type filter hook prerouting priority mangle
 			queue num 0
 		}
 	}`,
-	"nft_tproxy": `table inet probe {
+	"nft_tproxy": `table inet nft_tproxy {
 		chain c { type filter hook prerouting priority mangle
 			meta l4proto tcp socket transparent 1 accept
 			meta l4proto tcp tproxy ip to 127.0.0.1:1
 		}
 	}`,
-	"nf_flow_table": `table inet probe {
+	"nft_flow_offload": `table inet nft_flow_offload {
 		flowtable f { hook ingress priority 0; devices = { lo }; }
 		chain c { type filter hook forward priority 0
 			meta l4proto tcp flow add @f

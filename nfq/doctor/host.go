@@ -255,7 +255,7 @@ func features(f *Facts, r *report) {
 		{queueConntrack, "conntrack data in queue messages (NFQA_CT)", "ftpalg looks connections up instead"},
 		{"nft_queue", "queue statement in nft", "the rules have to be iptables'"},
 		{"nft_tproxy", "tproxy and socket in nft", "the rules have to be iptables'"},
-		{"nf_flow_table", "flowtables", "data connections are routed packet by packet"},
+		{"nft_flow_offload", "flowtables", "data connections are routed packet by packet"},
 	} {
 		err, tried := f.features[c.module]
 		switch {
