@@ -39,12 +39,12 @@ var carriers = []Helper{
 	{Name: "pptp", Silent: true}, // IPv4 only; reads messages that begin with the PPTP magic number
 	{Name: "sip", Silent: true},  // reads SIP requests, and looks through each segment for them
 	{Name: "irc", Silent: true},  // IPv4 only; a client that writes "DCC SEND" opens a port to itself
-	{Name: kernelFTP},            // reads clear-text FTP and keeps expectations of its own
+	{Name: KernelFTP},            // reads clear-text FTP and keeps expectations of its own
 }
 
-// kernelFTP is the kernel's helper for FTP. It is the one that has nf_nat_ftp behind it, which rewrites PORT and EPRT of clients
+// KernelFTP is the kernel's helper for FTP. It is the one that has nf_nat_ftp behind it, which rewrites PORT and EPRT of clients
 // whose addresses are translated, and may change their length.
-const kernelFTP = "ftp"
+const KernelFTP = "ftp"
 
 // ErrNoSubsystem means that the kernel does not let user space define helpers.
 var ErrNoSubsystem = errors.New("the kernel has no nfnetlink_cthelper (CONFIG_NF_CT_NETLINK_HELPER)")
@@ -55,11 +55,11 @@ var ErrNoSubsystem = errors.New("the kernel has no nfnetlink_cthelper (CONFIG_NF
 // takes the kernel's own, for the sake of active mode in clear text.
 func DetectHelper(want string, sourceNAT bool) (Helper, error) {
 	if want == "auto" && sourceNAT && RewritesFTP() {
-		if h, err := DetectHelper(kernelFTP, true); err == nil {
+		if h, err := DetectHelper(KernelFTP, true); err == nil {
 			return h, nil
 		}
 	}
-	if want == kernelFTP {
+	if want == KernelFTP {
 		RewritesFTP() // so that its module is there, if it is one
 	}
 	nl, err := netlink.Dial(unix.NETLINK_NETFILTER, nil)
@@ -92,6 +92,18 @@ func DetectHelper(want string, sourceNAT bool) (Helper, error) {
 		found = append(found, h)
 	}
 	return choose(want, found, tried)
+}
+
+// SilentBeside gives the helper for connections that ftpalg terminates where helper, which inspected ones carry, reads clear
+// text; or nothing, where it does not or the kernel has no other.
+func SilentBeside(helper string) string {
+	if helper != KernelFTP {
+		return ""
+	}
+	if h, err := DetectHelper("auto", false); err == nil && h.Silent {
+		return h.Name
+	}
+	return ""
 }
 
 // RewritesFTP reports whether the kernel has nf_nat_ftp, and loads its module if it is one.

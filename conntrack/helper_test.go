@@ -54,7 +54,7 @@ func TestDetectHelper(t *testing.T) {
 	}
 	var translating Helper
 	l.gateway.do(t, func() error { translating, err = DetectHelper("auto", true); return nil })
-	if want := (Helper{Name: kernelFTP, IPv6: true}); err != nil || RewritesFTP() && translating != want {
+	if want := (Helper{Name: KernelFTP, IPv6: true}); err != nil || RewritesFTP() && translating != want {
 		t.Errorf("auto under source NAT: got %+v, %v, want %+v", translating, err, want)
 	}
 	if _, err := detect(OwnHelper); own != (err == nil) || !own && !strings.Contains(err.Error(), "CONFIG_NF_CT_NETLINK_HELPER") {

@@ -50,15 +50,12 @@ func (in *Inspector) begin(sh *shard, now time.Time, k Key, entry conntrack.Entr
 	sh.sessions[k] = s
 	in.startSession(sh, s, d, now)
 	if translated {
-		s.control.Translated(entry.Reply.Src.Addr(), entry.Reply.Dst.Addr(), entry.Helper == kernelFTP)
+		s.control.Translated(entry.Reply.Src.Addr(), entry.Reply.Dst.Addr(), entry.Helper == conntrack.KernelFTP)
 		s.view = Key{Client: entry.Reply.Dst, Server: entry.Reply.Src}
 		in.views.add(s.view, k)
 	}
 	return s, alg.NoReason
 }
-
-// kernelFTP is the kernel's own helper, which rewrites what is announced in clear text under NAT (nf_nat_ftp).
-const kernelFTP = "ftp"
 
 // startSession gives a session its engine, and tells of it.
 func (in *Inspector) startSession(sh *shard, s *session, d policy.Decision, now time.Time) {

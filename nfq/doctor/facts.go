@@ -85,7 +85,7 @@ func Read(ctx context.Context, s Subject) *Facts {
 	f.ufw, f.ufwSysctl = readUFW()
 	f.devices = readDevices(ctx, f.servers())
 	if s.Config.Policy != nil {
-		f.Config.Helper = f.helper.Name
+		f.Config.Helper, f.Config.Silent = f.helper.Name, conntrack.SilentBeside(f.helper.Name)
 		f.vacantErr = rules.Vacant(ctx, rules.IPTables(f.Config))
 		f.missing, f.missingErr = rules.Present(ctx, s.Backend.Rules(f.Config))
 	}

@@ -142,7 +142,9 @@ func (n *nft) allSets() {
 		if b.v6 {
 			address = "ipv6_addr"
 		}
-		n.table.helpers = append(n.table.helpers, fmt.Sprintf("ct helper %s { type \"%s\" protocol tcp; l3proto %s; }", b.helper(), n.cfg.Helper, b.ip()))
+		for _, helper := range b.helpers() {
+			n.table.helpers = append(n.table.helpers, fmt.Sprintf("ct helper %s { type \"%s\" protocol tcp; l3proto %s; }", b.object(helper), helper, b.ip()))
+		}
 		add := func(kind, name, types string, elements []string) {
 			if len(elements) > 0 {
 				n.table.sets = append(n.table.sets, set{kind, name + b.digit(), address + types, elements})
@@ -164,8 +166,25 @@ func (n *nft) allSets() {
 	}
 }
 
-// helper names the object that stands for the helper.
-func (b *builder) helper() string { return "helper" + b.digit() }
+// helpers are those of both families.
+func (n *nft) helpers() (all []string) {
+	for _, b := range n.builders {
+		for _, helper := range b.helpers() {
+			if !slices.Contains(all, helper) {
+				all = append(all, helper)
+			}
+		}
+	}
+	return all
+}
+
+// object names what stands for a helper.
+func (b *builder) object(helper string) string {
+	if helper == b.cfg.Helper {
+		return "helper" + b.digit()
+	}
+	return "silent" + b.digit()
+}
 
 // each puts together what f gives for every server.
 func (b *builder) each(f func(server) []string) (all []string) {
@@ -337,8 +356,17 @@ func (n *nft) raw() {
 func (n *nft) mangle() {
 	c := Chain{Name: "mangle_prerouting", Hook: mangleHook}
 	for _, b := range n.builders {
-		c.add("A control connection gets its helper with its first packet: without one it can have no expectation.",
-			"%s daddr . tcp dport @control%s ct helper set \"%s\"", b.ip(), b.digit(), b.helper())
+		why := "A control connection gets its helper with its first packet: without one it can have no expectation. (The first counts.)"
+		if len(b.helpers()) > 1 {
+			for _, s := range b.servers {
+				for _, h := range b.carriers(s) {
+					c.add(why, "%s%s daddr . tcp dport { %s } ct helper set \"%s\"",
+						b.from([]netip.Prefix{h.client}), b.ip(), strings.Join(s.endPoints(), ", "), b.object(h.helper))
+				}
+			}
+			continue
+		}
+		c.add(why, "%s daddr . tcp dport @control%s ct helper set \"%s\"", b.ip(), b.digit(), b.object(b.cfg.Helper))
 	}
 	for _, b := range n.builders {
 		if n.has("terminated" + b.digit()) {
@@ -451,8 +479,10 @@ func (n *nft) filter() {
 	main.add("A session that ftpalg ends: the packet left the queue with this mark.",
 		"meta mark & %#x == %#x meta l4proto tcp %s", n.cfg.Mark, n.cfg.Mark, nftReset)
 	if !n.cfg.NoAccept {
-		main.add("Data connections: conntrack knows them as the children of a control connection with our helper.",
-			"meta l4proto tcp ct state established,related ct helper \"%s\" goto %s", n.cfg.Helper, dataChain)
+		for _, helper := range n.helpers() {
+			main.add("Data connections: conntrack knows them as the children of a control connection with our helper.",
+				"meta l4proto tcp ct state established,related ct helper \"%s\" goto %s", helper, dataChain)
+		}
 		if len(n.table.devices) > 0 {
 			data.add("Data connections that stand go from interface to interface past all rules (and what they no longer pass cannot count or log them).",
 				"ct state established flow add @%s", flowtable)

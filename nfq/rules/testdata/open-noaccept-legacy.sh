@@ -7,7 +7,7 @@ iptables-legacy-restore -w 5 --noflush <<'EOF'
 :FTPALG-RAW - [0:0]
 # What a server says must come from where the server is: a client could forge the reply that opens a port.
 -A FTPALG-RAW -s 198.51.100.2/32 -p tcp -m multiport --sports 21,990 -m rpfilter --invert -j DROP
-# A control connection gets its helper when conntrack creates it: without one it can have no expectation.
+# A control connection gets its helper when conntrack creates it: without one it can have no expectation. (The first counts.)
 -A FTPALG-RAW -d 198.51.100.2/32 -p tcp -m multiport --dports 21,990 -j CT --helper sane
 -A FTPALG-RAW -s 203.0.113.0/28 -p tcp -m multiport --sports 21,2121 -m rpfilter --invert -j DROP
 -A FTPALG-RAW -d 203.0.113.0/28 -p tcp -m multiport --dports 21,2121 -j CT --helper sane
@@ -60,7 +60,7 @@ ip6tables-legacy-restore -w 5 --noflush <<'EOF'
 :FTPALG-RAW - [0:0]
 # What a server says must come from where the server is: a client could forge the reply that opens a port.
 -A FTPALG-RAW -s 2001:db8:2::2/128 -p tcp -m multiport --sports 21,990 -m rpfilter --invert -j DROP
-# A control connection gets its helper when conntrack creates it: without one it can have no expectation.
+# A control connection gets its helper when conntrack creates it: without one it can have no expectation. (The first counts.)
 -A FTPALG-RAW -d 2001:db8:2::2/128 -p tcp -m multiport --dports 21,990 -j CT --helper sane
 # A data connection under TLS announces itself by its SYN to the passive range. Who is not owed one goes on unhelped.
 -A FTPALG-RAW -d 2001:db8:2::2/128 -p tcp --dport 50000:50100 --syn -j NFQUEUE --queue-num 5 --queue-bypass
