@@ -2,6 +2,7 @@ package alg
 
 import (
 	"bytes"
+	"errors"
 	"net/netip"
 
 	"ftpalg/alg/ftp"
@@ -171,7 +172,10 @@ func (c *Control) active(cmd ftp.Command, line ftp.Line, fx []Effect) (kind, Rea
 		return other, AfterEPSVAll, fx
 	}
 	to, err := parse(cmd.Arg)
-	if err != nil {
+	switch {
+	case errors.Is(err, ftp.ErrProtocol), err == nil && mode == policy.EPRT && to.Addr().Is4() != c.client.Addr().Is4():
+		return other, OtherProtocol, fx
+	case err != nil:
 		return other, BadHostPort, fx
 	}
 	// An address that the server must not obey cannot be overlooked here. Before NAT a client may know its public one.

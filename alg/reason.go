@@ -13,6 +13,7 @@ const (
 	ForeignAddress    // an announced address is not the peer's own (FTP bounce, RFC 2577)
 	PrivilegedPort    // an announced port is below 1024
 	BadHostPort       // PORT, EPRT, 227 or 229 that cannot be read one way only
+	OtherProtocol     // EPRT of another network protocol than the control connection's (RFC 2428 section 2)
 	ModeDenied        // a data mode that the policy does not allow, or that cannot be followed (LPRT, LPSV, SPSV)
 	AfterEPSVAll      // a data command other than EPSV after EPSV ALL (RFC 2428 section 4)
 	CommandDenied     // the policy's command lists
@@ -97,6 +98,7 @@ var reasonNames = [reasonCount]string{
 	ForeignAddress:     "foreign-address",
 	PrivilegedPort:     "privileged-port",
 	BadHostPort:        "bad-host-port",
+	OtherProtocol:      "other-protocol",
 	ModeDenied:         "mode-denied",
 	AfterEPSVAll:       "after-epsv-all",
 	CommandDenied:      "command-denied",

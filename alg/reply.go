@@ -1,6 +1,9 @@
 package alg
 
-import "strconv"
+import (
+	"fmt"
+	"strconv"
+)
 
 // replyCodes are what a front end that answers clients itself says for each reason to deny a client's line or to end its
 // session. RFC 2228 section 3 wants a code that is documented for the command, or one that begins with the same digit.
@@ -16,6 +19,8 @@ var replyCodes = [reasonCount]int{
 	ModeDenied:    502,
 	// The same: 503 is a bad sequence of commands. RFC 2428 section 4 has data commands behind EPSV ALL rejected.
 	AfterEPSVAll: 503,
+	// RFC 2428 section 2, with the protocols that will do: see Refusal.
+	OtherProtocol: 522,
 	// RFC 2577 section 3 suggests 504 for PORT with a port that must not be.
 	ForeignAddress: 504,
 	PrivilegedPort: 504,
@@ -72,4 +77,17 @@ func (r Reason) Reply() string {
 		return ""
 	}
 	return strconv.Itoa(replyCodes[r]) + refused + r.String()
+}
+
+// Refusal is Reason.Reply where what is said depends on the connection: RFC 2428 section 2 has the reply to an EPRT of another
+// network protocol tell which will do.
+func (c *Control) Refusal(r Reason) string {
+	if r != OtherProtocol {
+		return r.Reply()
+	}
+	protocol := 1
+	if c.client.Addr().Is6() {
+		protocol = 2
+	}
+	return fmt.Sprintf("%d Network protocol not supported, use (%d)", replyCodes[r], protocol)
 }

@@ -11,6 +11,9 @@ import (
 // ErrHostPort is wrapped by every refusal of a host-port form.
 var ErrHostPort = errors.New("bad host-port")
 
+// ErrProtocol is wrapped by the refusal of a network protocol that is neither IPv4 nor IPv6. It is an ErrHostPort.
+var ErrProtocol = fmt.Errorf("%w: network protocol", ErrHostPort)
+
 func badHostPort(format string, args ...any) error {
 	return fmt.Errorf("%w: %s", ErrHostPort, fmt.Sprintf(format, args...))
 }
@@ -135,16 +138,16 @@ func ParseEPRT(arg []byte) (netip.AddrPort, error) {
 	if err != nil {
 		return netip.AddrPort{}, err
 	}
+	family := string(fields[0])
+	if family != "1" && family != "2" {
+		return netip.AddrPort{}, fmt.Errorf("%w %q is neither 1 nor 2", ErrProtocol, fields[0])
+	}
 	addr, err := netip.ParseAddr(string(fields[1]))
 	if err != nil || addr.Zone() != "" {
 		return netip.AddrPort{}, badHostPort("%q is not an address", fields[1])
 	}
-	switch family := string(fields[0]); {
-	case family == "1" && addr.Is4(), family == "2" && addr.Is6():
-	case family == "1", family == "2":
+	if addr.Is4() != (family == "1") {
 		return netip.AddrPort{}, badHostPort("address %s is not of family %s", addr, family)
-	default:
-		return netip.AddrPort{}, badHostPort("family %q is neither 1 nor 2", fields[0])
 	}
 	port, err := portNumber(fields[2])
 	if err != nil {

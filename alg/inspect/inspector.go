@@ -159,14 +159,14 @@ func (in *Inspector) packet(now time.Time, p Packet, seg *nfq.Segment) (translat
 			in.rescue(s, now, p, mistake)
 		}
 	}()
-	src := seg.Src
+	ends := Key{seg.Src, seg.Dst}
 	s, from, why := in.find(sh, now, p, seg)
 	if s != nil && in.replaced(s, &s.streams[from], seg) {
 		in.forget(sh, s, now, alg.ConnectionClosed)
 		s, from, why = in.find(sh, now, p, seg)
 	}
 	switch {
-	case seg.Src != src:
+	case ends != Key{seg.Src, seg.Dst}:
 		return true
 	case s != nil && s.refused:
 		s.lastSeen = now

@@ -210,3 +210,19 @@ func TestNATElsewhere(t *testing.T) {
 	w.say(alg.Client, []byte("USER anna\r\n"))
 	w.expect(t, "deny policy-denied")
 }
+
+// TestNATOfClientsAlone: where only the client's address is translated the server's first words are read as well.
+func TestNATOfClientsAlone(t *testing.T) {
+	w, ct := underNAT(t, "sane")
+	w.key.Server = w.view.Server
+	ct.entries[0].Orig = w.key.tuple()
+	w.say(alg.Server, []byte("220 ready\r\n"))
+	if sessions := w.in.Sessions(); len(sessions) != 1 || sessions[0].Client != w.key.Client || sessions[0].Server != w.key.Server {
+		t.Fatalf("sessions %+v", sessions)
+	}
+	w.say(alg.Client, []byte("PASV\r\n"))
+	w.say(alg.Server, []byte("227 Entering Passive Mode (198,51,100,2,195,80).\r\n"))
+	if open := ct.Open(); len(open) != 1 || open[0].To != open[0].Real || open[0].Real.String() != "198.51.100.2:50000" {
+		t.Errorf("expectations %+v", open)
+	}
+}

@@ -137,7 +137,7 @@ func (d *dialogue) clientLine(now time.Time, l line) {
 	wire := clean(l)
 	if why := d.feed(now, alg.Client, wire); why != alg.NoReason {
 		// The engine waits for a reply to the denied command: it is ours.
-		answer := []byte(why.Reply() + "\r\n")
+		answer := []byte(d.control.Refusal(why) + "\r\n")
 		d.feed(now, alg.Server, answer)
 		d.out.send(alg.Client, answer)
 		return

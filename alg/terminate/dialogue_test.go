@@ -247,6 +247,11 @@ var scripts = []struct {
 		S: 150 here => C< 150 here
 		S: 226-so far
 		S: 226 done => C< 552 too large`},
+	{name: "EPRT of another protocol", script: `
+		S: 220 hello => C< 220 hello
+		C: EPRT |2|2001:db8::2|50000| => deny other-protocol, C< 522 Network protocol not supported, use (1)
+		C: EPRT |3|192.0.2.2|50000| => deny other-protocol, C< 522 Network protocol not supported, use (1)
+		C: EPRT |1|192.0.2.3|50000| => deny foreign-address, C< REPLY foreign-address`},
 	{name: "login failures", script: `
 		S: 220 hello => C< 220 hello
 		C: USER a => S< USER a

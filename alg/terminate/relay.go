@@ -59,12 +59,19 @@ func (s *session) relays() bool {
 		client == alg.TLS && (s.target.Upstream.SessionReuse || !s.tickets.alike || s.gateway.insists(s.server.Addr()))
 }
 
+// maxRelays bounds the data connections that a session leaves behind when their transfers are over: a client may have the
+// next one while the last is not read to its end, and a few were given up.
+const maxRelays = 8
+
 // open promises a data connection, and gives where it is to come. It stands when the reason is NoReason (design rule 2).
 func (s *session) open(p alg.Pinhole) (at netip.AddrPort, why alg.Reason) {
 	relayed := s.relays()
 	client, server := s.dialogue.side[alg.Client].data, s.dialogue.side[alg.Server].data
 	if !relayed && client != server {
 		return at, alg.ProtectionDiffers
+	}
+	if relayed && s.relaying.Load() >= maxRelays {
+		return at, alg.PinholeLimit
 	}
 	if err := s.markMaster(relayed); err != nil {
 		s.report(audit.Event{Kind: audit.EventAudit, Reason: alg.ExpectationFailed, Err: err})
@@ -215,7 +222,10 @@ func (s *session) finish(code int) string {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	if n.broken && code < 300 && n.instead == "" {
-		return alg.DataFailed.Reply()
+		n.instead = alg.DataFailed.Reply()
+	}
+	if code < 300 || n.instead != "" {
+		s.abandonPromise() // what became of it is no later transfer's
 	}
 	if !n.relayed && n.started && n.levels[alg.Server] == alg.TLS && (code == 522 || code == 425) && s.rule.Data == policy.DataAuto {
 		s.gateway.insist(s.server.Addr())
@@ -372,6 +382,8 @@ func (g *Gateway) data(ctx context.Context, c *net.TCPConn, d door) {
 		reset(c)
 		return
 	}
+	n.session.relaying.Add(1)
+	defer n.session.relaying.Add(-1)
 	n.used()
 	g.noteRelayed(n.session.hosts())
 	defer g.noteRelayed(n.session.hosts())

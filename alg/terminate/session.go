@@ -9,6 +9,7 @@ import (
 	"net"
 	"net/netip"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"ftpalg/alg"
@@ -47,6 +48,8 @@ type session struct {
 	tickets tickets
 	promise *promise // of the data connection at hand
 	marked  bool     // data connections come here
+
+	relaying atomic.Int32 // data connections that are here
 
 	infoMu sync.Mutex
 	info   audit.SessionInfo

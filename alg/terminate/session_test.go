@@ -133,6 +133,7 @@ type world struct {
 	front   net.Listener
 	back    net.Listener
 	events  chan audit.Event
+	ctx     context.Context // the gateway's
 }
 
 const worldPolicy = `
@@ -172,6 +173,7 @@ func newWorld(t *testing.T, implicit bool, change func(*policy.Policy)) *world {
 		Report: func(e audit.Event) { w.events <- e },
 	})
 	ctx, cancel := context.WithCancel(context.Background())
+	w.ctx = ctx
 	served := make(chan error, 1)
 	go func() {
 		err := w.gateway.Accept(ctx, front.(*net.TCPListener))
@@ -541,4 +543,65 @@ func TestExpireBesideHandshake(t *testing.T) {
 	}
 	w.client.c.Close()
 	<-expired
+}
+
+// retrieve has the server announce a listener, a transfer asked for, and the client connect as it would. It gives the function
+// that hands the connection to the gateway, as TPROXY would.
+func (w *world) retrieve(server *end, l net.Listener) (hand func()) {
+	w.t.Helper()
+	w.client.say("EPSV")
+	server.hear("EPSV")
+	server.say(fmt.Sprintf("229 here (|||%d|)", portOf(l)))
+	w.client.hear("229 ")
+	w.client.say("RETR a")
+	server.hear("RETR a")
+	dial(w.t, l)
+	near, err := l.Accept()
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	c := near.(*net.TCPConn)
+	client, to := endpoints(c)
+	return func() { w.gateway.data(w.ctx, c, door{client.Addr(), to}) }
+}
+
+// A client that leaves one data connection after another behind, each without an end, cannot have ever more of them.
+func TestRelaysAreBounded(t *testing.T) {
+	w := newWorld(t, false, func(p *policy.Policy) { p.Rules[0].Data = policy.DataRelay })
+	server := w.accept()
+	server.say("220 ready")
+	w.client.hear("220 ")
+	for range maxRelays {
+		l := listen(t)
+		w.gateway.running.Go(w.retrieve(server, l))
+		far, err := l.Accept() // the other half, which the gateway makes
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer far.Close()
+		server.say("426 cut")
+		w.client.hear("426 ")
+	}
+	w.client.say("EPSV")
+	server.hear("EPSV")
+	server.say("229 here (|||50000|)")
+	w.client.hear("425 ")
+}
+
+// The reply that stands in the place of one transfer's is not that of the next, which has no data connection of its own.
+func TestReplyOfOneTransfer(t *testing.T) {
+	w := newWorld(t, false, func(p *policy.Policy) { p.Rules[0].Data = policy.DataRelay })
+	server := w.accept()
+	server.say("220 ready")
+	w.client.hear("220 ")
+	l := listen(t)
+	hand := w.retrieve(server, l)
+	l.Close() // the other half cannot be made
+	hand()
+	server.say("226 done")
+	w.client.hear("426 ")
+	w.client.say("RETR b")
+	server.hear("RETR b")
+	server.say("226 nothing to send")
+	w.client.hear("226 ")
 }

@@ -210,7 +210,7 @@ func (d *daemon) handOver(l *link) error {
 	if _, err := l.expect(sayRunning); err != nil {
 		return fmt.Errorf("hand over: %w", err)
 	}
-	d.steers = false
+	d.hasRules = false
 	d.manager.say(fmt.Sprintf("MAINPID=%d", l.process.Pid))
 	return l.send(sayMain, nil)
 }

@@ -101,7 +101,7 @@ type daemon struct {
 
 	manager     *notifier
 	predecessor *link // to the daemon that we take over from, or nil
-	steers      bool  // the rules that stand are ours: not before, nor after a handover
+	hasRules    bool  // to be removed: they are in force, or half so, and no successor has them
 }
 
 // number gives the next session's number.
@@ -241,12 +241,10 @@ func (d *daemon) open(ctx context.Context, tasks *errgroup.Group) error {
 		return err
 	}
 	if !d.noRules {
-		var why string
-		if d.backend, why, err = d.steering.choose(ctx, d.steering.config(d.policy, d.helper.Name)); err != nil {
+		if err := d.chooseBackend(ctx); err != nil {
 			return err
 		}
-		d.log.Info("rules", "backend", string(d.backend), "why", why)
-		d.steers = true
+		d.hasRules = true
 		if err := d.installRules(ctx); err != nil {
 			return err
 		}
@@ -304,13 +302,30 @@ func (d *daemon) openQueue(ctx context.Context, num uint16) (*nfq.Queue, error) 
 	return q, err
 }
 
+// chooseBackend settles the language of the rules, and warns of a firewall that will not heed them.
+func (d *daemon) chooseBackend(ctx context.Context) error {
+	config := d.steering.config(d.policy, d.helper.Name)
+	backend, why, err := d.steering.choose(ctx, config)
+	if err != nil {
+		return err
+	}
+	d.backend = backend
+	d.log.Info("rules", "backend", string(d.backend), "why", why)
+	if table, ok := d.backend.Rules(config).(rules.NFTable); ok {
+		for _, o := range table.Obstacles(ctx) {
+			d.log.Warn("rules", "warning", o.String(), "mend", o.Mend)
+		}
+	}
+	return nil
+}
+
 func (d *daemon) installRules(ctx context.Context) error {
 	return rules.Install(ctx, d.backend.Rules(d.steering.config(d.policy, d.helper.Name)))
 }
 
 // removeRules runs when everything else is over, so not in that context.
 func (d *daemon) removeRules() {
-	if !d.steers {
+	if !d.hasRules {
 		return
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)

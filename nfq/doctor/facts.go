@@ -34,6 +34,7 @@ type Facts struct {
 	helper          conntrack.Helper
 	helperErr       error
 	rewrites        bool                    // the kernel has nf_nat_ftp
+	bridges         []string                // interfaces
 	terminateErr    error                   // what rules.TryTerminate says
 	vacantErr       error                   // what rules.Vacant says
 	extensions      map[string]error        // why a module of iptables cannot be used; nil where it can
@@ -74,6 +75,10 @@ func Read(ctx context.Context, s Subject) *Facts {
 	f.rewrites = conntrack.RewritesFTP()
 	f.sysctl = readSysctl() // after the helper: it brings conntrack's settings
 	f.queues, f.queuesErr = readQueues()
+	bridges, _ := output(ctx, "", "ip", "-br", "link", "show", "type", "bridge")
+	for line := range strings.Lines(bridges) {
+		f.bridges = append(f.bridges, strings.Fields(line)[0])
+	}
 	f.terminateErr = rules.TryTerminate(ctx, s.Backend)
 	f.tryOut(ctx)
 	f.tables, f.tablesErr = readTables(ctx, f.programs)
@@ -105,7 +110,7 @@ func readSysctl() map[string]int {
 	values := map[string]int{}
 	for _, pattern := range []string{
 		"net/ipv4/ip_forward", "net/ipv4/conf/*/forwarding", "net/ipv6/conf/*/forwarding", "net/ipv4/conf/*/rp_filter",
-		"net/ipv4/conf/*/src_valid_mark", "net/ipv4/conf/*/route_localnet", "net/netfilter/nf_conntrack_*",
+		"net/ipv4/conf/*/src_valid_mark", "net/bridge/bridge-nf-call-ip*tables", "net/ipv4/conf/*/route_localnet", "net/netfilter/nf_conntrack_*",
 	} {
 		paths, _ := filepath.Glob("/proc/sys/" + pattern)
 		for _, path := range paths {

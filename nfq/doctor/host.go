@@ -182,6 +182,19 @@ func sourceMarks(f *Facts, r *report) {
 	}
 }
 
+// bridges: where a bridge has its packets pass iptables as well, the socket that TPROXY finds there is lost on the way to the
+// routing, and the connection is refused.
+func bridges(f *Facts, r *report) {
+	if !f.terminates() || len(f.bridges) == 0 {
+		return
+	}
+	for _, path := range []string{"net/bridge/bridge-nf-call-iptables", "net/bridge/bridge-nf-call-ip6tables"} {
+		if f.sysctl[path] != 0 {
+			r.note(set(path, 0), "%s is %d: connections that come in over a bridge (%s) cannot be terminated", key(path), f.sysctl[path], strings.Join(f.bridges, ", "))
+		}
+	}
+}
+
 // localnet: connections reach ftpalg's listener on 127.0.0.1 through TPROXY, which needs no route_localnet; with it, so
 // could packets that are addressed to 127.0.0.1 on a wire.
 func localnet(f *Facts, r *report) {

@@ -165,6 +165,8 @@ func TestTerminateNeeds(t *testing.T) {
 	s := newTerminating(t)
 	s.sh("sysctl -qw net.ipv4.conf.client.src_valid_mark=1")
 	s.mended(Wrong, "source-marks", "client.src_valid_mark is 1")
+	s.sh("ip link add br0 type bridge && sysctl -qw net.bridge.bridge-nf-call-iptables=1 net.bridge.bridge-nf-call-ip6tables=0")
+	s.mended(Note, "bridges", "bridge-nf-call-iptables is 1")
 	s.sh("ip rule add pref 99 fwmark 0x10000000/0x10000000 lookup 99")
 	s.subject.Config.Terminate = rules.DefaultTerminate
 	s.want(Wrong, "routing", "'pref 99")

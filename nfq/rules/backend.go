@@ -57,7 +57,7 @@ func Installed(ctx context.Context) (Backend, bool) {
 		return BackendNFT, true
 	}
 	for _, f := range []Family{{V6: false}, {V6: true}} {
-		if out, err := command(ctx, "", Default.command(f.tool(), "save")); err == nil && ours(out) {
+		if out, err := Default.save(ctx, f); err == nil && ours(out) {
 			return BackendIPTables, true
 		}
 	}
@@ -94,7 +94,7 @@ func Choose(ctx context.Context, cfg Config) (b Backend, why string) {
 // iptablesFirewall says how iptables filters what is forwarded, but for our own chains; or nothing if it does not.
 func iptablesFirewall(ctx context.Context) (string, error) {
 	for _, f := range []Family{{V6: false}, {V6: true}} {
-		out, err := command(ctx, "", Default.command(f.tool(), "save"))
+		out, err := Default.save(ctx, f)
 		if err != nil {
 			return "", err
 		}
@@ -139,10 +139,14 @@ func forwardChains(ctx context.Context) (tables []string) {
 	return tables
 }
 
-// Obstacle is a firewall of this machine's that does not know the mark of what our nft table accepts.
+// Obstacle is a firewall of this machine's that may drop what our nft table accepts, because it does not know our mark.
 type Obstacle struct{ Name, Mend string }
 
-// Obstacles lists them, as far as they judge what is forwarded.
+func (o Obstacle) String() string {
+	return o.Name + " does not know the mark of what ftpalg's table accepts, and what it drops stays dropped"
+}
+
+// Obstacles lists those that judge what is forwarded.
 func (t NFTable) Obstacles(ctx context.Context) (list []Obstacle) {
 	if t.accept == "" {
 		return nil
@@ -150,7 +154,7 @@ func (t NFTable) Obstacles(ctx context.Context) (list []Obstacle) {
 	_, mark, _ := strings.Cut(t.accept, "& ")
 	mark, _, _ = strings.Cut(mark, " ")
 	for _, f := range t.families {
-		out, err := command(ctx, "", Default.command(f.tool(), "save"))
+		out, err := Default.save(ctx, f)
 		if what := filtersForward(out); err == nil && what != "" && !strings.Contains(out, "/"+mark) {
 			list = append(list, Obstacle{f.tool() + " (" + what + ")", f.tool() + " -I FORWARD -m mark ! --mark 0/" + mark + " -j ACCEPT, or --backend iptables"})
 		}
@@ -159,7 +163,7 @@ func (t NFTable) Obstacles(ctx context.Context) (list []Obstacle) {
 		words := append([]string{"list"}, strings.Fields(table)...)
 		out, err := command(ctx, "", "nft", words...)
 		switch {
-		case err != nil || strings.Contains(out, mark):
+		case err != nil || strings.Contains(out, mark) || !strings.Contains(out, "drop") && !strings.Contains(out, "reject"):
 		case strings.HasSuffix(table, " firewalld"):
 			list = append(list, Obstacle{table, "let firewalld accept new connections to the control ports: firewall-cmd --permanent --policy NAME --add-port 21/tcp (RELATED ones it accepts by itself)"})
 		default:

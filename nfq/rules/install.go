@@ -54,10 +54,10 @@ func (r Ruleset) removeOthers(ctx context.Context) error { return removeTable(ct
 // Remove does what the function of that name does, with a certain variant of iptables.
 func (v Variant) Remove(ctx context.Context) error { return Install(ctx, Ruleset{Variant: v}) }
 
-// removeChains takes our chains away, where there are any: asking for a table by its name may make it.
+// removeChains takes our chains away, if there are any.
 func (v Variant) removeChains(ctx context.Context) error {
 	for _, f := range families(Ruleset{}) {
-		out, err := command(ctx, "", v.command(f.tool(), "save"))
+		out, err := v.save(ctx, f)
 		if errors.Is(err, exec.ErrNotFound) {
 			return nil
 		}
@@ -71,6 +71,14 @@ func (v Variant) removeChains(ctx context.Context) error {
 		}
 	}
 	return nil
+}
+
+// save gives all tables that are there. Unlike asking for one, that makes none.
+func (v Variant) save(ctx context.Context, f Family) (string, error) {
+	if f.V6 && !hasIPv6() {
+		return "", nil
+	}
+	return command(ctx, "", v.command(f.tool(), "save"))
 }
 
 // ours reports whether the output of iptables-save has chains of ours.

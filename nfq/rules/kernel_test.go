@@ -25,7 +25,8 @@ import (
 
 func TestMain(m *testing.M) { lab.Main(m) }
 
-const patience = 5 * time.Second
+// patience bounds every wait for what must happen. It is long because an emulated machine is slow.
+const patience = 20 * time.Second
 
 var noise = regexp.MustCompile(`(?m)^#.*\n|\[\d+:\d+\]`)
 
@@ -672,6 +673,91 @@ func TestFailAndRefuse(t *testing.T) {
 	})
 }
 
+// translate has the operator lead a public address with two control ports to the lab's server, and hide clients from it.
+func translate(t *testing.T) {
+	t.Helper()
+	if underTest == BackendNFT {
+		loadNFT(t, `table ip theirnat {
+	chain in {
+		type nat hook prerouting priority dstnat;
+		ip daddr 203.0.113.1 tcp dport 2121 dnat to 198.51.100.2:21
+		ip daddr 203.0.113.3 tcp dport 9990 dnat to 198.51.100.2:990
+	}
+	chain out {
+		type nat hook postrouting priority srcnat;
+		oifname "server" masquerade
+	}
+}
+`)
+		t.Cleanup(func() { lab.Run(t, "nft delete table ip theirnat") })
+		return
+	}
+	for _, rule := range []string{
+		"PREROUTING -d 203.0.113.1 -p tcp --dport 2121 -j DNAT --to-destination 198.51.100.2:21",
+		"PREROUTING -d 203.0.113.3 -p tcp --dport 9990 -j DNAT --to-destination 198.51.100.2:990",
+		"POSTROUTING -o server -j MASQUERADE",
+	} {
+		lab.Run(t, "iptables -w -t nat -A "+rule)
+		t.Cleanup(func() { lab.Run(t, "iptables -w -t nat -D "+rule) })
+	}
+}
+
+// TestPublicAddress: behind DNAT and masquerade, with another port outside than inside, control connections are read and
+// data connections get their pinholes; and what is terminated does not get to DNAT.
+func TestPublicAddress(t *testing.T) {
+	install(t, func(c *Config) { *c = public(t) })
+	translate(t)
+	ct, err := conntrack.Dial()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer ct.Close()
+	h := casts["IPv4"]
+	server := listen(t, "server", port(h.server, 21))
+	outside := netip.MustParseAddr("203.0.113.1")
+	var q *nfq.Queue
+	var master conntrack.Tuple
+	var read atomic.Int32
+	ready := make(chan struct{})
+	decoder := nfq.NewDecoder()
+	q, err = nfq.Open(t.Context(), 21, nfq.Options{}, func(p *nfq.Packet) {
+		<-ready
+		var seg nfq.Segment
+		if err := decoder.Decode(p.Data, &seg); err != nil {
+			t.Error(err)
+		}
+		read.Add(1)
+		if seg.Dst == netip.AddrPortFrom(outside, 50007) {
+			if err := ct.Expect(conntrack.Expectation{Master: master, From: seg.Src, To: seg.Dst, Timeout: time.Minute,
+				Real: netip.AddrPortFrom(h.server, 50007)}); err != nil {
+				t.Error(err)
+			}
+		}
+		_ = q.Verdict(p.ID, nfq.Verdict{Accept: true})
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer q.Close()
+	near := reach(t, "client", h.client, port(outside, 2121)) // the queue waits: its SYN has no payload
+	master = conntrack.Tuple{Src: addrPort(near.LocalAddr()), Dst: netip.AddrPortFrom(outside, 2121)}
+	close(ready)
+	far := accept(t, server)
+	if from := addrPort(far.RemoteAddr()).Addr().String(); from != "198.51.100.1" {
+		t.Errorf("the server sees %s, want the gateway", from)
+	}
+	talk(t, near, far)
+	if read.Load() < 2 {
+		t.Errorf("%d packets of the control connection in the queue", read.Load())
+	}
+	passive := listen(t, "server", port(h.server, 50007))
+	talk(t, reach(t, "client", h.client, port(outside, 50007)), accept(t, passive))
+
+	p := newProxy(t, h)
+	near = reach(t, "client", h.client, "203.0.113.3:9990")
+	talk(t, near, p.accept(t, near.LocalAddr().String(), "203.0.113.3:9990"))
+}
+
 // TestInstallUnderTraffic: a control connection goes on while the rules are replaced under it.
 func TestInstallUnderTraffic(t *testing.T) {
 	install(t, nil)
@@ -687,7 +773,7 @@ func TestInstallUnderTraffic(t *testing.T) {
 	installed := make(chan error)
 	go func() {
 		var err error
-		for range 20 {
+		for range 8 {
 			cfg := config(t)
 			cfg.Queues, cfg.Helper = [2]uint16{21, 21}, "ftp"
 			if err = Install(t.Context(), underTest.Rules(cfg)); err != nil {

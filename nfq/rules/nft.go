@@ -148,17 +148,17 @@ func (n *nft) allSets() {
 				n.table.sets = append(n.table.sets, set{kind, name + b.digit(), address + types, elements})
 			}
 		}
-		add("set", "servers", "", b.each(func(s server) []string { return texts(s.addresses) }))
+		if !n.cfg.NoAccept {
+			add("set", "servers", "", b.each(func(s server) []string { return texts(s.addresses) }))
+		}
 		add("set", "control", " . inet_service", b.each(server.endPoints))
 		add("map", "decide", " . inet_service : verdict", b.each(func(s server) []string {
 			return suffixed(s.ownEndPoints(), " : goto "+n.chain("server", s.Server))
 		}))
 		add("set", "passive", " . inet_service", b.each(b.passive))
 		add("set", "active", " . "+address, b.each(b.active))
-		terminated := *b
-		terminated.servers = slices.DeleteFunc(slices.Clone(b.servers), func(s server) bool { return !b.terminates(s) })
-		add("set", "terminated", "", terminated.each(func(s server) []string { return texts(s.everywhere()) }))
-		add("map", "terminate", " . inet_service : verdict", terminated.each(func(s server) []string {
+		add("set", "terminated", "", b.terminated(func(s server) []string { return texts(s.everywhere()) }))
+		add("map", "terminate", " . inet_service : verdict", b.terminated(func(s server) []string {
 			return suffixed(s.endPoints(), " : jump "+n.chain("terminate", s.Server))
 		}))
 	}
@@ -173,6 +173,16 @@ func (b *builder) each(f func(server) []string) (all []string) {
 		all = append(all, f(s)...)
 	}
 	return all
+}
+
+// terminated does the same for the servers with connections that are terminated.
+func (b *builder) terminated(f func(server) []string) []string {
+	return b.each(func(s server) []string {
+		if !b.terminates(s) {
+			return nil
+		}
+		return f(s)
+	})
 }
 
 // chain names the chain of a server; the number is its position in the policy.
@@ -220,10 +230,11 @@ func (s server) everywhere() (list []netip.Prefix) {
 
 // passive lists where just-in-time pinholes may lead, as "ADDRESS . FIRST-LAST".
 func (b *builder) passive(s server) (list []string) {
-	if !s.Passive.IsZero() && b.inspects(s, func(r *policy.Rule) bool { return r.OpaquePinhole }) {
-		for _, a := range s.everywhere() {
-			list = append(list, fmt.Sprintf("%s . %d-%d", text(a), s.Passive.First, s.Passive.Last))
-		}
+	if s.Passive.IsZero() || !slices.ContainsFunc(b.inspecting(s), func(r *policy.Rule) bool { return r.OpaquePinhole }) {
+		return nil
+	}
+	for _, a := range s.everywhere() {
+		list = append(list, fmt.Sprintf("%s . %d-%d", text(a), s.Passive.First, s.Passive.Last))
 	}
 	return list
 }
@@ -231,12 +242,11 @@ func (b *builder) passive(s server) (list []string) {
 // active lists between whom those of active mode may be, as "SERVER . CLIENT".
 func (b *builder) active(s server) (list []string) {
 	var clients []netip.Prefix
-	b.inspects(s, func(r *policy.Rule) bool {
+	for _, r := range b.inspecting(s) {
 		if r.OpaqueActive {
 			clients = append(clients, b.clients(r)...)
 		}
-		return false
-	})
+	}
 	for _, a := range s.addresses {
 		for _, c := range disjoint(clients) {
 			list = append(list, text(a)+" . "+text(c))
@@ -245,14 +255,14 @@ func (b *builder) active(s server) (list []string) {
 	return list
 }
 
-// inspects reports whether a rule of which ok holds inspects connections to a server.
-func (b *builder) inspects(s server, ok func(*policy.Rule) bool) bool {
+// inspecting lists the rules that inspect connections to a server.
+func (b *builder) inspecting(s server) (list []*policy.Rule) {
 	for i := range b.cfg.Policy.Rules {
-		if r := &b.cfg.Policy.Rules[i]; r.Action == policy.Inspect && named(r.To, s.Name) && ok(r) {
-			return true
+		if r := &b.cfg.Policy.Rules[i]; r.Action == policy.Inspect && named(r.To, s.Name) {
+			list = append(list, r)
 		}
 	}
-	return false
+	return list
 }
 
 // disjoint leaves out prefixes that lie within others: elements of a set may not overlap.

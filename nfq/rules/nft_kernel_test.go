@@ -99,6 +99,7 @@ func TestNFTDataConnections(t *testing.T)     { needNFT(t); TestDataConnections(
 func TestNFTJustInTime(t *testing.T)          { needNFT(t); TestJustInTime(t) }
 func TestNFTControlConnections(t *testing.T)  { needNFT(t); TestControlConnections(t) }
 func TestNFTInstallUnderTraffic(t *testing.T) { needNFT(t); TestInstallUnderTraffic(t) }
+func TestNFTPublicAddress(t *testing.T)       { needNFT(t); TestPublicAddress(t) }
 func TestNFTForgedServer(t *testing.T)        { needNFT(t); TestForgedServer(t) }
 func TestNFTFailAndRefuse(t *testing.T)       { needNFT(t); TestFailAndRefuse(t) }
 func TestNFTTerminate(t *testing.T)           { needNFT(t); TestTerminate(t) }
@@ -195,17 +196,17 @@ func ruleset(t testing.TB) string {
 	return out
 }
 
-// TestNFTInstallAndRemove: the table comes and goes in full beside those of others, which do not change by it; and so does
-// what the other back end left.
+// TestNFTInstallAndRemove: the table comes and goes in full beside those of others, which do not change by it; and what
+// the other back end left goes.
 func TestNFTInstallAndRemove(t *testing.T) {
 	needNFT(t)
 	neighbours(t)
 	ctx := t.Context()
 	before := ruleset(t)
 	both := saved(t, Default)
-	for _, cfg := range []Config{config(t), terminating(t)} {
-		table, chains := NFTables(cfg), IPTables(cfg)
-		for _, set := range []Rules{table, table, chains, table, chains} {
+	inspecting, table := NFTables(config(t)), NFTables(terminating(t))
+	for _, sets := range [][]Rules{{inspecting, inspecting}, {IPTables(terminating(t)), table}} {
+		for _, set := range sets {
 			if err := Install(ctx, set); err != nil {
 				t.Fatal(err)
 			}
@@ -226,16 +227,13 @@ func TestNFTInstallAndRemove(t *testing.T) {
 				t.Errorf("installed: %v", b)
 			}
 		}
-		if err := Install(ctx, table); err != nil {
-			t.Fatal(err)
-		}
 		// Somebody flushes a chain, and adds a rule to another.
 		lab.Run(t, "nft flush chain inet ftpalg data")
 		lab.Run(t, "nft add rule inet ftpalg accepted counter")
-		if missing, err := Present(ctx, table); err != nil || len(missing) != 2 {
+		if missing, err := Present(ctx, sets[len(sets)-1]); err != nil || len(missing) != 2 {
 			t.Errorf("changed: %q, %v", missing, err)
 		}
-		for range 2 {
+		for range 2 { // the second time nothing is there
 			if err := Remove(ctx); err != nil {
 				t.Fatal(err)
 			}

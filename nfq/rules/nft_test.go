@@ -18,9 +18,9 @@ func unqueued(table NFTable) string {
 	return queueStatement.ReplaceAllString(table.String(), "counter")
 }
 
-// TestNFTText: whatever kernel this is, it takes all of the table but queueing; and an iptables that is installed takes away
+// TestTableText: whatever kernel this is, it takes all of the table but queueing; and an iptables that is installed takes away
 // what nft left.
-func TestNFTText(t *testing.T) {
+func TestTableText(t *testing.T) {
 	lab.NeedRoot(t)
 	for name, cfg := range map[string]Config{"inspecting": config(t), "terminating": terminating(t), "public": public(t)} {
 		t.Run(name, func(t *testing.T) {
@@ -52,8 +52,8 @@ func TestNFTText(t *testing.T) {
 	}
 }
 
-// TestNFTInstallNamesTheRule: what the kernel refuses is named, and nothing of it is in force.
-func TestNFTInstallNamesTheRule(t *testing.T) {
+// TestTableInstallNamesTheRule: what the kernel refuses is named, and nothing of it is in force.
+func TestTableInstallNamesTheRule(t *testing.T) {
 	lab.NeedRoot(t)
 	withTools(t)
 	cfg := config(t)
@@ -71,8 +71,8 @@ func TestNFTInstallNamesTheRule(t *testing.T) {
 	}
 }
 
-// TestNFTOnlyWhatIsNeeded: an empty policy needs no table, and what terminates nothing has no chain for it.
-func TestNFTOnlyWhatIsNeeded(t *testing.T) {
+// TestTableOnlyWhatIsNeeded: an empty policy needs no table, and what terminates nothing has no chain for it.
+func TestTableOnlyWhatIsNeeded(t *testing.T) {
 	if s := NFTables(Config{Policy: &policy.Policy{}}).String(); strings.Contains(s, "chain") || !strings.Contains(s, "delete table") {
 		t.Errorf("no server:\n%s", s)
 	}
@@ -89,8 +89,8 @@ func TestNFTOnlyWhatIsNeeded(t *testing.T) {
 	}
 }
 
-// TestNFTOverlappingClients: clients of several rules may overlap, elements of a set may not.
-func TestNFTOverlappingClients(t *testing.T) {
+// TestTableOverlappingClients: clients of several rules may overlap, elements of a set may not.
+func TestTableOverlappingClients(t *testing.T) {
 	cfg := config(t)
 	for i := range cfg.Policy.Rules {
 		cfg.Policy.Rules[i].Action, cfg.Policy.Rules[i].OpaqueActive = policy.Inspect, true

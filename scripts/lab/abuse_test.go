@@ -362,6 +362,10 @@ func TestDeniedCommand(t *testing.T) {
 				if at%2 == 1 && !strings.HasPrefix(line, "PORT") {
 					family = IPv6
 				}
+				reason := reason
+				if strings.HasPrefix(line, "EPRT") && strings.HasPrefix(line, "EPRT |1|") == (family == IPv6) {
+					reason = "other-protocol"
+				}
 				e := scripted(t, l, family)
 				e.login(t)
 				mark := d.Mark()

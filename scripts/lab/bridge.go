@@ -3,6 +3,7 @@ package lab
 import (
 	"context"
 	"errors"
+	"net/netip"
 	"slices"
 	"time"
 )
@@ -81,6 +82,7 @@ type Setup struct {
 	RequireTLS bool       // it wants it for logins and for data
 	TLS12      bool       // no newer version than TLS 1.2
 	AnySession bool       // data connections need not resume the control connection's session
+	Announce   netip.Addr // what it says in 227 in place of its own address; invalid: nothing else
 }
 
 func (k ServerKind) with(s Setup) ServerKind {

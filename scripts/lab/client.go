@@ -49,6 +49,7 @@ func (p Protection) Port() uint16 {
 // Job is what a client is told to do in one session: a download, then an upload.
 type Job struct {
 	Host       netip.Addr
+	Port       uint16 // the control port there; 0 is the protection's own
 	Mode       Mode
 	Protection Protection
 	Clear      bool   // PROT C: the data connections are in clear text
@@ -60,13 +61,20 @@ type Job struct {
 	Home       string // directory that the client may litter
 }
 
+func (j Job) port() uint16 {
+	if j.Port == 0 {
+		return j.Protection.Port()
+	}
+	return j.Port
+}
+
 // url returns the address of a remote file.
 func (j Job) url(name string) string {
 	scheme := "ftp"
 	if j.Protection == Implicit {
 		scheme = "ftps"
 	}
-	return fmt.Sprintf("%s://%s/%s", scheme, hostPort(j.Host, j.Protection.Port()), name)
+	return fmt.Sprintf("%s://%s/%s", scheme, hostPort(j.Host, j.port()), name)
 }
 
 // ClientKind is an FTP client.
@@ -99,6 +107,14 @@ var Clients = []ClientKind{
 // do not have that.
 var Fresh = ClientKind{Name: "fresh", command: fresh, cannot: freshCannot,
 	said: regexp.MustCompile(`(?m)^\*cmd\* '([A-Z]+[^']*)`), tls: regexp.MustCompile(`(?m)^tls: (\S+)`)}
+
+// Credulous is a client that believes the address in 227. Among the others lftp and tnftp do, of which tnftp has no TLS.
+var Credulous = ClientKind{Name: "trusting", command: credulous, cannot: canAll, said: Fresh.said, tls: Fresh.tls}
+
+// believes tells whether a client connects to the address in the reply 227 and not to the control connection's peer.
+func (k ClientKind) believes() bool {
+	return k.Name == Credulous.Name || k.Name == "lftp" || k.Name == "tnftp"
+}
 
 func canAll(Scenario) string { return "" }
 
@@ -194,14 +210,17 @@ func lftp(j Job) ([]string, string) {
 var ftplibScript string
 
 // ftplib resumes the control connection's TLS session on data connections, as vsftpd and ProFTPD want it.
-func ftplib(j Job) ([]string, string) { return ftplibWith(j, true) }
+func ftplib(j Job) ([]string, string) { return ftplibWith(j, true, false) }
 
 // fresh is ftplib as it comes: each data connection has a TLS session of its own.
-func fresh(j Job) ([]string, string) { return ftplibWith(j, false) }
+func fresh(j Job) ([]string, string) { return ftplibWith(j, false, false) }
 
-func ftplibWith(j Job, reuse bool) ([]string, string) {
+// credulous is ftplib as it was before Python 3.9.3: it connects to whatever address the reply 227 gives.
+func credulous(j Job) ([]string, string) { return ftplibWith(j, true, true) }
+
+func ftplibWith(j Job, reuse, trust bool) ([]string, string) {
 	arguments, err := json.Marshal(map[string]any{
-		"host": j.Host, "port": j.Protection.Port(), "user": User, "password": Password, "ca": j.CA,
+		"host": j.Host, "port": j.port(), "trust": trust, "user": User, "password": Password, "ca": j.CA,
 		"protection": j.Protection, "clear": j.Clear, "mode": j.Mode, "tls12": j.TLS12, "tls13": j.TLS13, "reuse": reuse,
 		"get": j.Get, "into": j.Into, "put": j.Put, "as": j.As,
 	})
@@ -221,16 +240,16 @@ func tnftp(j Job) ([]string, string) {
 		script = append(script, "epsv4 off")
 	}
 	script = append(script, fmt.Sprintf("get %s %s", j.Get, j.Into), fmt.Sprintf("put %s %s", j.Put, j.As), "quit", "")
-	return []string{"tnftp", "-n", "-v", "-d", way, j.Host.String(), fmt.Sprint(j.Protection.Port())}, strings.Join(script, "\n")
+	return []string{"tnftp", "-n", "-v", "-d", way, j.Host.String(), fmt.Sprint(j.port())}, strings.Join(script, "\n")
 }
 
 // withInput feeds a client from a here-document of the shell's: a client that reads a script has no other way to it.
 const withInput = `export HOME="$0" INPUTRC=/dev/null; input=$1; shift; printf %s "$input" | "$@"`
 
-// StartClient starts a client on the client host.
-func (l *Lab) StartClient(ctx context.Context, kind ClientKind, j Job) (*Proc, error) {
+// StartClient starts a client on a host, mostly Client.
+func (l *Lab) StartClient(ctx context.Context, on Host, kind ClientKind, j Job) (*Proc, error) {
 	argv, stdin := kind.command(j)
-	return l.Start(ctx, Client, "sh", append([]string{"-c", withInput, j.Home, stdin}, argv...)...)
+	return l.Start(ctx, on, "sh", append([]string{"-c", withInput, j.Home, stdin}, argv...)...)
 }
 
 // commands returns what a client said to the server, in order.

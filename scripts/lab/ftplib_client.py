@@ -1,7 +1,7 @@
 """One download and one upload with Python's ftplib, for the lab.
 
 Arguments: JSON with host, port, user, password, ca, protection, clear, mode, tls12, tls13,
-reuse, get, into, put, as.
+reuse, trust, get, into, put, as.
 ftplib prints every command, because the lab checks that the mode and the protection were really used.
 """
 import ftplib, json, socket, ssl, sys
@@ -15,6 +15,7 @@ class Modes:
     def makepasv(self):
         if job["mode"] == "EPSV":
             return ftplib.parse229(self.sendcmd("EPSV"), self.sock.getpeername())
+        self.trust_server_pasv_ipv4_address = job["trust"]
         return super().makepasv()
 
     def sendport(self, host, port):

@@ -39,9 +39,9 @@ func (s *Stage) dial(scenario Scenario) (*control, error) {
 
 // dialWith is dial with TLS as the caller wants it.
 func (s *Stage) dialWith(scenario Scenario, config *tls.Config) (*control, error) {
-	address := hostPort(Addr(Server, scenario.Family), scenario.Protection.Port())
+	address := s.nat.reach(scenario).String()
 	c := &control{}
-	err := s.Lab.InNS(Client, func() (err error) {
+	err := s.Lab.InNS(s.nat.client(), func() (err error) {
 		c.conn, err = net.DialTimeout("tcp", address, serverStart)
 		return err
 	})
@@ -97,7 +97,7 @@ func (s *Stage) tlsConfig(scenario Scenario) (*tls.Config, error) {
 	}
 	roots := x509.NewCertPool()
 	roots.AppendCertsFromPEM(ca)
-	config := &tls.Config{RootCAs: roots, ServerName: Addr(Server, scenario.Family).String()}
+	config := &tls.Config{RootCAs: roots, ServerName: s.nat.reach(scenario).Addr().String()}
 	if scenario.TLS12() {
 		config.MaxVersion = tls.VersionTLS12
 	}
@@ -118,7 +118,12 @@ func (c *control) do(code int, command string) (string, error) {
 
 // arrange has a data connection announced and returns where it has to go.
 func (c *control) arrange(scenario Scenario) (netip.AddrPort, error) {
-	client, port := Addr(Client, scenario.Family), ClientPorts.First
+	return c.arrangeFor(scenario, Addr(Client, scenario.Family))
+}
+
+// arrangeFor is arrange for a client with another address.
+func (c *control) arrangeFor(scenario Scenario, client netip.Addr) (netip.AddrPort, error) {
+	port := ClientPorts.First
 	switch scenario.Mode {
 	case PASV:
 		text, err := c.do(227, "PASV")

@@ -172,13 +172,18 @@ func (l *Lab) configure(ctx context.Context, h Host) error {
 	case Gateway:
 		settings = append(settings, "net.ipv4.ip_forward=1", "net.ipv6.conf.all.forwarding=1")
 	case Client:
-		settings = append(settings, fmt.Sprintf("net.ipv4.ip_local_port_range=%d %d", ClientPorts.First, ClientPorts.Last))
+		settings = append(settings, portRange())
 	}
 	if _, err := l.Run(ctx, h, "sysctl", append([]string{"-q", "-w"}, settings...)...); err != nil {
 		return err
 	}
 	_, err := l.Run(ctx, h, "ip", "link", "set", "lo", "up")
 	return err
+}
+
+// portRange is the setting that clients' ports come from.
+func portRange() string {
+	return fmt.Sprintf("net.ipv4.ip_local_port_range=%d %d", ClientPorts.First, ClientPorts.Last)
 }
 
 // connect ties an edge host to the gateway by a pair of interfaces of its own. The gateway answers to one address on
@@ -291,5 +296,5 @@ func removeStale() {
 // isOurs tells whether a namespace's name ends in a host of the lab.
 func isOurs(name string) bool {
 	last := Host(name[strings.LastIndexByte(name, '-')+1:])
-	return last == Gateway || Addr(last, IPv4).IsValid()
+	return last == Gateway || last == Insider || Addr(last, IPv4).IsValid()
 }

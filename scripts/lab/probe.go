@@ -37,6 +37,7 @@ func Targets(addr netip.Addr, ports Ports) []netip.AddrPort {
 func (l *Lab) Probe(from Host, targets []netip.AddrPort) (ProbeResult, error) {
 	result := ProbeResult{Sent: len(targets)}
 	var fds []unix.PollFd
+	open := make(map[int32]netip.AddrPort)
 	defer func() {
 		for _, fd := range fds {
 			_ = unix.Close(int(fd.Fd))
@@ -45,19 +46,19 @@ func (l *Lab) Probe(from Host, targets []netip.AddrPort) (ProbeResult, error) {
 	err := l.InNS(from, func() error {
 		for _, target := range targets {
 			fd, err := connectNonblocking(target)
+			if errors.Is(err, unix.ENETUNREACH) || errors.Is(err, unix.EHOSTUNREACH) {
+				continue // its own routing knows no way: as good as silence
+			}
 			if err != nil {
 				return fmt.Errorf("lab: probe from %s to %s: %w", from, target, err)
 			}
 			fds = append(fds, unix.PollFd{Fd: int32(fd), Events: unix.POLLOUT})
+			open[int32(fd)] = target
 		}
 		return nil
 	})
 	if err != nil {
 		return result, err
-	}
-	open := make(map[int32]netip.AddrPort)
-	for i, fd := range fds {
-		open[fd.Fd] = targets[i]
 	}
 	err = collect(fds, open, &result)
 	return result, err
@@ -105,7 +106,11 @@ func collect(fds []unix.PollFd, open map[int32]netip.AddrPort, result *ProbeResu
 			if err != nil {
 				return fmt.Errorf("lab: SO_ERROR: %w", err)
 			}
-			if reply := syscall.Errno(code); reply != 0 && reply != unix.ECONNREFUSED && reply != unix.ECONNRESET {
+			reply := syscall.Errno(code)
+			if reply == unix.EHOSTUNREACH || reply == unix.ENETUNREACH {
+				continue // an ICMP error of the gateway's: it refuses, or knows no way
+			}
+			if reply != 0 && reply != unix.ECONNREFUSED && reply != unix.ECONNRESET {
 				return fmt.Errorf("lab: probe to %s: %w: neither an answer nor silence", open[fd.Fd], reply)
 			}
 			result.Answered = append(result.Answered, open[fd.Fd])

@@ -102,8 +102,13 @@ func (l *Lab) Start(ctx context.Context, h Host, name string, args ...string) (*
 
 // startWith is Start with a writer that receives what the program prints as it comes.
 func (l *Lab) startWith(ctx context.Context, h Host, tee io.Writer, name string, args ...string) (*Proc, error) {
+	return start(ctx, tee, "ip", l.inside(h, name, args)...)
+}
+
+// start starts a program in our own namespaces, with a writer that receives what it prints or nil.
+func start(ctx context.Context, tee io.Writer, name string, args ...string) (*Proc, error) {
 	p := &Proc{done: make(chan struct{})}
-	p.cmd = exec.CommandContext(ctx, "ip", l.inside(h, name, args)...)
+	p.cmd = exec.CommandContext(ctx, name, args...)
 	isolate(p.cmd)
 	p.cmd.Stdout = &p.log
 	if tee != nil {
@@ -111,7 +116,7 @@ func (l *Lab) startWith(ctx context.Context, h Host, tee io.Writer, name string,
 	}
 	p.cmd.Stderr = p.cmd.Stdout
 	if err := p.cmd.Start(); err != nil {
-		return nil, fmt.Errorf("lab: start %s: %w", name, err)
+		return nil, fmt.Errorf("lab: start %s %s: %w", name, strings.Join(args, " "), err)
 	}
 	go func() {
 		p.err = p.cmd.Wait()

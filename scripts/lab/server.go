@@ -72,8 +72,8 @@ var Servers = []ServerKind{
 
 // vsftpd insists on data connections that resume the control connection's TLS session.
 func vsftpd(s site, port uint16) (string, []string) {
-	text := fmt.Sprintf(`listen=NO
-listen_ipv6=YES
+	text := fmt.Sprintf(`listen=%s
+listen_ipv6=%s
 listen_port=%d
 background=NO
 anonymous_enable=NO
@@ -90,15 +90,17 @@ xferlog_enable=YES
 xferlog_std_format=NO
 ssl_enable=%s
 implicit_ssl=%s
-force_local_logins_ssl=%[8]s
-force_local_data_ssl=%[8]s
+force_local_logins_ssl=%[10]s
+force_local_data_ssl=%[10]s
 require_ssl_reuse=YES
 debug_ssl=YES
 ssl_ciphers=HIGH
 rsa_cert_file=%s
 rsa_private_key_file=%s
-`, port, ServerPassive.First, ServerPassive.Last, s.work, s.conf+".log", s.choose("NO", "YES", "YES"), yes(port == ImplicitPort),
-		s.choose("NO", "NO", "YES"), s.cert, s.key)
+%s
+`, yes(s.Announce.IsValid()), yes(!s.Announce.IsValid()), // on an IPv6 socket it announces 0.0.0.0, whatever it is told
+		port, ServerPassive.First, ServerPassive.Last, s.work, s.conf+".log", s.choose("NO", "YES", "YES"), yes(port == ImplicitPort),
+		s.choose("NO", "NO", "YES"), s.cert, s.key, s.announced("pasv_address="))
 	return text, []string{s.conf}
 }
 
@@ -143,19 +145,32 @@ TLSVerifyClient off
 TLSRSACertificateFile %[9]s
 TLSRSACertificateKeyFile %[10]s
 %[11]s
+%[12]s
 `, s.tree, port, ServerPassive.First, ServerPassive.Last, s.conf, s.choose("off", "on", "on"), versions,
-		s.choose("off", "off", "on"), s.cert, s.key, options)
+		s.choose("off", "off", "on"), s.cert, s.key, options, s.announced("MasqueradeAddress "))
 	return text, []string{"-n", "-q", "-c", s.conf}
 }
 
 // pureFTPd has no option for implicit FTPS.
 func pureFTPd(s site, port uint16) (string, []string) {
-	return "", []string{
+	args := []string{
 		"--bind", fmt.Sprint(port), "--tls", s.choose("0", "1", "3"), "--certfile", s.cert + "," + s.key,
 		"--passiveportrange", fmt.Sprintf("%d:%d", ServerPassive.First, ServerPassive.Last),
 		"--login", "unix", "--noanonymous", "--dontresolve", "--pidfile", s.conf + ".pid",
 		"--altlog", "clf:" + s.conf + ".log",
 	}
+	if s.Announce.IsValid() {
+		args = append(args, "--forcepassiveip", s.Announce.String())
+	}
+	return "", args
+}
+
+// announced gives the option for another address in 227 than the server's own, if there is to be one.
+func (s site) announced(option string) string {
+	if !s.Announce.IsValid() {
+		return ""
+	}
+	return option + s.Announce.String()
 }
 
 func yes(b bool) string {
@@ -191,10 +206,10 @@ func (s *FTPServer) Logs() string {
 	return all.String()
 }
 
-// transfers counts the completed transfers of a client in the server's log.
-func (s *FTPServer) transfers(client netip.Addr) (n int) {
+// transfers counts the completed transfers of clients in the server's log.
+func (s *FTPServer) transfers(clients netip.Prefix) (n int) {
 	for _, match := range s.Kind.transferred.FindAllStringSubmatch(s.Logs(), -1) {
-		if addr, err := netip.ParseAddr(match[1]); err == nil && addr.Unmap() == client {
+		if addr, err := netip.ParseAddr(match[1]); err == nil && clients.Contains(addr.Unmap()) {
 			n++
 		}
 	}
@@ -303,7 +318,7 @@ func newCertificate() (cert, key []byte, err error) {
 		Subject:      pkix.Name{CommonName: "ftpalg lab"},
 		NotBefore:    time.Now().Add(-time.Hour),
 		NotAfter:     time.Now().Add(24 * time.Hour),
-		IPAddresses:  []net.IP{Addr(Server, IPv4).AsSlice(), Addr(Server, IPv6).AsSlice()},
+		IPAddresses:  []net.IP{Addr(Server, IPv4).AsSlice(), Addr(Server, IPv6).AsSlice(), publicFirst.AsSlice(), publicSecond.AsSlice()},
 		// Clients are told to trust this very certificate, and OpenSSL wants a CA for that.
 		IsCA: true, BasicConstraintsValid: true,
 	}

@@ -1,6 +1,7 @@
 package lab
 
 import (
+	"cmp"
 	"context"
 	"crypto/rand"
 	"crypto/sha256"
@@ -13,6 +14,8 @@ import (
 	"strings"
 	"sync"
 	"time"
+
+	"ftpalg/nfq/rules"
 )
 
 const (
@@ -38,6 +41,7 @@ var (
 type Config struct {
 	ServersDir string // where scripts/setup unpacked the FTP servers
 	Binary     string // ftpalg
+	Backend    rules.Backend
 }
 
 // Stage is a lab with one FTP server and ftpalg in it, in which scenarios run one after the other.
@@ -47,6 +51,7 @@ type Stage struct {
 	Daemon *Daemon
 	config Config
 	data   DataPath // that ftpalg runs for
+	nat    NAT      // what the gateway does to addresses; the zero value does nothing
 	// doubts remembers which kinds of session were found not to work without a firewall either.
 	doubts map[string]string
 }
@@ -76,9 +81,32 @@ func newStage(ctx context.Context, kind ServerKind, config Config, gateway func(
 func (s *Stage) guard(ctx context.Context) error {
 	err := s.calibrate(ctx)
 	if err == nil {
-		s.Daemon, err = s.Lab.StartDaemon(ctx, s.config.Binary, Policy())
+		err = s.acceptMarked(ctx)
+	}
+	if err == nil {
+		s.Daemon, err = s.startDaemon(ctx, Policy())
 	}
 	return err
+}
+
+// startDaemon runs ftpalg on the gateway, with the stage's back end.
+func (s *Stage) startDaemon(ctx context.Context, policy string) (*Daemon, error) {
+	return s.Lab.StartDaemon(ctx, s.config.Binary, policy, "--backend", string(cmp.Or(s.config.Backend, rules.BackendAuto)))
+}
+
+// acceptMarked has the gateway's own firewall, which drops, let by what ftpalg's table accepts: no table of nft's can accept for
+// another one. With iptables ftpalg is in the firewall's own chain.
+func (s *Stage) acceptMarked(ctx context.Context) error {
+	if s.config.Backend != rules.BackendNFT {
+		return nil
+	}
+	mark := fmt.Sprintf("%#x/%#[1]x", rules.DefaultTerminate.Own)
+	for _, tool := range []string{"iptables", "ip6tables"} {
+		if _, err := s.Lab.Run(ctx, Gateway, tool, "-w", "-A", "FORWARD", "-m", "mark", "--mark", mark, "-j", "ACCEPT"); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // openUp lets the gateway forward everything.
@@ -247,9 +275,10 @@ func (s *Stage) transfer(ctx context.Context, scenario Scenario, timeout time.Du
 	if err != nil {
 		return fmt.Errorf("lab: %w", err)
 	}
-	seen := s.Server.transfers(Addr(Client, scenario.Family))
-	proc, err := s.Lab.StartClient(ctx, scenario.Client, Job{
-		Host: Addr(Server, scenario.Family), Mode: scenario.Mode, Protection: scenario.Protection,
+	seen := s.Server.transfers(s.nat.seen(scenario.Family))
+	reach := s.nat.reach(scenario)
+	proc, err := s.Lab.StartClient(ctx, s.nat.client(), scenario.Client, Job{
+		Host: reach.Addr(), Port: reach.Port(), Mode: scenario.Mode, Protection: scenario.Protection,
 		Clear: scenario.Clear, CA: s.Server.CA, TLS12: scenario.TLS12(), TLS13: scenario.TLS13, Home: s.Lab.Dir,
 		Get: "down.bin", Into: into, Put: put, As: "up.bin",
 	})
@@ -273,7 +302,7 @@ func (s *Stage) transfer(ctx context.Context, scenario Scenario, timeout time.Du
 func (s *Stage) checkSeen(scenario Scenario, want int) error {
 	ctx, cancel := context.WithTimeout(context.Background(), reportGrace)
 	defer cancel()
-	client := Addr(Client, scenario.Family)
+	client := s.nat.seen(scenario.Family)
 	n := 0
 	err := Wait(ctx, "the server's log", func() (bool, error) {
 		n = s.Server.transfers(client)

@@ -56,13 +56,13 @@ func indent(by int, lines []string) string {
 // that out by itself has a test of its own.
 func (s *Stage) policy(data DataPath) string {
 	if data == Closed {
-		return Policy()
+		return s.nat.publish(Policy())
 	}
 	t := Termination{Rule: []string{"data: " + string(data)}}
 	if data == Auto && s.Server.Kind.insists {
 		t.Upstream = []string{"session-reuse: required"}
 	}
-	return t.Policy(s.Server)
+	return s.nat.publish(t.Policy(s.Server))
 }
 
 // carry has ftpalg run with the policy for a data path.
@@ -81,7 +81,7 @@ func (s *Stage) Restart(ctx context.Context, data DataPath, policy string) error
 		}
 	}
 	// It outlives the scenario that needs it first.
-	d, err := s.Lab.StartDaemon(context.WithoutCancel(ctx), s.config.Binary, policy)
+	d, err := s.startDaemon(context.WithoutCancel(ctx), policy)
 	if err == nil {
 		s.Daemon, s.data = d, data
 	}

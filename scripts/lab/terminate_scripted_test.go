@@ -450,7 +450,7 @@ func TestTruncatedUpload(t *testing.T) {
 		"FIN":   (*net.TCPConn).CloseWrite,
 		"reset": func(raw *net.TCPConn) error { return errors.Join(raw.SetLinger(0), raw.Close()) },
 	} {
-		before := s.Server.transfers(Addr(Client, IPv4))
+		before := s.Server.transfers(NAT{}.seen(IPv4))
 		raw := c.openRaw("STOR up.bin").(*net.TCPConn)
 		if _, err := tls.Client(raw, c.config).Write(contents); err != nil {
 			t.Fatal(err)
@@ -461,7 +461,7 @@ func TestTruncatedUpload(t *testing.T) {
 		if code, text := c.final(); code < 400 {
 			t.Errorf("%s: %d %s", name, code, text)
 		}
-		if n := s.Server.transfers(Addr(Client, IPv4)); n != before {
+		if n := s.Server.transfers(NAT{}.seen(IPv4)); n != before {
 			t.Errorf("%s: the server takes it for complete", name)
 		}
 	}
@@ -499,6 +499,106 @@ func TestReplyBeforeData(t *testing.T) {
 		got.Close()
 		listener.Close()
 	}
+}
+
+// transfer has a client ask for something over EPSV, and gives both ends of the relayed data connection.
+func (s *theatre) transfer(client, server *control) (near, far *net.TCPConn) {
+	s.t.Helper()
+	s.ports = (s.ports + 1) % (ServerPassive.Last - ServerPassive.First)
+	at := netip.AddrPortFrom(Addr(Server, IPv4), ServerPassive.First+s.ports)
+	listener := listen(s.t, s.Lab, Server, at)
+	defer listener.Close()
+	s.pass(client, server, "EPSV")
+	s.pass(server, client, fmt.Sprintf("229 here (|||%d|)", at.Port()))
+	s.pass(client, server, "RETR a")
+	near = dial(s.t, s.Lab, Client, at)
+	conn, err := acceptSoon(listener)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	s.pass(server, client, "150 here it comes")
+	return near, conn
+}
+
+// Outcome: a client that takes a byte each 100 ms and then the rest gets what was sent, in order and to the end; so does the
+// client of a server that stalls in the middle; and meanwhile the others are served as ever.
+func TestSlowEnds(t *testing.T) {
+	const slow = 6 * time.Second // longer than a transfer's reply is held back
+	s := newTheatre(t, Termination{Rule: []string{"data: relay"}})
+	client, server := s.greet()
+	near, far := s.transfer(client, server)
+	defer near.Close()
+	waiting, pausing := s.greet()
+	half, stalls := s.transfer(waiting, pausing)
+	defer half.Close()
+	defer stalls.Close()
+	if _, err := io.WriteString(stalls, "one half"); err != nil {
+		t.Fatal(err)
+	}
+	sent := bytes.Repeat([]byte("0123456789abcdef"), 32<<20/16)
+	go func() {
+		_, _ = far.Write(sent)
+		_ = far.Close()
+	}()
+	pace := time.NewTicker(100 * time.Millisecond)
+	defer pace.Stop()
+	var got []byte
+	for start := time.Now(); time.Since(start) < slow; <-pace.C {
+		one := make([]byte, 1)
+		if _, err := near.Read(one); err != nil {
+			t.Fatalf("the slow reader got %d bytes, and then %v", len(got), err)
+		}
+		got = append(got, one...)
+		other := time.Now()
+		s.wholeSession()
+		if took := time.Since(other); took > slow/2 {
+			t.Fatalf("another session took %v meanwhile", took)
+		}
+	}
+	rest, err := io.ReadAll(near)
+	if got = append(got, rest...); err != nil || !bytes.Equal(got, sent) {
+		t.Errorf("the slow reader got %d of %d bytes, and %v", len(got), len(sent), err)
+	}
+	_, err = io.WriteString(stalls, ", and the other")
+	if err := errors.Join(err, stalls.Close()); err != nil {
+		t.Fatal(err)
+	}
+	if text, err := io.ReadAll(half); err != nil || string(text) != "one half, and the other" {
+		t.Errorf("the transfer that stalled gave %q, %v", text, err)
+	}
+	for _, ends := range [][2]*control{{client, server}, {waiting, pausing}} {
+		s.pass(ends[1], ends[0], "226 done")
+		s.pass(ends[0], ends[1], "NOOP")
+	}
+}
+
+// Outcome: implicit clients that say nothing are cut off in time; while they fill the limit on handshakes another one is turned
+// away at once, and when they are gone the next is served.
+func TestHandshakesInFlight(t *testing.T) {
+	s := newTheatre(t, Termination{Upstream: []string{"control: plain"}, Limits: []string{"handshake-timeout: 2s", "handshakes: 3"}})
+	mark := s.Daemon.Mark()
+	start := time.Now()
+	var silent []*control
+	for range 3 {
+		client, _ := s.meet(ImplicitPort, ExplicitPort)
+		silent = append(silent, client)
+	}
+	over, _ := s.meet(ImplicitPort, ExplicitPort)
+	if line, err := over.ReadLine(); err == nil || errors.Is(err, os.ErrDeadlineExceeded) {
+		t.Errorf("a handshake over the limit: %q, %v", line, err)
+	}
+	waitLog(t, s.Daemon, mark, "session ended", "client-tls")
+	if time.Since(start) >= 2*time.Second {
+		t.Error("what is over the limit is not turned away at once")
+	}
+	for _, c := range silent {
+		if line, err := c.ReadLine(); err == nil || errors.Is(err, os.ErrDeadlineExceeded) {
+			t.Errorf("a silent client: %q, %v", line, err)
+		}
+	}
+	client, server := s.meet(ImplicitPort, ExplicitPort)
+	client.upgrade(s.clientConfig(t, implicitEPSV))
+	s.pass(server, client, "220 ready")
 }
 
 // Outcome: sessions of all kinds, failures included, leave nothing in the daemon: no descriptor and no thread, and hardly any
@@ -569,21 +669,10 @@ func end(conns ...*control) {
 func (s *theatre) wholeSession() {
 	client, server := s.secured()
 	defer end(client, server)
-	s.ports = (s.ports + 1) % (ServerPassive.Last - ServerPassive.First)
-	at := netip.AddrPortFrom(Addr(Server, IPv4), ServerPassive.First+s.ports)
-	listener := listen(s.t, s.Lab, Server, at)
-	defer listener.Close()
 	s.pass(client, server, "USER "+User)
 	s.pass(server, client, "230 in")
-	s.pass(client, server, "EPSV")
-	s.pass(server, client, fmt.Sprintf("229 here (|||%d|)", at.Port()))
-	s.pass(client, server, "RETR a")
-	near := newControl(dial(s.t, s.Lab, Client, at))
-	conn, err := acceptSoon(listener)
-	if err != nil {
-		s.t.Fatal(err)
-	}
-	far := newControl(conn)
+	data, conn := s.transfer(client, server)
+	near, far := newControl(data), newControl(conn)
 	defer end(near, far)
 	s.pass(far, near, "contents")
 	end(far)

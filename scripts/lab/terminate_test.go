@@ -357,11 +357,11 @@ func TestTerminatedMaxSize(t *testing.T) {
 		if got, code := c.get("RETR up.bin"); code != 226 || !bytes.Equal(got, contents) {
 			t.Errorf("%s: at the limit, down: %d, %d bytes", name, code, len(got))
 		}
-		before := s.Server.transfers(Addr(Client, IPv4))
+		before := s.Server.transfers(NAT{}.seen(IPv4))
 		if code, _ := c.put("STOR large.bin", append([]byte("x"), contents...)); code != 552 {
 			t.Errorf("%s: over it, up: %d", name, code)
 		}
-		if n := s.Server.transfers(Addr(Client, IPv4)); n != before {
+		if n := s.Server.transfers(NAT{}.seen(IPv4)); n != before {
 			t.Errorf("%s: the server takes the upload for complete", name)
 		}
 		s.write(t, "large", append([]byte("x"), contents...))

@@ -54,12 +54,13 @@ const (
 	twoQueues  // with several queues
 	fourQueues
 	toldQueue // with conntrack's entries in the queue's messages
+	offloaded // with data connections in a flowtable
 	ways
 )
 
 var wayNames = [ways]string{
 	"routed", "kernel helper", "floor", "ftpalg", "ftpalg relay", "ftpalg direct", "mod_proxy", "HAProxy", "stunnel",
-	"no payload filter", "2 queues", "4 queues", "NFQA_CT",
+	"no payload filter", "2 queues", "4 queues", "NFQA_CT", "flowtable",
 }
 
 // The ways that are compared with one another: each part of the table has one column for each.
@@ -67,6 +68,7 @@ var (
 	inspectingWays  = []int{routed, kernelHelper, floor, daemon}
 	terminatingWays = []int{routed, relayed, direct, modProxy, haProxy, stunnel}
 	queueWays       = []int{routed, daemon, unfiltered, twoQueues, fourQueues, toldQueue}
+	flowtableWays   = []int{routed, daemon, offloaded}
 )
 
 // queue is the number of the queue, in the floor's rules and in ftpalg's.
@@ -99,7 +101,7 @@ func newGateway(ctx context.Context, way int, p programs) (*gateway, error) {
 	g := &gateway{Lab: l, way: way, host: lab.Client, to: lab.Addr(lab.Server, lab.IPv4)}
 	setUp := [ways]func(context.Context, programs) error{
 		g.open, g.helped, g.floored, g.guarded, g.terminated, nil, g.modProxied, g.haProxied, g.stunnelled,
-		g.unfiltered, g.queues("21:22"), g.queues("21:24"), g.told,
+		g.unfiltered, g.queues("21:22"), g.queues("21:24"), g.told, g.offloaded,
 	}[way]
 	if err = errors.Join(g.writeCertificate(), g.widen(ctx)); err == nil {
 		err = setUp(ctx, p)
@@ -170,6 +172,14 @@ func (g *gateway) queues(balance string) func(context.Context, programs) error {
 // told is ftpalg that reads conntrack's entries from the queue, where the kernel sends them.
 func (g *gateway) told(ctx context.Context, p programs) error {
 	return g.daemon(ctx, p, policyText, "--queue-conntrack")
+}
+
+// offloaded is ftpalg with nft's rules, and data connections in a flowtable.
+func (g *gateway) offloaded(ctx context.Context, p programs) error {
+	if err := g.SetForward(ctx, lab.Accept); err != nil { // nft's table decides
+		return err
+	}
+	return g.daemon(ctx, p, policyText, "--backend", "nft", "--flowtable", string(lab.Client)+","+string(lab.Server))
 }
 
 // payloadFilter is the match that ftpalg's rules leave to the queue what has payload with.

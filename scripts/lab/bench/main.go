@@ -119,6 +119,7 @@ var measurements = []measurement{
 	{"expectation", inspectingWays, (*bench).reportExpectations},
 	{"flood", inspectingWays, (*bench).reportFlood},
 	{"queue", queueWays, (*bench).reportQueues},
+	{"flowtable", nil, (*bench).reportFlowtable},
 	{"terminated-memory", terminatingWays, (*bench).reportTerminatedMemory},
 	{"terminated-handshakes", terminatingWays, (*bench).reportHandshakes},
 	{"terminated-sessions", terminatingWays, (*bench).reportTerminatedSessions},

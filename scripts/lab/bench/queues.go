@@ -84,3 +84,23 @@ func (g *gateway) queued(ctx context.Context) (total int, err error) {
 	}
 	return total, nil
 }
+
+// reportFlowtable measures data connections that go past the rules, where the kernel has flowtables.
+func (b *bench) reportFlowtable(ctx context.Context) error {
+	if err := b.build(ctx, flowtableWays); err != nil {
+		if strings.Contains(err.Error(), "(the rule: ") {
+			b.table.note("flowtable: not on this kernel (%v); scripts/kernels measures it on Debian's", err)
+			return nil
+		}
+		return err
+	}
+	buf := make([]byte, 256<<10)
+	r, err := pace(ctx, b.those(flowtableWays...), b.bulkRounds, float64(b.mebibytes)/1024, func(g *gateway) error {
+		return g.bulk(plain, b.mebibytes, buf)
+	})
+	if err != nil {
+		return err
+	}
+	b.compare(r, comparison{rivals: []int{routed}, of: "flowtable / routed", target: 1}, offloaded, "flowtable: one data connection, GiB/s", "%.2f")
+	return nil
+}

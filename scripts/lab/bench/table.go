@@ -14,6 +14,7 @@ type row struct {
 	ratio   string
 	target  string
 	met     string
+	shown   bool // in the part of the table that it belongs to
 }
 
 // table is the whole result.
@@ -30,7 +31,7 @@ func (t *table) note(format string, args ...any) {
 
 // print writes the table and the notes below it.
 func (t *table) print(w io.Writer) error {
-	for _, columns := range [][]int{inspectingWays, terminatingWays, queueWays} {
+	for _, columns := range [][]int{inspectingWays, terminatingWays, queueWays, flowtableWays} {
 		if err := t.part(w, columns); err != nil {
 			return err
 		}
@@ -52,11 +53,12 @@ func (t *table) part(w io.Writer, columns []int) error {
 	}
 	fmt.Fprintln(tw, "ratio\ttarget\t")
 	var any bool
-	for _, r := range t.rows {
-		if !r.speaksOf(columns) {
+	for i := range t.rows {
+		r := &t.rows[i]
+		if r.shown || !r.speaksOf(columns) {
 			continue
 		}
-		any = true
+		any, r.shown = true, true
 		fmt.Fprintf(tw, "%s\t", r.measure)
 		for _, way := range columns {
 			fmt.Fprintf(tw, "%s\t", orDash(r.cells[way]))

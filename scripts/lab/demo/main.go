@@ -9,7 +9,6 @@ import (
 	"io"
 	"os"
 	"os/signal"
-	"slices"
 	"strings"
 	"syscall"
 	"time"
@@ -23,18 +22,40 @@ func main() {
 	var config lab.Config
 	flag.StringVar(&config.Binary, "ftpalg", ".build/ftpalg", "the ftpalg to show")
 	flag.StringVar(&config.ServersDir, "servers", ".build/servers", "where the FTP servers were unpacked")
+	flag.StringVar((*string)(&config.Backend), "backend", "auto", "iptables, nft or auto: where ftpalg puts its rules")
 	match := flag.String("match", "", "only the scenarios whose name (server/client/protection/mode/family) has this in it")
-	pairs := flag.Bool("pairs", false, "only so many of them that any two properties that can meet do meet in one")
+	pairs := flag.Bool("pairs", false, "only so many scenarios that any two properties that can meet do meet in one, and no bridges")
+	nat := flag.Bool("nat", false, "the NAT matrix and its exposure in place of the scenarios; a cell is nat/guard/server/client/protection/mode/family")
+	churn := flag.Int("churn", 0, "in place of the scenarios, so many ends of ftpalg under live sessions, mostly by kill -9")
+	seed := flag.Uint64("seed", 1, "of the random points of -churn")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
-	failed, err := demo(ctx, os.Stdout, config, *match, *pairs)
+	show := func() (failed int, err error) { return demo(ctx, os.Stdout, config, *match, *pairs) }
+	switch {
+	case *churn > 0:
+		show = func() (failed int, err error) { return 0, showChurn(ctx, os.Stdout, config, *churn, *seed) }
+	case *nat:
+		show = func() (failed int, err error) { return showNAT(ctx, os.Stdout, config, *match) }
+	}
+	failed, err := show()
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "demo:", err)
 	}
 	if err != nil || failed > 0 {
 		os.Exit(1)
 	}
+}
+
+// showChurn ends ftpalg again and again under live sessions.
+func showChurn(ctx context.Context, w io.Writer, config lab.Config, rounds int, seed uint64) error {
+	start := time.Now()
+	if err := lab.Churn(ctx, config, rounds, seed); err != nil {
+		return err
+	}
+	_, err := fmt.Fprintf(w, "%d rounds of seed %d: no session was lost, and what others have is as it was; %s\n", rounds, seed,
+		time.Since(start).Round(time.Second))
+	return err
 }
 
 // row is a scenario on its way through the demo.
@@ -53,7 +74,10 @@ type bridge struct {
 // the rows in order; and then the same with the bridges.
 func demo(ctx context.Context, w io.Writer, config lab.Config, match string, pairs bool) (failed int, err error) {
 	rows, lanes := scenarios(match, pairs)
-	bridges := bridges(match)
+	var bridges []bridge
+	if !pairs {
+		bridges = matchingBridges(match)
+	}
 	if len(rows)+len(bridges) == 0 {
 		return 0, fmt.Errorf("no scenario and no bridge has %q in its name", match)
 	}
@@ -72,12 +96,15 @@ func demo(ctx context.Context, w io.Writer, config lab.Config, match string, pai
 
 // scenarios returns the rows that match, and those that share a lab.
 func scenarios(match string, pairs bool) (rows []row, lanes [][]row) {
-	matching := slices.DeleteFunc(lab.Scenarios(), func(s lab.Scenario) bool { return !strings.Contains(s.String(), match) })
+	all := lab.Scenarios()
 	if pairs {
-		matching = lab.Pairwise(matching)
+		all = lab.Pairwise(all)
 	}
 	var last string
-	for _, s := range matching {
+	for _, s := range all {
+		if !strings.Contains(s.String(), match) {
+			continue
+		}
 		r := row{s, make(chan lab.Result, 1)}
 		rows = append(rows, r)
 		if kind := s.Server.Name + string(s.Data); kind != last {
@@ -88,7 +115,8 @@ func scenarios(match string, pairs bool) (rows []row, lanes [][]row) {
 	return rows, lanes
 }
 
-func bridges(match string) (all []bridge) {
+// matchingBridges returns the bridges that match.
+func matchingBridges(match string) (all []bridge) {
 	for _, b := range lab.Bridges() {
 		if strings.Contains("bridge: "+b.Name, match) {
 			all = append(all, bridge{b, make(chan lab.BridgeResult, 1)})

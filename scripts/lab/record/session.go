@@ -69,7 +69,7 @@ func run(client string, j job) func(context.Context, *scene) error {
 			if kind.Name != client {
 				continue
 			}
-			proc, err := s.lab.StartClient(ctx, kind, lab.Job{
+			proc, err := s.lab.StartClient(ctx, lab.Client, kind, lab.Job{
 				Host: lab.Addr(lab.Server, j.family), Mode: j.mode, Protection: j.protection, TLS12: j.tls12,
 				CA: s.server.CA, Home: s.lab.Dir, Get: "down.txt", Into: into, Put: put, As: "up.txt",
 			})

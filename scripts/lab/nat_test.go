@@ -1,0 +1,113 @@
+package lab
+
+import (
+	"fmt"
+	"testing"
+)
+
+// TestNATMatrix runs cells of the NAT matrix, so chosen that every two of NAT, control, mode, client and server meet, as far
+// as they can; `scripts/demo -nat` runs all of them. `-run TestNATMatrix/dnat/ftpalg` runs those behind DNAT.
+func TestNATMatrix(t *testing.T) {
+	requireRoot(t)
+	t.Parallel()
+	binary, err := buildDaemon()
+	if err != nil {
+		t.Fatal(err)
+	}
+	config := Config{ServersDir: serversDir, Binary: binary}
+	var order []string
+	lanes := make(map[string][]Cell)
+	for _, c := range pairwiseCells() {
+		if lanes[c.Lane()] == nil {
+			order = append(order, c.Lane())
+		}
+		lanes[c.Lane()] = append(lanes[c.Lane()], c)
+	}
+	for _, lane := range order {
+		t.Run(lane, func(t *testing.T) {
+			t.Parallel()
+			stage, err := NewNATStage(t.Context(), lanes[lane][0], config)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer func() {
+				if err := stage.Close(); err != nil {
+					t.Error(err)
+				}
+			}()
+			for _, c := range lanes[lane] {
+				if r := stage.RunCell(t.Context(), c); r.Err != nil {
+					t.Errorf("%s: %v", c, r.Err)
+					for _, e := range r.Log {
+						t.Log("ftpalg:", e.Line)
+					}
+				}
+			}
+		})
+	}
+}
+
+// pairwiseCells chooses cells of ftpalg's that are possible, until every pair of properties that occurs in any of them has
+// occurred in one that was chosen.
+func pairwiseCells() (chosen []Cell) {
+	seen := make(map[string]bool)
+	for _, c := range Cells() {
+		if c.Guard != Ours || c.NotPossible() != "" || c.NotApplicable() != "" || c.Doubted() {
+			continue
+		}
+		fresh := false
+		for _, pair := range c.meetings() {
+			fresh = fresh || !seen[pair]
+		}
+		if !fresh {
+			continue
+		}
+		for _, pair := range c.meetings() {
+			seen[pair] = true
+		}
+		chosen = append(chosen, c)
+	}
+	return chosen
+}
+
+// meetings names each two properties of a cell.
+func (c Cell) meetings() (all []string) {
+	properties := []string{
+		c.NAT.Name, c.Server.Name, c.Client.Name, string(c.Control()) + string(c.Data), string(c.Mode) + c.Family.String(), "227" + string(c.Announce),
+	}
+	for i, a := range properties {
+		for _, b := range properties[i+1:] {
+			all = append(all, fmt.Sprintf("%d %s %s", i, a, b))
+		}
+	}
+	return all
+}
+
+// The matrix's own numbers, so that a change of it is seen.
+func TestPairwiseCells(t *testing.T) {
+	all := pairwiseCells()
+	lanes := make(map[string]bool)
+	for _, c := range all {
+		lanes[c.Lane()] = true
+	}
+	if len(all) == 0 || len(all) > 250 {
+		t.Errorf("%d cells in %d labs: too many for three minutes, or none", len(all), len(lanes))
+	}
+	t.Logf("%d cells in %d labs", len(all), len(lanes))
+}
+
+// An exposure is read from what conntrack prints.
+func TestWindows(t *testing.T) {
+	w := &watch{proc: &Proc{}}
+	tuple := "src=192.0.2.2 dst=203.0.113.2 sport=0 dport=50006 mask-src=255.255.255.255 mask-dst=255.255.255.255 sport=0 dport=65535 " +
+		"master-src=192.0.2.2 master-dst=203.0.113.2 sport=40000 dport=21 class=0 helper=ftp"
+	_, _ = fmt.Fprintf(&w.proc.log, "[1795560301.100000]\t    [NEW] 300 proto=6 %s\n", tuple) // a buffer does not fail
+	if all := w.since(0); len(all) != 1 || !all[0].Closed.IsZero() {
+		t.Errorf("one that stands: %v", all)
+	}
+	_, _ = fmt.Fprintf(&w.proc.log, "[1795560301.600000]\t[DESTROY] 300 proto=6 %s\n", tuple)
+	all := w.since(0)
+	if len(all) != 1 || all[0].PortSeconds() != 0.5 || !all[0].From.IsSingleIP() || all[0].To.String() != "203.0.113.2:50006" {
+		t.Errorf("got %v", all)
+	}
+}
