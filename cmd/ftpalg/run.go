@@ -34,6 +34,8 @@ import (
 const (
 	expireEvery = time.Second
 	sweepEvery  = time.Minute
+	// keepEvery is how often the rules are looked at: firewalld, for one, empties all of iptables when it starts or reloads.
+	keepEvery = 10 * time.Second
 	// idleBefore is how long a session must have been idle before its conntrack entry is looked up, to see whether the
 	// event of its end was lost.
 	idleBefore = 10 * time.Minute
@@ -386,8 +388,9 @@ func (d *daemon) status() string {
 // reloads reads the policy again at SIGHUP, and certificates when they were renewed. A bad file leaves the old ones in
 // force.
 func (d *daemon) reloads(ctx context.Context, tasks *errgroup.Group) error {
-	renew := time.NewTicker(renewEvery)
+	renew, keep := time.NewTicker(renewEvery), time.NewTicker(keepEvery)
 	defer renew.Stop()
+	defer keep.Stop()
 	hup := make(chan os.Signal, 1)
 	signal.Notify(hup, syscall.SIGHUP)
 	defer signal.Stop(hup)
@@ -403,7 +406,24 @@ func (d *daemon) reloads(ctx context.Context, tasks *errgroup.Group) error {
 			d.manager.say("READY=1")
 		case <-renew.C:
 			d.renew()
+		case <-keep.C:
+			d.keepRules(ctx)
 		}
+	}
+}
+
+// keepRules puts the rules back when somebody has taken them away.
+func (d *daemon) keepRules(ctx context.Context) {
+	if d.noRules {
+		return
+	}
+	missing, err := rules.Present(ctx, d.backend.Rules(d.steering.config(d.policy, d.helper.Name)))
+	if err != nil || len(missing) == 0 {
+		return // what cannot be read now can be the next time
+	}
+	d.log.Warn("somebody has taken rules away; they are put back", "missing", len(missing), "first", missing[0])
+	if err := d.installRules(ctx); err != nil {
+		d.log.Error("rules not put back", "err", err)
 	}
 }
 

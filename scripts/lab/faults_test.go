@@ -769,3 +769,23 @@ func TestGreetingAndGoodbye(t *testing.T) {
 		}
 	}
 }
+
+// TestRulesPutBack: whoever empties the tables of the gateway, as firewalld does when it reloads, does not leave it closed for long.
+func TestRulesPutBack(t *testing.T) {
+	s := newFaultStage(t)
+	startFTPAlg(t, s.Lab, Policy())
+	before := ruleset(t, s.Lab)
+	for _, table := range []string{"raw", "mangle"} {
+		for _, what := range []string{"-F", "-X"} {
+			if _, err := s.Lab.Run(t.Context(), Gateway, "iptables", "-w", "-t", table, what); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), patient(20*time.Second))
+	defer cancel()
+	if err := Wait(ctx, "the rules to be put back", func() (bool, error) { return ruleset(t, s.Lab) == before, nil }); err != nil {
+		t.Errorf("%v: they are\n%s\nand were\n%s", err, ruleset(t, s.Lab), before)
+	}
+	download(t, s, login(t, s, plainPASV), plainPASV)
+}
