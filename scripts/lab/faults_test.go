@@ -460,7 +460,7 @@ func TestExpectationRefused(t *testing.T) {
 	if err := os.WriteFile(policy, []byte(Policy()), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	script, err := l.Run(t.Context(), Gateway, binary, "rules", "--policy", policy)
+	script, err := l.Run(t.Context(), Gateway, binary, "rules", "--backend", "iptables", "--policy", policy)
 	if err != nil {
 		t.Fatal(err)
 	}

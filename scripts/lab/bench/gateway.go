@@ -179,8 +179,20 @@ func (g *gateway) offloaded(ctx context.Context, p programs) error {
 	if err := g.SetForward(ctx, lab.Accept); err != nil { // nft's table decides
 		return err
 	}
-	return g.daemon(ctx, p, policyText, "--backend", "nft", "--flowtable", string(lab.Client)+","+string(lab.Server))
+	flags := []string{"--backend", "nft", "--flowtable", string(lab.Client) + "," + string(lab.Server)}
+	file := g.Path("policy.yaml")
+	if err := os.WriteFile(file, []byte(policyText), 0o600); err != nil {
+		return err
+	}
+	try := append([]string{"-c", `"$@" | nft -c -f -`, "sh", p.ftpalg, "rules", "--policy", file}, flags...)
+	if _, err := g.Run(ctx, lab.Gateway, "sh", try...); err != nil {
+		return fmt.Errorf("%w: %w", errNoFlowtable, err)
+	}
+	return g.daemon(ctx, p, policyText, flags...)
 }
+
+// errNoFlowtable says that this kernel cannot do what the flowtable is measured with.
+var errNoFlowtable = errors.New("the kernel does not take nft's rules with a flowtable")
 
 // payloadFilter is the match that ftpalg's rules leave to the queue what has payload with.
 var payloadFilter = regexp.MustCompile(`-m bpf --bytecode "[^"]*" `)
@@ -190,7 +202,7 @@ func (g *gateway) unfiltered(ctx context.Context, p programs) error {
 	if err := g.daemon(ctx, p, policyText, "--no-rules", "--mark", "0x20000000"); err != nil {
 		return err
 	}
-	script, err := g.Run(ctx, lab.Gateway, p.ftpalg, "rules", "--policy", g.Path("policy.yaml"))
+	script, err := g.Run(ctx, lab.Gateway, p.ftpalg, "rules", "--backend", "iptables", "--policy", g.Path("policy.yaml"))
 	if err != nil {
 		return err
 	}

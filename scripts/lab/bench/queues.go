@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"strings"
@@ -19,7 +20,7 @@ func (b *bench) reportQueues(ctx context.Context) error {
 	}
 	if !strings.Contains(string(told), `"queue_conntrack":true`) {
 		gateways = gateways[:len(gateways)-1]
-		b.table.note("queue: this kernel sends no conntrack entries with queued packets (NFQA_CT), so that they are looked up; scripts/kernels measures it on Debian's")
+		b.table.note("queue: this kernel sends no conntrack entries with queued packets (NFQA_CT), so that they are looked up; scripts/kernel measures it on Debian's")
 	}
 	r, err := control(ctx, gateways, b.queueRounds, b.commands)
 	if err != nil {
@@ -88,8 +89,8 @@ func (g *gateway) queued(ctx context.Context) (total int, err error) {
 // reportFlowtable measures data connections that go past the rules, where the kernel has flowtables.
 func (b *bench) reportFlowtable(ctx context.Context) error {
 	if err := b.build(ctx, flowtableWays); err != nil {
-		if strings.Contains(err.Error(), "(the rule: ") {
-			b.table.note("flowtable: not on this kernel (%v); scripts/kernels measures it on Debian's", err)
+		if errors.Is(err, errNoFlowtable) {
+			b.table.note("flowtable: not measured, as this kernel has none (or no queue statement of nft's); scripts/kernel measures it on Debian's")
 			return nil
 		}
 		return err
