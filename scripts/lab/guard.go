@@ -25,7 +25,9 @@ func (p Ports) Count() int { return int(p.Last) - int(p.First) + 1 }
 // install puts a guard on the gateway of a stage, behind its NAT.
 func (g Guard) install(ctx context.Context, s *Stage) (err error) {
 	if g == Ours {
-		s.Daemon, err = s.Lab.StartDaemon(ctx, s.config.Binary, s.policy(Closed))
+		if err = s.acceptMarked(ctx); err == nil {
+			s.Daemon, err = s.startDaemon(ctx, s.policy(Closed))
+		}
 		return err
 	}
 	return s.Lab.each(ctx, Gateway, g.rules(s.nat)...)

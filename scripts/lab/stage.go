@@ -100,10 +100,12 @@ func (s *Stage) acceptMarked(ctx context.Context) error {
 	if s.config.Backend != rules.BackendNFT {
 		return nil
 	}
-	mark := fmt.Sprintf("%#x/%#[1]x", rules.DefaultTerminate.Own)
+	mark := fmt.Sprintf("0/%#x", rules.DefaultTerminate.Own|rules.DefaultTerminate.Divert)
 	for _, tool := range []string{"iptables", "ip6tables"} {
-		if _, err := s.Lab.Run(ctx, Gateway, tool, "-w", "-A", "FORWARD", "-m", "mark", "--mark", mark, "-j", "ACCEPT"); err != nil {
-			return err
+		for _, chain := range []string{"FORWARD", "INPUT", "OUTPUT"} {
+			if _, err := s.Lab.Run(ctx, Gateway, tool, "-w", "-A", chain, "-m", "mark", "!", "--mark", mark, "-j", "ACCEPT"); err != nil {
+				return err
+			}
 		}
 	}
 	return nil
