@@ -96,8 +96,8 @@ func (b *bench) reportFlowtable(ctx context.Context) error {
 		return err
 	}
 	buf := make([]byte, 256<<10)
-	r, err := pace(ctx, b.those(flowtableWays...), b.bulkRounds, float64(b.mebibytes)/1024, func(g *gateway) error {
-		return g.bulk(plain, b.mebibytes, buf)
+	r, err := pace(ctx, b.those(flowtableWays...), b.flowtableRounds, float64(b.flowtableMebibytes)/1024, func(g *gateway) error {
+		return g.bulk(plain, b.flowtableMebibytes, buf)
 	})
 	if err != nil {
 		return err
