@@ -19,7 +19,7 @@ func newRules() *cobra.Command {
 		Short: "Print the rules that 'run' installs, or remove them",
 		Long: "Prints a shell script that installs ftpalg's chains for a policy, or an nft file; 'ftpalg run' does the same by " +
 			"itself. With --remove, takes ftpalg's chains and table, of every back end, and its policy routing out of the " +
-			"running kernel, and nothing else.",
+			"running kernel, and nothing else; an ftpalg that runs puts its own back within seconds.",
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			switch {
