@@ -180,11 +180,11 @@ func (c *Control) active(cmd ftp.Command, line ftp.Line, fx []Effect) (kind, Rea
 	}
 	// An address that the server must not obey cannot be overlooked here. Before NAT a client may know its public one.
 	announced := to
-	to, why := c.checkTarget(to, c.client.Addr(), to.Addr() == c.nat.client)
+	to, why := c.checkTarget(to, c.client.Addr(), to.Addr() == c.seen().client)
 	if why != NoReason {
 		return other, why, fx
 	}
-	p := c.toClient(mode, netip.AddrPortFrom(c.nat.server, 0), to.Port())
+	p := c.toClient(mode, netip.AddrPortFrom(c.seen().server, 0), to.Port())
 	naming, why := c.nameActive(announced, p, cmd.Arg, line)
 	if why != NoReason {
 		return other, why, fx

@@ -36,7 +36,7 @@ type Control struct {
 	rule           *policy.Rule
 	ports          policy.PortRange // for just-in-time pinholes
 	client, server netip.AddrPort
-	nat            nat
+	nat            *nat // nil without NAT: most sessions have none, and are many
 
 	phase     phase
 	login     login
@@ -75,7 +75,6 @@ func Admit(d policy.Decision) Reason {
 // hosts, and Admit must have nothing against it.
 func New(p *policy.Policy, d policy.Decision, client, server netip.AddrPort) *Control {
 	c := &Control{policy: p, rule: d.Rule, client: client, server: server, dataLevel: Clear}
-	c.nat = nat{server: server.Addr(), client: client.Addr()}
 	if d.Server != nil {
 		c.ports = d.Server.Passive
 	}
@@ -114,7 +113,9 @@ func Resume(p *policy.Policy, d policy.Decision, client, server netip.AddrPort) 
 // client is as the server sees it. byKernel says that the kernel itself rewrites what it announces (nf_nat_ftp): so it may be
 // left to it where it does not fit.
 func (c *Control) Translated(server, client netip.Addr, byKernel bool) {
-	c.nat = nat{server: server, client: client, byKernel: byKernel}
+	if c.nat = nil; server != c.server.Addr() || client != c.client.Addr() {
+		c.nat = &nat{server: server, client: client, byKernel: byKernel}
+	}
 }
 
 // Protection is the protection of both channels now.

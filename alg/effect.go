@@ -21,12 +21,12 @@ func (s Side) Other() Side { return 1 - s }
 
 // Pinhole is one data connection that may be opened: From may connect to To.
 type Pinhole struct {
-	Mode policy.Mode
+	Mode   policy.Mode
+	Shared bool // several clients may be behind To's address
+
 	From netip.AddrPort // port 0: any source port
 	To   netip.AddrPort
 	Real netip.AddrPort // where that is, when the control connection is under NAT and To a translated address
-
-	Shared bool // several clients may be behind To's address
 }
 
 // IsZero says whether there is no pinhole.

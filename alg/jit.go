@@ -41,7 +41,7 @@ func (c *Control) SYN(now time.Time, from, to netip.AddrPort, isn uint32, fx []E
 	fx = c.closePinhole(NextDataCommand, fx)
 	c.jit = jit{from: from, to: to, isn: isn, spent: now}
 	c.pinhole = c.toServer(policy.JIT, from, to.Port())
-	if from.Addr() == c.nat.server && to.Addr() == c.nat.client {
+	if from.Addr() == c.seen().server && to.Addr() == c.seen().client {
 		c.pinhole = c.toClient(policy.JIT, from, to.Port())
 	}
 	return CreditSpent, append(fx, Effect{Kind: OpenPinhole, Pinhole: c.pinhole})
@@ -62,7 +62,7 @@ func (c *Control) promised(from, to netip.AddrPort) bool {
 	switch {
 	case from.Addr() == c.client.Addr() && to.Addr() == c.server.Addr():
 		return c.ports.Contains(to.Port())
-	case from.Addr() == c.nat.server && to.Addr() == c.nat.client:
+	case from.Addr() == c.seen().server && to.Addr() == c.seen().client:
 		return c.rule.OpaqueActive
 	}
 	return false

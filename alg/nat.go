@@ -16,22 +16,28 @@ type nat struct {
 }
 
 // translates says whether addresses differ.
-func (c *Control) translates() bool {
-	return c.nat.server != c.server.Addr() || c.nat.client != c.client.Addr()
+func (c *Control) translates() bool { return c.nat != nil }
+
+// seen gives what the hosts do not see, with NAT and without.
+func (c *Control) seen() nat {
+	if c.nat == nil {
+		return nat{server: c.server.Addr(), client: c.client.Addr()}
+	}
+	return *c.nat
 }
 
 // toServer is the pinhole for a port of the server's: the client goes where it sees the server.
 func (c *Control) toServer(mode policy.Mode, from netip.AddrPort, port uint16) Pinhole {
 	p := Pinhole{Mode: mode, From: from, To: netip.AddrPortFrom(c.server.Addr(), port)}
 	if c.translates() {
-		p.Real = netip.AddrPortFrom(c.nat.server, port)
+		p.Real = netip.AddrPortFrom(c.seen().server, port)
 	}
 	return p
 }
 
 // toClient is the pinhole for a port of the client's: the server goes where it sees the client.
 func (c *Control) toClient(mode policy.Mode, from netip.AddrPort, port uint16) Pinhole {
-	p := Pinhole{Mode: mode, From: from, To: netip.AddrPortFrom(c.nat.client, port), Shared: c.nat.client != c.client.Addr()}
+	p := Pinhole{Mode: mode, From: from, To: netip.AddrPortFrom(c.seen().client, port), Shared: c.seen().client != c.client.Addr()}
 	if c.translates() {
 		p.Real = netip.AddrPortFrom(c.client.Addr(), port)
 	}
@@ -48,7 +54,7 @@ func (c *Control) namePASV(announced netip.Addr, p Pinhole, line ftp.Line) (Effe
 		return Effect{Kind: Rewrite, Side: Server, Start: line.Start, Len: len(text), New: text}, NoReason
 	}
 	switch {
-	case c.translates() && c.nat.byKernel && announced == c.nat.server:
+	case c.translates() && c.seen().byKernel && announced == c.seen().server:
 		was := netip.AddrPortFrom(announced, p.To.Port())
 		return shift(Server, line, len(ftp.FormatPort(p.To))-len(ftp.FormatPort(was))), NoReason
 	case c.translates(), announced.IsUnspecified():
@@ -70,9 +76,9 @@ func (c *Control) nameActive(announced netip.AddrPort, p Pinhole, arg []byte, li
 	grows := len(format(p.To)) - len(arg)
 	whole := at >= 0 && line.Len-line.EOL == len(line.Text) // no Telnet signals in between
 	switch text := fit(p.To, len(arg)); {
-	case whole && text != nil && (grows == 0 || !c.nat.byKernel):
+	case whole && text != nil && (grows == 0 || !c.seen().byKernel):
 		return Effect{Kind: Rewrite, Side: Client, Start: line.Start + uint64(at), Len: len(text), New: text}, NoReason
-	case c.nat.byKernel && announced.Addr() == c.client.Addr():
+	case c.seen().byKernel && announced.Addr() == c.client.Addr():
 		return shift(Client, line, grows), NoReason
 	}
 	return Effect{}, NoRoom

@@ -194,7 +194,7 @@ func (c *Control) announcement(k kind, r ftp.Reply, line ftp.Line, fx []Effect) 
 		return c.denyReply(BadHostPort, line, fx)
 	}
 	announced := to.Addr()
-	own := announced == c.nat.server || announced.IsUnspecified() && r.Code == 227
+	own := announced == c.seen().server || announced.IsUnspecified() && r.Code == 227
 	to, why := c.checkTarget(to, c.server.Addr(), own || c.policy.Bounce == policy.BouncePeer)
 	if why == NoReason && !c.ports.IsZero() && !c.ports.Contains(to.Port()) {
 		why = OutsideRange

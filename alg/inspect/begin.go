@@ -51,8 +51,8 @@ func (in *Inspector) begin(sh *shard, now time.Time, k Key, entry conntrack.Entr
 	in.startSession(sh, s, d, now)
 	if translated {
 		s.control.Translated(entry.Reply.Src.Addr(), entry.Reply.Dst.Addr(), entry.Helper == conntrack.KernelFTP)
-		s.view = Key{Client: entry.Reply.Dst, Server: entry.Reply.Src}
-		in.views.add(s.view, k)
+		s.view = &Key{Client: entry.Reply.Dst, Server: entry.Reply.Src}
+		in.views.add(*s.view, k)
 	}
 	return s, alg.NoReason
 }

@@ -303,8 +303,8 @@ func (in *Inspector) forget(sh *shard, s *session, now time.Time, why alg.Reason
 	sh.dropPair(s)
 	delete(sh.holding, s)
 	delete(sh.sessions, s.key)
-	if s.view != (Key{}) {
-		in.views.drop(s.view, s.key)
+	if s.view != nil {
+		in.views.drop(*s.view, s.key)
 	}
 	in.countOut(s)
 }

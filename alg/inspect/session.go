@@ -12,7 +12,7 @@ import (
 // session is one control connection: its two streams and its engine.
 type session struct {
 	key      Key
-	view     Key    // what its server sees of it, if that is something else
+	view     *Key   // what its server sees of it, if that is something else
 	id       uint32 // of its conntrack entry
 	number   uint64
 	policy   *policy.Policy // in force when it began, and for all of its life

@@ -34,7 +34,7 @@ type stream struct {
 	inHand    []segment // fed, without a verdict: they have part of an incomplete line
 	early     []segment // not fed: they lie behind a gap; in order of sequence numbers
 	heldSince time.Time // when something of it began to wait
-	shifted   shifted   // what the kernel did to its receiver's sequence numbers
+	shifted   *shifted  // what the kernel did to its receiver's sequence numbers; nil for nothing
 }
 
 // segment is a packet with payload.
@@ -73,11 +73,18 @@ type shifted struct {
 
 // shift notes that the bytes before seq become more, or fewer.
 func (st *stream) shift(seq uint32, n int) {
-	st.shifted = shifted{at: seq, before: st.shifted.since, since: st.shifted.since + int32(n)}
+	var before int32
+	if st.shifted != nil {
+		before = st.shifted.since
+	}
+	st.shifted = &shifted{at: seq, before: before, since: before + int32(n)}
 }
 
 // sent gives the sender's number for one of the receiver's.
 func (st *stream) sent(ack uint32) uint32 {
+	if st.shifted == nil {
+		return ack
+	}
 	if since := ack - uint32(st.shifted.since); !before(since, st.shifted.at) {
 		return since
 	}
