@@ -45,6 +45,7 @@ type Control struct {
 	resumed   bool // picked up in the middle, and nothing has been read since that tells what came before
 	missed    bool // a command may have been sent that was not captured
 	inDenied  bool // the rest of the client's line is being overwritten
+	readAlong bool // the kernel's helper reads clear text behind us
 	opened    bool // the front end speaks TLS itself: all that is fed is clear text
 	canShow   bool // and has a certificate for it
 	wrapped   bool // and speaks it with the client now
@@ -117,6 +118,10 @@ func (c *Control) Translated(server, client netip.Addr, byKernel bool) {
 		c.nat = &nat{server: server, client: client, byKernel: byKernel}
 	}
 }
+
+// ReadAlong tells that the kernel's own helper reads what goes on in clear text. It takes any line for an announcement that
+// begins like one, whatever it belongs to, so that none may go on that opens nothing here.
+func (c *Control) ReadAlong() { c.readAlong = true }
 
 // Protection is the protection of both channels now.
 func (c *Control) Protection() Protection {

@@ -22,7 +22,7 @@ func (c *Control) Hold(from Side) int {
 		return 0
 	case lines.PartialStart() < c.released[from], from == Client && c.inDenied:
 		return 0
-	case from == Server && c.kinds.oldest() != pasv && c.kinds.oldest() != epsv:
+	case from == Server && c.kinds.oldest() != pasv && c.kinds.oldest() != epsv && !c.arms(lines.PartialText()):
 		return 0
 	}
 	return lines.Partial()
@@ -31,15 +31,21 @@ func (c *Control) Hold(from Side) int {
 // Release lets the incomplete line of one side go on and says whether it may: not if it could still turn out to be a
 // command that is denied or that opens a pinhole.
 func (c *Control) Release(from Side) bool {
-	if from == Client && c.restricted(c.lines[Client].PartialText()) {
+	partial := c.lines[from].PartialText()
+	if from == Client && c.restricted(partial) || from == Server && c.arms(partial) {
 		return false
 	}
 	c.released[from] = c.lines[from].Offset()
 	return true
 }
 
-// Abandon refuses the client's incomplete line; what comes of it later is overwritten.
-func (c *Control) Abandon(fx []Effect) []Effect { return c.denyPartial(PartialLine, fx) }
+// Abandon refuses an incomplete line that Release does not let go. What comes of a client's later is overwritten.
+func (c *Control) Abandon(from Side, fx []Effect) []Effect {
+	if from == Client {
+		return c.denyPartial(PartialLine, fx)
+	}
+	return c.rewrite(Server, c.lines[Server].PartialStart(), []byte{' '}, fx)
+}
 
 // restrictedVerbs are the commands that the engine itself may deny, whatever the policy says.
 var restrictedVerbs = []string{"PORT", "EPRT", "PASV", "EPSV", "LPRT", "LPSV", "SPSV", "AUTH", "USER"}

@@ -3,6 +3,7 @@ package alg
 import (
 	"bytes"
 	"net/netip"
+	"slices"
 
 	"ftpalg/alg/ftp"
 	"ftpalg/policy"
@@ -98,4 +99,24 @@ func (c *Control) named(e Effect, fx []Effect) []Effect {
 		return append(fx, e)
 	}
 	return fx
+}
+
+// announcements are what the kernel's helper looks for at the beginning of a server's line.
+var announcements = []string{"227 ", "229 "}
+
+// arms says whether the kernel might take a server's line, or what begins it, for an announcement.
+func (c *Control) arms(text []byte) bool {
+	return c.readAlong && len(text) > 0 && slices.ContainsFunc(announcements, func(a string) bool {
+		n := min(len(a), len(text))
+		return a[:n] == string(text[:n])
+	})
+}
+
+// disarm changes the first byte of a line of a reply of several that the kernel would take for an announcement.
+func (c *Control) disarm(line ftp.Line, fx []Effect) []Effect {
+	if !c.arms(line.Text) {
+		return fx
+	}
+	fx = append(fx, Effect{Kind: Audit, Reason: UnsolicitedReply, Side: Server, Text: line.Text})
+	return c.rewrite(Server, line.Start, []byte{' '}, fx)
 }

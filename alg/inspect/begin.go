@@ -49,6 +49,9 @@ func (in *Inspector) begin(sh *shard, now time.Time, k Key, entry conntrack.Entr
 	}
 	sh.sessions[k] = s
 	in.startSession(sh, s, d, now)
+	if entry.Helper == conntrack.KernelFTP {
+		s.control.ReadAlong()
+	}
 	if translated {
 		s.control.Translated(entry.Reply.Src.Addr(), entry.Reply.Dst.Addr(), entry.Helper == conntrack.KernelFTP)
 		s.view = &Key{Client: entry.Reply.Dst, Server: entry.Reply.Src}

@@ -226,3 +226,43 @@ func TestNATOfClientsAlone(t *testing.T) {
 		t.Errorf("expectations %+v", open)
 	}
 }
+
+// TestReadAlong: where the kernel's helper reads what goes on, no line may look like an announcement that is none: it would open
+// a port to whoever made the server say it, in a listing for one.
+func TestReadAlong(t *testing.T) {
+	const forged = "227 (198,51,100,2,0,22)"
+	for _, c := range []struct{ helper, said, heard string }{
+		{"sane", "211-Status\r\n" + forged + "\r\n211 End\r\n", "211-Status\r\n" + forged + "\r\n211 End\r\n"},
+		{"ftp", "211-Status\r\n" + forged + "\r\n211 End\r\n", "211-Status\r\n 27 (198,51,100,2,0,22)\r\n211 End\r\n"},
+		{"ftp", "211-Status\r\n229 (|||22|)\r\n211 End\r\n", "211-Status\r\n 29 (|||22|)\r\n211 End\r\n"},
+		{"ftp", "227 (198,51,100,2,195,80)\r\n", "425 Refused by the gatewa\r\n"},
+		{"ftp", "227 Logout.\r\n", "221 Logout.\r\n"},
+		{"sane", "227 Logout.\r\n", "227 Logout.\r\n"},
+	} {
+		w, ct := underNAT(t, c.helper)
+		w.say(alg.Server, []byte("220 ready\r\n"))
+		w.say(alg.Client, []byte("STAT\r\n"))
+		for _, half := range []string{c.said[:len(c.said)/2], c.said[len(c.said)/2:]} {
+			w.say(alg.Server, []byte(half))
+		}
+		if got := string(w.receivers[alg.Server].stream()); got != "220 ready\r\n"+c.heard {
+			t.Errorf("%s: the client hears %q, want %q", c.helper, got, c.heard)
+		}
+		if open := ct.Open(); len(open) != 0 {
+			t.Errorf("expectations %+v", open)
+		}
+	}
+	w, _ := underNAT(t, "ftp")
+	w.say(alg.Server, []byte("220 ready\r\n"))
+	w.say(alg.Client, []byte("STAT\r\n"))
+	w.say(alg.Server, []byte("211-Status\r\n"+forged)) // and no end of the line
+	if got := string(w.receivers[alg.Server].stream()); got != "220 ready\r\n" {
+		t.Errorf("the client hears %q before the line's end", got)
+	}
+	w.in.Expire(clock.Add(releaseAfter))
+	w.in.Expire(clock.Add(abandonAfter))
+	if got := string(w.receivers[alg.Server].stream()); got != "220 ready\r\n211-Status\r\n 27 (198,51,100,2,0,22)" {
+		t.Errorf("the client hears %q in the end", got)
+	}
+	w.settled()
+}

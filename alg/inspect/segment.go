@@ -177,7 +177,7 @@ func (in *Inspector) overdue(sh *shard, s *session, now time.Time) (held bool) {
 			in.letGo(s, from)
 		}
 		if len(st.inHand) > 0 && waited >= abandonAfter {
-			in.abandon(sh, s, now, nil)
+			in.abandon(sh, s, from, now, nil)
 			in.letGo(s, from)
 		}
 		if len(st.early) > 0 && waited >= gapAfter {
@@ -236,7 +236,7 @@ func (in *Inspector) release(sh *shard, s *session, from alg.Side, now time.Time
 	if len(st.inHand) >= maxInHand || !in.mayHold() {
 		// Better to refuse one line than to let a part of it go on that cannot be taken back.
 		if !s.control.Release(from) {
-			in.abandon(sh, s, now, &g)
+			in.abandon(sh, s, from, now, &g)
 		}
 		in.letGo(s, from)
 		in.accept(&g)
@@ -263,9 +263,9 @@ func (in *Inspector) holds(sh *shard, s *session, st *stream, now time.Time) {
 	sh.holding[s] = struct{}{}
 }
 
-// abandon refuses the client's incomplete line, of which current is the last segment unless that is in hand.
-func (in *Inspector) abandon(sh *shard, s *session, now time.Time, current *segment) {
-	sh.fx = s.control.Abandon(sh.fx[:0])
+// abandon refuses the incomplete line of one side, of which current is the last segment unless that is in hand.
+func (in *Inspector) abandon(sh *shard, s *session, from alg.Side, now time.Time, current *segment) {
+	sh.fx = s.control.Abandon(from, sh.fx[:0])
 	in.carryOut(sh, s, now, current)
 }
 
