@@ -181,9 +181,9 @@ func (l *Lab) configure(ctx context.Context, h Host) error {
 	return err
 }
 
-// portRange is the setting that clients' ports come from.
+// portRange is the setting that clients' ports come from. The first is kept for tests, which listen there.
 func portRange() string {
-	return fmt.Sprintf("net.ipv4.ip_local_port_range=%d %d", ClientPorts.First, ClientPorts.Last)
+	return fmt.Sprintf("net.ipv4.ip_local_port_range=%d %d", ClientPorts.First+1, ClientPorts.Last)
 }
 
 // connect ties an edge host to the gateway by a pair of interfaces of its own. The gateway answers to one address on
