@@ -8,7 +8,9 @@ import (
 	"github.com/google/gopacket/layers"
 
 	"ftpalg/alg"
+	"ftpalg/alg/audit"
 	"ftpalg/conntrack"
+	"ftpalg/nfq"
 	"ftpalg/policy"
 )
 
@@ -265,4 +267,34 @@ func TestReadAlong(t *testing.T) {
 		t.Errorf("the client hears %q in the end", got)
 	}
 	w.settled()
+}
+
+// mistaken is a conntrack table with a mistake in it.
+type mistaken struct{ translator }
+
+func (*mistaken) Lookup(conntrack.Tuple) (conntrack.Entry, error) { panic("a mistake") }
+
+// TestNATMistake: a mistake on the way of an active data connection's SYN drops that packet and nothing else.
+func TestNATMistake(t *testing.T) {
+	w, ct := underNAT(t, "sane")
+	w.in.Resume(clock, ct.entries[0])
+	w.say(alg.Client, record(30))
+	w.say(alg.Server, record(30))
+	var told []audit.Event
+	w.in.report = func(e audit.Event) { told = append(told, e) }
+	w.in.conntrack = &mistaken{}
+	src, dst := netip.MustParseAddrPort("198.51.100.2:20"), netip.MustParseAddrPort("203.0.113.254:50002")
+	packet := build(t, src.Addr(), dst.Addr(), &layers.TCP{SrcPort: 20, DstPort: 50002, SYN: true, Seq: 1}, nil)
+	w.nextID++
+	w.packets[w.nextID] = packet
+	var seg nfq.Segment
+	if err := nfq.NewDecoder().Decode(packet, &seg); err != nil {
+		t.Fatal(err)
+	}
+	w.in.Packet(clock, Packet{ID: w.nextID, Queue: w}, &seg)
+	if v, ok := w.verdicts[w.nextID]; !ok || v.Accept || len(told) != 1 || told[0].Reason != alg.InternalError {
+		t.Errorf("verdict %+v (%v), told %+v", v, ok, told)
+	}
+	w.in.conntrack = ct
+	w.say(alg.Client, record(30)) // and no lock is held
 }

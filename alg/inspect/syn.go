@@ -44,21 +44,32 @@ func (in *Inspector) announced(sh *shard, now time.Time, p Packet, seg *nfq.Segm
 // the server sees, and its session is found by those that clients see.
 func (in *Inspector) activeSYN(now time.Time, p Packet, seg *nfq.Segment) bool {
 	for _, h := range in.views.origins(hosts{seg.Dst.Addr(), seg.Src.Addr()}) {
-		sh := in.shard(h.client, h.server)
-		sh.mu.Lock()
-		decided := in.announced(sh, now, p, seg)
-		if !decided {
-			why := in.justInTime(sh, now, h, seg)
-			if decided = why == alg.CreditSpent || why == alg.SYNRepeated; decided {
-				in.verdict(p, nfq.Verdict{Accept: true})
-			}
-		}
-		sh.mu.Unlock()
-		if decided {
+		if in.activeBetween(h, now, p, seg) {
 			return true
 		}
 	}
 	return false
+}
+
+// activeBetween is activeSYN for one pair of hosts.
+func (in *Inspector) activeBetween(h hosts, now time.Time, p Packet, seg *nfq.Segment) (decided bool) {
+	sh := in.shard(h.client, h.server)
+	sh.mu.Lock()
+	defer sh.mu.Unlock()
+	defer func() {
+		if mistake := recover(); mistake != nil {
+			in.rescue(nil, now, p, mistake)
+			decided = true
+		}
+	}()
+	if in.announced(sh, now, p, seg) {
+		return true
+	}
+	if why := in.justInTime(sh, now, h, seg); why != alg.CreditSpent && why != alg.SYNRepeated {
+		return false
+	}
+	in.verdict(p, nfq.Verdict{Accept: true})
+	return true
 }
 
 func (in *Inspector) justInTime(sh *shard, now time.Time, h hosts, seg *nfq.Segment) alg.Reason {
