@@ -129,17 +129,7 @@ func waitGone(t *testing.T, pid int) {
 // halfOpened is a real server on a stage without a daemon, and a policy that terminates IPv4 and inspects IPv6.
 func halfOpened(t *testing.T, kind ServerKind) (*Stage, string) {
 	t.Helper()
-	requireRoot(t)
-	t.Parallel()
-	s, err := newStage(t.Context(), kind, Config{ServersDir: serversDir}, func(*Stage, context.Context) error { return nil })
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if err := s.Close(); err != nil {
-			t.Error(err)
-		}
-	})
+	s := unguarded(t, kind)
 	policy := Termination{Rule: []string{"data: relay"}}.Policy(s.Server)
 	policy = strings.Replace(policy, `addresses: [192.0.2.0/24, "2001:db8:1::/64"]`, `addresses: [192.0.2.0/24]`, 1)
 	policy = strings.Replace(policy, "limits:", "  - {name: others to files, to: files, action: inspect}\nlimits:", 1)

@@ -19,6 +19,14 @@ import (
 // opened is a real server on a stage whose ftpalg terminates by a policy.
 func opened(t *testing.T, kind ServerKind, policy Termination) *Stage {
 	t.Helper()
+	s := unguarded(t, kind)
+	s.Daemon = startFTPAlg(t, s.Lab, policy.Policy(s.Server))
+	return s
+}
+
+// unguarded is a real server on a stage without a daemon.
+func unguarded(t *testing.T, kind ServerKind) *Stage {
+	t.Helper()
 	requireRoot(t)
 	t.Parallel()
 	s, err := newStage(t.Context(), kind, Config{ServersDir: serversDir}, func(*Stage, context.Context) error { return nil })
@@ -30,7 +38,6 @@ func opened(t *testing.T, kind ServerKind, policy Termination) *Stage {
 			t.Error(err)
 		}
 	})
-	s.Daemon = startFTPAlg(t, s.Lab, policy.Policy(s.Server))
 	return s
 }
 
