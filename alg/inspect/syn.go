@@ -19,14 +19,14 @@ func (in *Inspector) syn(sh *shard, now time.Time, p Packet, seg *nfq.Segment) {
 	if in.announced(sh, now, p, seg) {
 		return
 	}
-	why := in.justInTime(sh, now, hosts{seg.Src.Addr(), seg.Dst.Addr()}, seg)
+	s, why := in.justInTime(sh, now, hosts{seg.Src.Addr(), seg.Dst.Addr()}, seg)
 	if why == alg.NoSession {
-		why = in.justInTime(sh, now, hosts{seg.Dst.Addr(), seg.Src.Addr()}, seg)
+		s, why = in.justInTime(sh, now, hosts{seg.Dst.Addr(), seg.Src.Addr()}, seg)
 	}
 	if why != alg.CreditSpent && why != alg.SYNRepeated {
 		in.event(audit.Event{Time: now, Kind: audit.EventAudit, Reason: why, From: seg.Src, To: seg.Dst})
 	}
-	in.verdict(p, nfq.Verdict{Accept: true})
+	in.pass(sh, s, now, p)
 }
 
 // announced lets a SYN go on for which a pinhole stands, as it was announced in clear text.
@@ -35,8 +35,7 @@ func (in *Inspector) announced(sh *shard, now time.Time, p Packet, seg *nfq.Segm
 	if s == nil {
 		return false
 	}
-	in.verdict(p, nfq.Verdict{Accept: true})
-	in.used(sh, s, now)
+	in.pass(sh, s, now, p)
 	return true
 }
 
@@ -65,21 +64,23 @@ func (in *Inspector) activeBetween(h hosts, now time.Time, p Packet, seg *nfq.Se
 	if in.announced(sh, now, p, seg) {
 		return true
 	}
-	if why := in.justInTime(sh, now, h, seg); why != alg.CreditSpent && why != alg.SYNRepeated {
+	s, why := in.justInTime(sh, now, h, seg)
+	if why != alg.CreditSpent && why != alg.SYNRepeated {
 		return false
 	}
-	in.verdict(p, nfq.Verdict{Accept: true})
+	in.pass(sh, s, now, p)
 	return true
 }
 
-func (in *Inspector) justInTime(sh *shard, now time.Time, h hosts, seg *nfq.Segment) alg.Reason {
+// justInTime spends a credit between two hosts on a SYN. With CreditSpent it gives the session whose pinhole it opened.
+func (in *Inspector) justInTime(sh *shard, now time.Time, h hosts, seg *nfq.Segment) (*session, alg.Reason) {
 	p := sh.pairs[h]
 	if p == nil || p.opaque == 0 {
-		return alg.NoSession
+		return nil, alg.NoSession
 	}
 	for _, s := range p.granted {
 		if s.control.Repeated(now, seg.Src, seg.Dst, seg.Seq) {
-			return alg.SYNRepeated
+			return nil, alg.SYNRepeated
 		}
 	}
 	for n := len(p.credited); n > 0; n = len(p.credited) {
@@ -91,7 +92,7 @@ func (in *Inspector) justInTime(sh *shard, now time.Time, h hosts, seg *nfq.Segm
 		var why alg.Reason
 		why, sh.fx = s.control.SYN(now, seg.Src, seg.Dst, seg.Seq, sh.fx[:0])
 		if why == alg.OutsideRange {
-			return why
+			return nil, why
 		}
 		p.credited, s.credited = p.credited[:n-1], false
 		if why != alg.CreditSpent {
@@ -100,17 +101,20 @@ func (in *Inspector) justInTime(sh *shard, now time.Time, h hosts, seg *nfq.Segm
 		p.granted = append(p.granted[max(0, len(p.granted)-maxGranted+1):], s)
 		in.carryOut(sh, s, now, nil)
 		if s.control.Pinhole().IsZero() {
-			return alg.ExpectationFailed
+			return nil, alg.ExpectationFailed
 		}
-		// The SYN at hand is what it is for, and goes on next.
-		in.used(sh, s, now)
-		return why
+		return s, why
 	}
-	return alg.NoCredit
+	return nil, alg.NoCredit
 }
 
-// used takes a pinhole off the books: its data connection is here.
-func (in *Inspector) used(sh *shard, s *session, now time.Time) {
-	in.closed(sh, s, now, s.control.Pinhole(), alg.Used)
-	s.control.Expire()
+// pass lets a SYN go on, and closes the pinhole of s that it uses, if s is not nil. By the time that the verdict is given the
+// SYN has been through conntrack and the expectation is gone, but for one case: conntrack may take a SYN between the ports of
+// a connection that was reset for a part of that one.
+func (in *Inspector) pass(sh *shard, s *session, now time.Time, p Packet) {
+	in.verdict(p, nfq.Verdict{Accept: true})
+	if s != nil {
+		in.closed(sh, s, now, s.control.Pinhole(), alg.Used)
+		s.control.Expire()
+	}
 }

@@ -142,7 +142,7 @@ func (in *Inspector) open(sh *shard, s *session, now time.Time, p alg.Pinhole) a
 	return alg.NoReason
 }
 
-// closed withdraws a pinhole. If it is not there any more it was used.
+// closed withdraws a pinhole. If it is not there any more it was used, or has timed out.
 func (in *Inspector) closed(sh *shard, s *session, now time.Time, p alg.Pinhole, why alg.Reason) {
 	d := door{p.From, p.To}
 	if sh.open[d] != s {
@@ -150,13 +150,11 @@ func (in *Inspector) closed(sh *shard, s *session, now time.Time, p alg.Pinhole,
 	}
 	delete(sh.open, d)
 	in.counts.pinholes.Add(-1)
-	var err error
-	if why != alg.Used {
-		if err = in.conntrack.Withdraw(s.expectation(p)); errors.Is(err, conntrack.ErrNotFound) {
-			err = nil
-			if why != alg.TimedOut {
-				why = alg.Used
-			}
+	err := in.conntrack.Withdraw(s.expectation(p))
+	if errors.Is(err, conntrack.ErrNotFound) {
+		err = nil
+		if why != alg.TimedOut {
+			why = alg.Used
 		}
 	}
 	in.event(s.event(now, audit.Event{Kind: audit.EventClosed, Reason: why, Mode: p.Mode, From: p.From, To: p.To, Err: err}))

@@ -323,11 +323,19 @@ func (g *Gateway) drop(n *promise) bool {
 	return true
 }
 
-// take gives what was promised at a door, which is open no more.
+// take gives what was promised at a door, which is open no more: not in the kernel either, where conntrack may have taken the
+// connection for a part of one between the same ports that was reset. The lock is held meanwhile, so that what falls is not
+// the expectation of the door's next promise.
 func (g *Gateway) take(d door) *promise {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	n := g.doors[d]
+	if n == nil {
+		return nil
+	}
+	if err := g.Conntrack.Withdraw(n.expectation()); err != nil && !errors.Is(err, conntrack.ErrNotFound) {
+		n.session.report(audit.Event{Kind: audit.EventAudit, Reason: alg.ExpectationFailed, Mode: n.pinhole.Mode, From: n.pinhole.From, To: n.at, Err: err})
+	}
 	delete(g.doors, d)
 	return n
 }
