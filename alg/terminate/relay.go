@@ -37,6 +37,7 @@ type promise struct {
 	mu       sync.Mutex
 	transfer alg.Direction
 	levels   [2]alg.Level
+	configs  [2]*tls.Config // those of the session at that time: after CCC and another AUTH it has others
 	started  bool
 	instead  string // the reply that the transfer has to end with
 	broken   bool   // its data connection could not be made, or its TLS failed
@@ -56,7 +57,7 @@ func (s *session) relays() bool {
 	}
 	client, server := s.dialogue.side[alg.Client].data, s.dialogue.side[alg.Server].data
 	return client != server || s.rule.MaxSize > 0 || s.rule.TLS.RequireReuse || s.gateway.relayedLately(s.hosts()) ||
-		client == alg.TLS && (s.target.Upstream.SessionReuse || !s.tickets.alike || s.gateway.insists(s.server.Addr()))
+		client == alg.TLS && (s.target.Upstream.SessionReuse || !s.alike || s.gateway.insists(s.server.Addr()))
 }
 
 // maxRelays bounds the data connections that a session leaves behind when their transfers are over: a client may have the
@@ -196,15 +197,15 @@ func (s *session) setPinhole(p alg.Pinhole, until time.Time) {
 // begin tells the data connection at hand that its transfer has begun, and how it is protected.
 func (s *session) begin(t alg.Direction) {
 	if n := s.promise; n != nil {
-		n.begin(t, [2]alg.Level{s.dialogue.side[alg.Client].data, s.dialogue.side[alg.Server].data})
+		n.begin(t, [2]alg.Level{s.dialogue.side[alg.Client].data, s.dialogue.side[alg.Server].data}, s.configs)
 	}
 }
 
-func (n *promise) begin(t alg.Direction, levels [2]alg.Level) {
+func (n *promise) begin(t alg.Direction, levels [2]alg.Level, configs [2]*tls.Config) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	if !n.started {
-		n.started, n.transfer, n.levels = true, t, levels
+		n.started, n.transfer, n.levels, n.configs = true, t, levels, configs
 		close(n.begun)
 	}
 }
@@ -485,11 +486,11 @@ func (r *relay) secure() error {
 		if level != alg.TLS {
 			continue
 		}
-		h := r.halves[side]
+		h, config := r.halves[side], n.configs[side]
 		both.Go(func() error {
-			over := func(c net.Conn) *tls.Conn { return tls.Server(c, s.tickets.data) }
+			over := func(c net.Conn) *tls.Conn { return tls.Server(c, config) }
 			if alg.Side(side) == alg.Server {
-				over = func(c net.Conn) *tls.Conn { return tls.Client(c, s.tickets.upstream) }
+				over = func(c net.Conn) *tls.Conn { return tls.Client(c, config) }
 			}
 			if err := h.secure(s.policy.Limits.IdleTimeout, over); err != nil {
 				r.cut() // so that the other handshake need not wait
