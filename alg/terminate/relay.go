@@ -85,7 +85,7 @@ func (s *session) open(p alg.Pinhole) (at netip.AddrPort, why alg.Reason) {
 	}
 	s.abandonPromise()
 	s.promise = n
-	s.setPinhole(p, n.until)
+	s.setPinhole(n.stands(), n.until)
 	s.report(audit.Event{Kind: audit.EventPinhole, Mode: p.Mode, From: p.From, To: n.at})
 	return n.at, alg.NoReason
 }
@@ -120,6 +120,13 @@ func (s *session) newPromise(p alg.Pinhole, relayed bool) *promise {
 		begun: make(chan struct{}), gone: make(chan struct{}),
 		settled: settled, settle: sync.OnceFunc(func() { close(settled) }),
 	}
+}
+
+// stands is the pinhole where it came to be.
+func (n *promise) stands() alg.Pinhole {
+	p := n.pinhole
+	p.To = n.at
+	return p
 }
 
 func (n *promise) expectation() conntrack.Expectation {
@@ -179,7 +186,7 @@ func (s *session) shut(p alg.Pinhole, why alg.Reason) {
 
 func (s *session) closed(n *promise, why alg.Reason, err error) {
 	s.infoMu.Lock()
-	if s.info.Pinhole == n.pinhole { // and not one that was promised later
+	if s.info.Pinhole == n.stands() { // and not one that was promised later
 		s.info.Pinhole, s.info.PinholeUntil = alg.Pinhole{}, time.Time{}
 	}
 	s.infoMu.Unlock()
