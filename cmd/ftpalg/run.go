@@ -26,6 +26,7 @@ import (
 	"ftpalg/alg/terminate/cert"
 	"ftpalg/conntrack"
 	"ftpalg/nfq"
+	"ftpalg/nfq/doctor"
 	"ftpalg/nfq/rules"
 	"ftpalg/policy"
 )
@@ -313,10 +314,12 @@ func (d *daemon) chooseBackend(ctx context.Context) error {
 	}
 	d.backend = backend
 	d.log.Info("rules", "backend", string(d.backend), "why", why)
-	if table, ok := d.backend.Rules(config).(rules.NFTable); ok {
-		for _, o := range table.Obstacles(ctx) {
-			d.log.Warn("rules", "warning", o.String(), "mend", o.Mend)
-		}
+	obstacles, err := doctor.Obstacles(ctx, doctor.Subject{Config: config, Backend: backend, PolicyFile: d.policyFile})
+	for _, o := range obstacles {
+		d.log.Warn("rules", "warning", o.String(), "mend", o.Mend)
+	}
+	if err != nil {
+		d.log.Warn("rules", "warning", "what else filters here is not known", "err", err)
 	}
 	return nil
 }
