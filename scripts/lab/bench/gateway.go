@@ -55,12 +55,14 @@ const (
 	fourQueues
 	toldQueue // with conntrack's entries in the queue's messages
 	offloaded // with data connections in a flowtable
+	twin      // routed once more, to see what differs where nothing does
+	stateful  // the least firewall that knows connections
 	ways
 )
 
 var wayNames = [ways]string{
 	"routed", "kernel helper", "floor", "ftpalg", "ftpalg relay", "ftpalg direct", "mod_proxy", "HAProxy", "stunnel",
-	"no payload filter", "2 queues", "4 queues", "NFQA_CT", "flowtable",
+	"no payload filter", "2 queues", "4 queues", "NFQA_CT", "flowtable", "routed's twin", "conntrack alone",
 }
 
 // The ways that are compared with one another: each part of the table has one column for each.
@@ -69,6 +71,8 @@ var (
 	terminatingWays = []int{routed, relayed, direct, modProxy, haProxy, stunnel}
 	queueWays       = []int{routed, daemon, unfiltered, twoQueues, fourQueues, toldQueue}
 	flowtableWays   = []int{routed, daemon, offloaded}
+	bulkWays        = []int{routed, kernelHelper, floor, daemon, twin}
+	pastWays        = []int{routed, direct, twin, stateful}
 )
 
 // queue is the number of the queue, in the floor's rules and in ftpalg's.
@@ -82,6 +86,7 @@ type gateway struct {
 	host     lab.Host      // where the clients are
 	to       netip.Addr    // whom they connect to: the server, or the gateway in its place
 	proc     *lab.Proc     // what the packets or the connections go through, if anything
+	server   *lab.Proc     // the benchmark's own
 	vsftpd   bool          // whether it runs beside the benchmark's own server
 	nextPort atomic.Uint32 // the source port of the control connection before
 }
@@ -101,13 +106,13 @@ func newGateway(ctx context.Context, way int, p programs) (*gateway, error) {
 	g := &gateway{Lab: l, way: way, host: lab.Client, to: lab.Addr(lab.Server, lab.IPv4)}
 	setUp := [ways]func(context.Context, programs) error{
 		g.open, g.helped, g.floored, g.guarded, g.terminated, nil, g.modProxied, g.haProxied, g.stunnelled,
-		g.unfiltered, g.queues("21:22"), g.queues("21:24"), g.told, g.offloaded,
+		g.unfiltered, g.queues("21:22"), g.queues("21:24"), g.told, g.offloaded, g.open, g.tracked,
 	}[way]
 	if err = errors.Join(g.writeCertificate(), g.widen(ctx)); err == nil {
 		err = setUp(ctx, p)
 	}
 	if err == nil {
-		_, err = g.launch(ctx, lab.Server, serverReady, p.self, "serve", g.Path(certificateFile), g.Path(keyFile))
+		g.server, err = g.launch(ctx, lab.Server, serverReady, p.self, "serve", g.Path(certificateFile), g.Path(keyFile))
 	}
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("%s: %w", wayNames[way], err), l.Close())
@@ -132,6 +137,11 @@ func (g *gateway) widen(ctx context.Context) error {
 
 // open is the gateway without a firewall.
 func (g *gateway) open(ctx context.Context, _ programs) error { return g.SetForward(ctx, lab.Accept) }
+
+// tracked is a firewall of one rule, for which conntrack has to follow all connections.
+func (g *gateway) tracked(ctx context.Context, _ programs) error {
+	return g.rules(ctx, "-A FORWARD -m conntrack --ctstate ESTABLISHED,RELATED -j ACCEPT", "-P FORWARD ACCEPT")
+}
 
 // helped is the kernel's own helper behind a default-drop firewall.
 func (g *gateway) helped(ctx context.Context, _ programs) error {

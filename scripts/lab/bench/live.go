@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"net/netip"
 	"runtime"
-	"strconv"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -187,28 +186,6 @@ func (g *gateway) many(n int, f func() error) error {
 	}
 	all.Wait()
 	return errors.Join(errs...)
-}
-
-// throughput measures one data connection at a time, in MiB/s.
-func (b *bench) throughput(ctx context.Context, rounds, mebibytes int) (*series, error) {
-	var rates series
-	buf := make([]byte, 256<<10)
-	size := mebibytes << 20
-	err := interleave(ctx, b.inspecting(), rounds, func(g *gateway) error {
-		return g.InNS(lab.Client, func() error {
-			c, err := g.login(plain)
-			if err != nil {
-				return err
-			}
-			start := time.Now()
-			if err := c.fetch(strconv.Itoa(size), size, buf); err != nil {
-				return errors.Join(err, c.conn.Close())
-			}
-			rates.add(g.way, float64(mebibytes)/time.Since(start).Seconds())
-			return c.quit()
-		})
-	})
-	return &rates, err
 }
 
 // expectations measures how long it takes until an expectation stands, under a control connection of ftpalg's gateway.
