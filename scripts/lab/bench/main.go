@@ -76,11 +76,11 @@ var (
 	full = extent{
 		controlRounds: 500, commands: 80,
 		sessionRounds: 20, sequential: 100, parallel: 25, vsftpdRounds: 6, vsftpdSessions: 15, reuses: 20,
-		bulkRounds: 250, mebibytes: 24, expectations: 5000,
+		bulkRounds: 160, mebibytes: 24, expectations: 5000,
 		memory: []int{10_000, 100_000}, costs: []int{1, 100, 10_000, 100_000},
 		costRounds: 20, costCommands: 20_000, allocationsRuns: 1000, floodSYNs: 20_000, queueRounds: 200, flowtableRounds: 12, flowtableMebibytes: 64,
 		idle: 2000, handshakeRounds: 6, handshakes: 10, terminatedRounds: 6, terminated: 8, realRounds: 3, real: 3,
-		relayRounds: 8, spliceRounds: 10, relayMebibytes: 256, pastRounds: 250,
+		relayRounds: 8, spliceRounds: 10, relayMebibytes: 256, pastRounds: 160,
 	}
 	short = extent{
 		controlRounds: 6, commands: 50,
