@@ -53,6 +53,7 @@ const (
 	unfiltered // ftpalg again: with every segment queued, also those without payload
 	twoQueues  // with several queues
 	fourQueues
+	oneByOne  // with each packet read, and decided on, on its own
 	toldQueue // with conntrack's entries in the queue's messages
 	offloaded // with data connections in a flowtable
 	ways
@@ -60,14 +61,14 @@ const (
 
 var wayNames = [ways]string{
 	"routed", "kernel helper", "floor", "ftpalg", "ftpalg relay", "ftpalg direct", "mod_proxy", "HAProxy", "stunnel",
-	"no payload filter", "2 queues", "4 queues", "NFQA_CT", "flowtable",
+	"no payload filter", "2 queues", "4 queues", "one by one", "NFQA_CT", "flowtable",
 }
 
 // The ways that are compared with one another: each part of the table has one column for each.
 var (
 	inspectingWays  = []int{routed, kernelHelper, floor, daemon}
 	terminatingWays = []int{routed, relayed, direct, modProxy, haProxy, stunnel}
-	queueWays       = []int{routed, daemon, unfiltered, twoQueues, fourQueues, toldQueue}
+	queueWays       = []int{routed, daemon, unfiltered, twoQueues, fourQueues, oneByOne, toldQueue}
 	flowtableWays   = []int{routed, daemon, offloaded}
 )
 
@@ -101,7 +102,7 @@ func newGateway(ctx context.Context, way int, p programs) (*gateway, error) {
 	g := &gateway{Lab: l, way: way, host: lab.Client, to: lab.Addr(lab.Server, lab.IPv4)}
 	setUp := [ways]func(context.Context, programs) error{
 		g.open, g.helped, g.floored, g.guarded, g.terminated, nil, g.modProxied, g.haProxied, g.stunnelled,
-		g.unfiltered, g.queues("21:22"), g.queues("21:24"), g.told, g.offloaded,
+		g.unfiltered, g.queues("21:22"), g.queues("21:24"), g.oneByOne, g.told, g.offloaded,
 	}[way]
 	if err = errors.Join(g.writeCertificate(), g.widen(ctx)); err == nil {
 		err = setUp(ctx, p)
@@ -167,6 +168,11 @@ func (g *gateway) queues(balance string) func(context.Context, programs) error {
 	return func(ctx context.Context, p programs) error {
 		return g.daemon(ctx, p, policyText, "--queue-balance", balance)
 	}
+}
+
+// oneByOne is ftpalg that gives no two verdicts at once.
+func (g *gateway) oneByOne(ctx context.Context, p programs) error {
+	return g.daemon(ctx, p, policyText, "--queue-batch", "1")
 }
 
 // told is ftpalg that reads conntrack's entries from the queue, where the kernel sends them.

@@ -7,6 +7,7 @@ import (
 	"os"
 	"strings"
 
+	"ftpalg/nfq"
 	"ftpalg/scripts/lab"
 )
 
@@ -34,18 +35,30 @@ func (b *bench) reportQueues(ctx context.Context) error {
 	if err := b.reportQueued(ctx, gateways[1:]); err != nil {
 		return err
 	}
-	for _, clients := range []int{1, 8} {
-		rates, err := sessions(ctx, gateways, benchPort, clients, b.queueRounds/10+1, b.parallel)
+	for _, clients := range []int{1, atOnce, crowd} {
+		rates, err := sessions(ctx, gateways, benchPort, clients, b.queueRounds/10+1, max(1, atOnce*b.parallel/max(clients, atOnce)))
 		if err != nil {
 			return fmt.Errorf("%d at a time: %w", clients, err)
 		}
-		entry := row{measure: fmt.Sprintf("queue: sessions/s, %d at a time", clients), cells: rates.medians("%.0f")}
-		if len(rates.series[toldQueue]) > 0 {
-			entry.ratio = withSpread(rates.ratios(func(x [ways]float64) float64 { return x[toldQueue] / x[daemon] })) + " NFQA_CT over look-ups"
-		}
-		b.table.add(entry)
+		b.reportQueueSessions(clients, rates)
 	}
+	b.table.note("queue: ftpalg reads up to %d packets that wait, and gives their verdicts, by one call each (--queue-batch); one by one is what that is compared with", nfq.DefaultBatch)
 	return nil
+}
+
+// reportQueueSessions says what batches and conntrack's entries do to sessions, and batches to their cost.
+func (b *bench) reportQueueSessions(clients int, rates *sessionRates) {
+	batch := overBest(daemon, oneByOne)
+	entry := row{measure: fmt.Sprintf("queue: sessions/s, %d at a time", clients), cells: rates.medians("%.0f")}
+	entry.ratio = withSpread(rates.ratios(batch)) + " ftpalg over one by one"
+	if len(rates.series[toldQueue]) > 0 {
+		entry.ratio += ", " + withSpread(rates.ratios(overBest(toldQueue, daemon))) + " NFQA_CT over look-ups"
+	}
+	b.table.add(entry)
+	cpu := row{measure: fmt.Sprintf("queue: ftpalg CPU per session, %d at a time, µs", clients), cells: rates.cpu.medians("%.0f")}
+	cpu.cells[routed] = ""
+	cpu.ratio = withSpread(rates.cpu.ratios(batch)) + " ftpalg over one by one"
+	b.table.add(cpu)
 }
 
 // reportQueued counts the packets of one session that are queued.
