@@ -106,23 +106,28 @@ func (c *ftpClient) reply(code string) ([]byte, error) {
 	return line, err
 }
 
-// fetch retrieves a file in passive mode and checks its length. The buffer is for the data.
-func (c *ftpClient) fetch(name string, size int, buf []byte) error {
+// retrieve asks for a file in passive mode and opens the data connection.
+func (c *ftpClient) retrieve(name string) (data *stream, err error) {
 	if _, err := io.WriteString(c.rw, "PASV\r\n"); err != nil {
-		return err
+		return nil, err
 	}
 	line, err := c.reply("227")
 	if err != nil {
-		return err
+		return nil, err
 	}
 	port, err := announced(string(line))
 	if err != nil {
-		return err
+		return nil, err
 	}
 	if _, err = io.WriteString(c.rw, "RETR "+name+"\r\n"); err != nil {
-		return err
+		return nil, err
 	}
-	data, err := dial(0, netip.AddrPortFrom(c.to, port))
+	return dial(0, netip.AddrPortFrom(c.to, port))
+}
+
+// fetch retrieves a file in passive mode and checks its length. The buffer is for the data.
+func (c *ftpClient) fetch(name string, size int, buf []byte) error {
+	data, err := c.retrieve(name)
 	if err != nil {
 		return err
 	}

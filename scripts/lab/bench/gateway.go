@@ -55,13 +55,16 @@ const (
 	fourQueues
 	oneByOne  // with each packet read, and decided on, on its own
 	toldQueue // with conntrack's entries in the queue's messages
-	offloaded // with data connections in a flowtable
+	fast      // routed without a firewall, with everything in a flowtable
+	nftRules  // ftpalg again: with nft's rules
+	offloaded // and with data connections in a flowtable
 	ways
 )
 
 var wayNames = [ways]string{
 	"routed", "kernel helper", "floor", "ftpalg", "ftpalg relay", "ftpalg direct", "mod_proxy", "HAProxy", "stunnel",
-	"no payload filter", "2 queues", "4 queues", "one by one", "NFQA_CT", "flowtable",
+	"no payload filter", "2 queues", "4 queues", "one by one", "NFQA_CT",
+	"routed, flowtable", "ftpalg, nft", "ftpalg, flowtable",
 }
 
 // The ways that are compared with one another: each part of the table has one column for each.
@@ -69,7 +72,7 @@ var (
 	inspectingWays  = []int{routed, kernelHelper, floor, daemon}
 	terminatingWays = []int{routed, relayed, direct, modProxy, haProxy, stunnel}
 	queueWays       = []int{routed, daemon, unfiltered, twoQueues, fourQueues, oneByOne, toldQueue}
-	flowtableWays   = []int{routed, daemon, offloaded}
+	flowtableWays   = []int{routed, fast, kernelHelper, nftRules, offloaded}
 )
 
 // queue is the number of the queue, in the floor's rules and in ftpalg's.
@@ -102,7 +105,8 @@ func newGateway(ctx context.Context, way int, p programs) (*gateway, error) {
 	g := &gateway{Lab: l, way: way, host: lab.Client, to: lab.Addr(lab.Server, lab.IPv4)}
 	setUp := [ways]func(context.Context, programs) error{
 		g.open, g.helped, g.floored, g.guarded, g.terminated, nil, g.modProxied, g.haProxied, g.stunnelled,
-		g.unfiltered, g.queues("21:22"), g.queues("21:24"), g.oneByOne, g.told, g.offloaded,
+		g.unfiltered, g.queues("21:22"), g.queues("21:24"), g.oneByOne, g.told,
+		g.fast, g.nftRules(), g.nftRules(flowtableFlags...),
 	}[way]
 	if err = errors.Join(g.writeCertificate(), g.widen(ctx)); err == nil {
 		err = setUp(ctx, p)
@@ -179,26 +183,6 @@ func (g *gateway) oneByOne(ctx context.Context, p programs) error {
 func (g *gateway) told(ctx context.Context, p programs) error {
 	return g.daemon(ctx, p, policyText, "--queue-conntrack")
 }
-
-// offloaded is ftpalg with nft's rules, and data connections in a flowtable.
-func (g *gateway) offloaded(ctx context.Context, p programs) error {
-	if err := g.SetForward(ctx, lab.Accept); err != nil { // nft's table decides
-		return err
-	}
-	flags := []string{"--backend", "nft", "--flowtable", string(lab.Client) + "," + string(lab.Server)}
-	file := g.Path("policy.yaml")
-	if err := os.WriteFile(file, []byte(policyText), 0o600); err != nil {
-		return err
-	}
-	try := append([]string{"-c", `"$@" | nft -c -f -`, "sh", p.ftpalg, "rules", "--policy", file}, flags...)
-	if _, err := g.Run(ctx, lab.Gateway, "sh", try...); err != nil {
-		return fmt.Errorf("%w: %w", errNoFlowtable, err)
-	}
-	return g.daemon(ctx, p, policyText, flags...)
-}
-
-// errNoFlowtable says that this kernel cannot do what the flowtable is measured with.
-var errNoFlowtable = errors.New("the kernel does not take nft's rules with a flowtable")
 
 // payloadFilter is the match that ftpalg's rules leave to the queue what has payload with.
 var payloadFilter = regexp.MustCompile(`-m bpf --bytecode "[^"]*" `)

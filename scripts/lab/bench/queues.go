@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"os"
 	"strings"
@@ -97,24 +96,4 @@ func (g *gateway) queued(ctx context.Context) (total int, err error) {
 		total += sequence
 	}
 	return total, nil
-}
-
-// reportFlowtable measures data connections that go past the rules, where the kernel has flowtables.
-func (b *bench) reportFlowtable(ctx context.Context) error {
-	if err := b.build(ctx, flowtableWays); err != nil {
-		if errors.Is(err, errNoFlowtable) {
-			b.table.note("flowtable: not measured, as this kernel has none (or no queue statement of nft's); scripts/kernel measures it on Debian's")
-			return nil
-		}
-		return err
-	}
-	buf := make([]byte, 256<<10)
-	r, err := pace(ctx, b.those(flowtableWays...), b.flowtableRounds, float64(b.flowtableMebibytes)/1024, func(g *gateway) error {
-		return g.bulk(plain, b.flowtableMebibytes, buf)
-	})
-	if err != nil {
-		return err
-	}
-	b.compare(r, comparison{rivals: []int{routed}, of: "flowtable / routed", target: 1}, offloaded, "flowtable: one data connection, GiB/s", "%.2f")
-	return nil
 }
