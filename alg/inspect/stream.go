@@ -91,7 +91,7 @@ func (st *stream) sent(ack uint32) uint32 {
 	return ack - uint32(st.shifted.before)
 }
 
-// offset gives the engine's offset of a sequence number.
+// seqAt gives the sequence number of one of the offsets that the engine counts in.
 func (st *stream) seqAt(offset uint64) uint32 { return st.origin + uint32(offset) }
 
 // acknowledged notes that the peer has everything before ack, and gives up what was kept of it.

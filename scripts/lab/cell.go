@@ -126,6 +126,15 @@ func (c Cell) NotPossible() string {
 	return ""
 }
 
+func (c Cell) properties() []string {
+	return []string{
+		c.NAT.Name, c.Server.Name, c.Client.Name, string(c.Control()) + string(c.Data), string(c.Mode) + c.Family.String(), string(c.Announce),
+	}
+}
+
+// certain leaves out what is there for comparison.
+func (c Cell) certain() bool { return c.Guard == Ours && c.NotPossible() == "" && c.Scenario.certain() }
+
 // announced is the address that the server says, if not its own. The static recipe includes that it says the public one.
 func (c Cell) announced() (at netip.Addr) {
 	switch {

@@ -17,7 +17,7 @@ func TestNATMatrix(t *testing.T) {
 	config := Config{ServersDir: serversDir, Binary: binary}
 	var order []string
 	lanes := make(map[string][]Cell)
-	for _, c := range pairwiseCells() {
+	for _, c := range Pairwise(Cells()) {
 		if lanes[c.Lane()] == nil {
 			order = append(order, c.Lane())
 		}
@@ -45,55 +45,6 @@ func TestNATMatrix(t *testing.T) {
 			}
 		})
 	}
-}
-
-// pairwiseCells chooses cells of ftpalg's that are possible, until every pair of properties that occurs in any of them has
-// occurred in one that was chosen.
-func pairwiseCells() (chosen []Cell) {
-	seen := make(map[string]bool)
-	for _, c := range Cells() {
-		if c.Guard != Ours || c.NotPossible() != "" || c.NotApplicable() != "" || c.Doubted() {
-			continue
-		}
-		fresh := false
-		for _, pair := range c.meetings() {
-			fresh = fresh || !seen[pair]
-		}
-		if !fresh {
-			continue
-		}
-		for _, pair := range c.meetings() {
-			seen[pair] = true
-		}
-		chosen = append(chosen, c)
-	}
-	return chosen
-}
-
-// meetings names each two properties of a cell.
-func (c Cell) meetings() (all []string) {
-	properties := []string{
-		c.NAT.Name, c.Server.Name, c.Client.Name, string(c.Control()) + string(c.Data), string(c.Mode) + c.Family.String(), "227" + string(c.Announce),
-	}
-	for i, a := range properties {
-		for _, b := range properties[i+1:] {
-			all = append(all, fmt.Sprintf("%d %s %s", i, a, b))
-		}
-	}
-	return all
-}
-
-// The matrix's own numbers, so that a change of it is seen.
-func TestPairwiseCells(t *testing.T) {
-	all := pairwiseCells()
-	lanes := make(map[string]bool)
-	for _, c := range all {
-		lanes[c.Lane()] = true
-	}
-	if len(all) == 0 || len(all) > 250 {
-		t.Errorf("%d cells in %d labs: too many for three minutes, or none", len(all), len(lanes))
-	}
-	t.Logf("%d cells in %d labs", len(all), len(lanes))
 }
 
 // An exposure is read from what conntrack prints.

@@ -2,16 +2,22 @@ package lab
 
 import "maps"
 
-// pair is two properties of a scenario, each with its position in the name.
+// combination is a case of a table in which every property may meet every other.
+type combination interface {
+	properties() []string // always as many, in the same order
+	certain() bool        // it runs, and passes or fails: there is nothing in the way that may turn up on the way
+}
+
+// pair is two properties of a combination, each with its position.
 type pair struct {
 	i, j int
 	a, b string
 }
 
-// pairs returns each two properties of a scenario.
-func (s Scenario) pairs() map[pair]bool {
-	properties := []string{s.Server.Name, s.Client.Name, string(s.Protection), s.Level() + string(s.Data), string(s.Mode), s.Family.String()}
+// pairs returns each two properties of a combination.
+func pairs(c combination) map[pair]bool {
 	all := make(map[pair]bool)
+	properties := c.properties()
 	for j, b := range properties {
 		for i, a := range properties[:j] {
 			all[pair{i, j, a, b}] = true
@@ -20,14 +26,14 @@ func (s Scenario) pairs() map[pair]bool {
 	return all
 }
 
-// Pairwise returns some scenarios, in their order, in which any two properties meet that meet in one of all. Those that do not
-// apply are none of them, nor those that might turn out so: what is returned runs, or fails.
-func Pairwise(all []Scenario) (some []Scenario) {
+// Pairwise returns some combinations, in their order, in which any two properties meet that meet in one of all. Those that are
+// not certain to run are none of them.
+func Pairwise[C combination](all []C) (some []C) {
 	missing := make(map[pair]bool)
 	meet := make([]map[pair]bool, len(all)) // nil for what cannot be chosen
-	for i, s := range all {
-		if s.NotApplicable() == "" && !s.Doubted() {
-			meet[i] = s.pairs()
+	for i, c := range all {
+		if c.certain() {
+			meet[i] = pairs(c)
 			maps.Copy(missing, meet[i])
 		}
 	}
@@ -44,9 +50,9 @@ func Pairwise(all []Scenario) (some []Scenario) {
 			delete(missing, p)
 		}
 	}
-	for i, s := range all {
+	for i, c := range all {
 		if chosen[i] {
-			some = append(some, s)
+			some = append(some, c)
 		}
 	}
 	return some

@@ -151,6 +151,12 @@ func (s Scenario) NotApplicable() string {
 	return why
 }
 
+func (s Scenario) properties() []string {
+	return []string{s.Server.Name, s.Client.Name, string(s.Protection), s.Level() + string(s.Data), string(s.Mode), s.Family.String()}
+}
+
+func (s Scenario) certain() bool { return s.NotApplicable() == "" && !s.Doubted() }
+
 // Doubted tells whether the scenario has to be tried without a firewall first. The curl of Debian 12 (7.88) leaves the
 // data connection of active FTPS without TLS and hangs; other versions do not.
 func (s Scenario) Doubted() bool {

@@ -24,7 +24,7 @@ func main() {
 	flag.StringVar(&config.ServersDir, "servers", ".build/servers", "where the FTP servers were unpacked")
 	flag.StringVar((*string)(&config.Backend), "backend", "auto", "iptables, nft or auto: where ftpalg puts its rules")
 	match := flag.String("match", "", "only the scenarios whose name (server/client/protection/mode/family) has this in it")
-	pairs := flag.Bool("pairs", false, "only so many scenarios that any two properties that can meet do meet in one, and no bridges")
+	pairs := flag.Bool("pairs", false, "only so many scenarios, or cells of ftpalg's, that any two properties that can meet do meet in one, and no bridges")
 	nat := flag.Bool("nat", false, "the NAT matrix and its exposure in place of the scenarios; a cell is nat/guard/server/client/protection/mode/family")
 	churn := flag.Int("churn", 0, "in place of the scenarios, so many ends of ftpalg under live sessions, mostly by kill -9")
 	seed := flag.Uint64("seed", 1, "of the random points of -churn")
@@ -36,7 +36,7 @@ func main() {
 	case *churn > 0:
 		show = func() (failed int, err error) { return 0, showChurn(ctx, os.Stdout, config, *churn, *seed) }
 	case *nat:
-		show = func() (failed int, err error) { return showNAT(ctx, os.Stdout, config, *match) }
+		show = func() (failed int, err error) { return showNAT(ctx, os.Stdout, config, *match, *pairs) }
 	}
 	failed, err := show()
 	if err != nil {

@@ -81,10 +81,10 @@ type matrix struct {
 }
 
 // showNAT runs the NAT matrix and prints it.
-func showNAT(ctx context.Context, w io.Writer, config lab.Config, match string) (failed int, err error) {
+func showNAT(ctx context.Context, w io.Writer, config lab.Config, match string, pairs bool) (failed int, err error) {
 	start := time.Now()
 	m := &matrix{w: w, tallies: make(map[natRow]map[natColumn]*tally), bare: make(map[string]bool)}
-	lanes := m.lanes(match)
+	lanes := m.lanes(match, pairs)
 	if len(lanes) == 0 {
 		return 0, fmt.Errorf("no cell of the NAT matrix has %q in its name", match)
 	}
@@ -104,9 +104,12 @@ func showNAT(ctx context.Context, w io.Writer, config lab.Config, match string) 
 }
 
 // lanes groups the cells that match by the lab that they share, and notes the rows in order.
-func (m *matrix) lanes(match string) (lanes [][]lab.Cell) {
-	last := ""
-	for _, c := range lab.Cells() {
+func (m *matrix) lanes(match string, pairs bool) (lanes [][]lab.Cell) {
+	all, last := lab.Cells(), ""
+	if pairs {
+		all = lab.Pairwise(all)
+	}
+	for _, c := range all {
 		if !strings.Contains(c.String(), match) {
 			continue
 		}
