@@ -77,7 +77,7 @@ func (b *bench) reportFlowtable(ctx context.Context) error {
 			return fmt.Errorf("%s: %w", c.links, err)
 		}
 	}
-	b.table.note("flowtable: all hosts share this machine's processors, so that a packet takes as long as what it costs sender, gateway and receiver; frames of 1500 bytes are what network cards pass on that aggregate nothing: every link of the lab has gso_max_segs 1, on all gateways alike; the sender puts up to 64 KiB into an aggregated packet, which all of them forward as one; conntrack called the flowtables' connections [OFFLOAD] while they ran, and no others")
+	b.table.note("flowtable: all hosts share this machine's processors, so that a packet takes as long as what it costs sender, gateway and receiver (in a machine of scripts/kernel -i a nanosecond is an instruction); frames of 1500 bytes are what network cards pass on that aggregate nothing: every link of the lab has gso_max_segs 1, on all gateways alike; the sender puts up to 64 KiB into an aggregated packet, which all of them forward as one; conntrack called the flowtables' connections [OFFLOAD] while they ran, and no others")
 	return nil
 }
 

@@ -78,7 +78,7 @@ var (
 		sessionRounds: 20, sequential: 100, parallel: 25, vsftpdRounds: 6, vsftpdSessions: 15, reuses: 20,
 		bulkRounds: 30, mebibytes: 512, expectations: 5000,
 		memory: []int{10_000, 100_000}, costs: []int{1, 100, 10_000, 100_000},
-		costRounds: 20, costCommands: 20_000, allocationsRuns: 1000, floodSYNs: 20_000, queueRounds: 200, flowtableRounds: 9, flowtableMebibytes: 8,
+		costRounds: 20, costCommands: 20_000, allocationsRuns: 1000, floodSYNs: 20_000, queueRounds: 200, flowtableRounds: 6, flowtableMebibytes: 8,
 		idle: 2000, handshakeRounds: 6, handshakes: 10, terminatedRounds: 6, terminated: 8, realRounds: 3, real: 3,
 		relayRounds: 8, spliceRounds: 10, directRounds: 30, relayMebibytes: 256,
 	}
