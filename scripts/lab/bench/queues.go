@@ -27,7 +27,10 @@ func (b *bench) reportQueues(ctx context.Context) error {
 		return err
 	}
 	filter := r.cpu.ratios(func(x [ways]float64) float64 { return x[unfiltered] / x[daemon] })
-	b.table.add(row{measure: "queue: NOOP round trip p50, µs", cells: r.p50.medians("%.1f")})
+	b.table.add(row{
+		measure: "queue: NOOP round trip p50, µs", cells: r.p50.medians("%.1f"),
+		ratio: withSpread(r.p50.ratios(overBest(daemon, oneByOne))) + " ftpalg over one by one",
+	})
 	cpu := row{measure: "queue: ftpalg CPU per command, µs", cells: r.cpu.medians("%.1f"), ratio: withSpread(filter) + " without the filter"}
 	cpu.cells[routed] = ""
 	b.table.add(cpu)
