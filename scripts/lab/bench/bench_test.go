@@ -55,7 +55,7 @@ func TestShort(t *testing.T) {
 		"allocations for NOOP", "allocations for PASV", "NOOP round trip p50", "NOOP round trip p99", "gateway process CPU",
 		"CPU per command, 1000 sessions over 1", "sessions/s, Go server, 1 at", "sessions/s, Go server, 8 at", "sessions/s, vsftpd", "stalled of 3 sessions",
 		"data connection of 32 MiB, MiB/s", "data connection of 32 MiB, CPU", "expectation installed, p50", "SYN flood: ftpalg CPU per SYN", "plain PASV session ms", "FTPS session, JIT",
-		"queue: NOOP round trip", "queue: ftpalg CPU per command", "queue: packets queued a session", "queue: sessions/s, 1 at", "queue: sessions/s, 8 at", "KiB a terminated session", "TLS handshakes/s, implicit", "TLS handshakes/s, AUTH TLS", "CPU per handshake",
+		"queue: NOOP round trip", "queue: ftpalg CPU per command", "queue: packets queued a session", "queue: sessions/s, 1 at", "queue: sessions/s, 8 at", "queue: sessions/s, 32 at", "queue: ftpalg CPU per session, 32 at", "KiB a terminated session", "TLS handshakes/s, implicit", "TLS handshakes/s, AUTH TLS", "CPU per handshake",
 		"FTPS sessions/s, Go server, explicit, 8 at", "FTPS sessions/s, Go server, explicit, 32 at", "FTPS sessions/s, Go server, implicit",
 		"FTPS sessions/s, vsftpd", "CPU per FTPS session", "data, TLS on both sides", "data, PROT C, spliced, 32", "data, PROT C, spliced, 10 Gbit/s", "data, PROT C, past ftpalg, 32 MiB, MiB/s", "data, PROT C, past ftpalg, 32 MiB, CPU", "CPU per GiB, PROT C, past ftpalg",
 		"CPU per GiB, TLS",

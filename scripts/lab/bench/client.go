@@ -106,6 +106,25 @@ func (c *ftpClient) reply(code string) ([]byte, error) {
 	return line, err
 }
 
+// open asks for a file in passive mode and opens the data connection.
+func (c *ftpClient) open(name string) (data *stream, err error) {
+	if _, err := io.WriteString(c.rw, "PASV\r\n"); err != nil {
+		return nil, err
+	}
+	line, err := c.reply("227")
+	if err != nil {
+		return nil, err
+	}
+	port, err := announced(string(line))
+	if err != nil {
+		return nil, err
+	}
+	if _, err = io.WriteString(c.rw, "RETR "+name+"\r\n"); err != nil {
+		return nil, err
+	}
+	return dial(0, netip.AddrPortFrom(c.to, port))
+}
+
 // fetch retrieves a file in passive mode and checks its length. The buffer is for the data.
 func (c *ftpClient) fetch(name string, size int, buf []byte) error {
 	return c.retrieve(name, size, func(data io.Reader) (int, error) { return drain(data, buf) })
@@ -113,21 +132,7 @@ func (c *ftpClient) fetch(name string, size int, buf []byte) error {
 
 // retrieve is fetch with a reader of the data of one's own, which says how much it was.
 func (c *ftpClient) retrieve(name string, size int, read func(io.Reader) (int, error)) error {
-	if _, err := io.WriteString(c.rw, "PASV\r\n"); err != nil {
-		return err
-	}
-	line, err := c.reply("227")
-	if err != nil {
-		return err
-	}
-	port, err := announced(string(line))
-	if err != nil {
-		return err
-	}
-	if _, err = io.WriteString(c.rw, "RETR "+name+"\r\n"); err != nil {
-		return err
-	}
-	data, err := dial(0, netip.AddrPortFrom(c.to, port))
+	data, err := c.open(name)
 	if err != nil {
 		return err
 	}

@@ -147,6 +147,7 @@ const stalled = 150 * time.Millisecond
 // sessionRates is what rounds of whole sessions showed.
 type sessionRates struct {
 	series           // sessions per second
+	cpu    series    // µs of the gateway's process for a session
 	stalls [ways]int // sessions that stalled
 }
 
@@ -155,6 +156,10 @@ func sessions(ctx context.Context, gateways []*gateway, port uint16, clients, ro
 	var rates sessionRates
 	err := interleave(ctx, gateways, rounds, func(g *gateway) error {
 		var stalls atomic.Int64
+		before, err := g.cpu()
+		if err != nil {
+			return err
+		}
 		start := time.Now()
 		if err := g.many(clients, func() error {
 			for range each {
@@ -170,7 +175,13 @@ func sessions(ctx context.Context, gateways []*gateway, port uint16, clients, ro
 		}); err != nil {
 			return err
 		}
-		rates.add(g.way, float64(clients*each)/time.Since(start).Seconds())
+		took := time.Since(start)
+		after, err := g.cpu()
+		if err != nil {
+			return err
+		}
+		rates.add(g.way, float64(clients*each)/took.Seconds())
+		rates.cpu.add(g.way, micros(after-before)/float64(clients*each))
 		rates.stalls[g.way] += int(stalls.Load())
 		return nil
 	})

@@ -78,7 +78,7 @@ var (
 		sessionRounds: 20, sequential: 100, parallel: 25, vsftpdRounds: 6, vsftpdSessions: 15, reuses: 20,
 		bulkRounds: 160, mebibytes: 24, expectations: 5000,
 		memory: []int{10_000, 100_000}, costs: []int{1, 100, 10_000, 100_000},
-		costRounds: 20, costCommands: 20_000, allocationsRuns: 1000, floodSYNs: 20_000, queueRounds: 200, flowtableRounds: 12, flowtableMebibytes: 64,
+		costRounds: 20, costCommands: 20_000, allocationsRuns: 1000, floodSYNs: 20_000, queueRounds: 200, flowtableRounds: 6, flowtableMebibytes: 8,
 		idle: 2000, handshakeRounds: 6, handshakes: 10, terminatedRounds: 6, terminated: 8, realRounds: 3, real: 3,
 		relayRounds: 8, spliceRounds: 10, relayMebibytes: 256, pastRounds: 160,
 	}
@@ -87,7 +87,7 @@ var (
 		sessionRounds: 2, sequential: 5, parallel: 2, vsftpdRounds: 1, vsftpdSessions: 1, reuses: 3,
 		bulkRounds: 2, mebibytes: 32, expectations: 50,
 		memory: []int{1000}, costs: []int{1, 1000},
-		costRounds: 3, costCommands: 1000, allocationsRuns: 100, floodSYNs: 1000, queueRounds: 4, flowtableRounds: 2, flowtableMebibytes: 16,
+		costRounds: 3, costCommands: 1000, allocationsRuns: 100, floodSYNs: 1000, queueRounds: 4, flowtableRounds: 2, flowtableMebibytes: 2,
 		idle: 50, handshakeRounds: 2, handshakes: 2, terminatedRounds: 2, terminated: 1, realRounds: 1, real: 1,
 		relayRounds: 2, spliceRounds: 2, relayMebibytes: 16, pastRounds: 2,
 	}
