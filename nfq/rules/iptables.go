@@ -134,6 +134,7 @@ func named(list []string, name string) bool {
 // raw: what must happen before conntrack sees a packet.
 func (b *builder) raw() Table {
 	c := Chain{Name: prefix + "RAW", Hook: "PREROUTING"}
+	b.dataGoesOn(&c, "! --syn ")
 	for _, s := range b.servers {
 		for _, f := range s.own {
 			for _, ports := range f.ports {
@@ -159,6 +160,24 @@ func (b *builder) raw() Table {
 		}
 	}
 	return Table{Name: "raw", Chains: []Chain{c}}
+}
+
+// dataGoesOn spares what has no control port, and is what else match says, the rest of a chain: most packets are such.
+func (b *builder) dataGoesOn(c *Chain, match string) {
+	if lists := multiport(b.controlPorts()); len(lists) == 1 {
+		c.add("Data on its way, which most packets are.", "-p tcp %s-m multiport ! --ports %s -j RETURN", match, lists[0])
+	}
+}
+
+// controlPorts are those of all servers, each once.
+func (b *builder) controlPorts() (all []uint16) {
+	for _, s := range b.servers {
+		for _, f := range s.faces {
+			all = append(all, f.all...)
+		}
+	}
+	slices.Sort(all)
+	return slices.Compact(all)
 }
 
 // carrier is the helper of some clients' control connections.
@@ -249,6 +268,7 @@ func match(option string, p netip.Prefix) string {
 func (b *builder) mangle() Table {
 	c := Chain{Name: prefix + "MANGLE", Hook: "PREROUTING"}
 	more := b.terminate(&c)
+	b.dataGoesOn(&c, "")
 	payload := fmt.Sprintf(`-m bpf --bytecode "%s" %s`, PayloadBytecode(b.v6), b.nfqueue)
 	for _, s := range b.servers {
 		for _, f := range s.faces {

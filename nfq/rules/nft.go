@@ -40,6 +40,9 @@ const (
 )
 
 const (
+	otherTraffic = "Other than TCP is none of ours."
+	notTCP       = "meta l4proto != tcp accept"
+
 	nftReset = "reject with tcp reset"
 	nftSyn   = "tcp flags & (fin|syn|rst|ack) == syn"
 )
@@ -133,6 +136,16 @@ func (n *nft) queue() string {
 		q += " bypass"
 	}
 	return q
+}
+
+// ports are all control ports as an anonymous set, which costs a packet far less than one of addresses and ports.
+func (n *nft) ports() string {
+	var all []uint16
+	for _, b := range n.builders {
+		all = append(all, b.controlPorts()...)
+	}
+	slices.Sort(all)
+	return "{ " + strings.Trim(strings.ReplaceAll(fmt.Sprint(slices.Compact(all)), " ", ", "), "[]") + " }"
 }
 
 // allSets makes the sets of end points that the rules look packets up in.
@@ -318,6 +331,9 @@ func (b *builder) from(clients []netip.Prefix) string {
 // raw: what must happen before conntrack sees a packet.
 func (n *nft) raw() {
 	c := Chain{Name: "raw_prerouting", Hook: rawHook}
+	c.add(otherTraffic, notTCP)
+	c.add("Data on its way, which most packets are: no look-up for what is no SYN and comes from no control port.",
+		"%s tcp sport != %s accept", strings.Replace(nftSyn, "==", "!=", 1), n.ports())
 	for _, b := range n.builders {
 		c.add("What a server says must come from where the server is: a client could forge the reply that opens a port.",
 			"%s saddr . tcp sport @control%s fib saddr . iif oif missing drop", b.ip(), b.digit())
@@ -339,6 +355,7 @@ func (n *nft) raw() {
 // connections. Ports decide what is queued and not conntrack's state: what conntrack calls INVALID would slip past otherwise.
 func (n *nft) mangle() {
 	c := Chain{Name: "mangle_prerouting", Hook: mangleHook}
+	c.add(otherTraffic, notTCP)
 	for _, b := range n.builders {
 		why := "A control connection gets its helper with its first packet: without one it can have no expectation. (The first counts.)"
 		if len(b.helpers()) > 1 {
@@ -350,7 +367,7 @@ func (n *nft) mangle() {
 			}
 			continue
 		}
-		c.add(why, "%s daddr . tcp dport @control%s ct helper set \"%s\"", b.ip(), b.digit(), b.object(b.cfg.Helper))
+		c.add(why, "tcp dport %s %s daddr . tcp dport @control%s ct helper set \"%s\"", n.ports(), b.ip(), b.digit(), b.object(b.cfg.Helper))
 	}
 	for _, b := range n.builders {
 		if n.has("terminated" + b.digit()) {
@@ -359,6 +376,7 @@ func (n *nft) mangle() {
 			c.add("", "%s daddr @terminated%s meta l4proto tcp jump %s", b.ip(), b.digit(), terminatedChain)
 		}
 	}
+	c.add("Data on its way.", "tcp dport != %s tcp sport != %s accept", n.ports(), n.ports())
 	for _, b := range n.builders {
 		c.add("Control connections.", "%s daddr . tcp dport @control%s goto %s", b.ip(), b.digit(), payloadChain)
 		c.add("", "%s saddr . tcp sport @control%s goto %s", b.ip(), b.digit(), payloadChain)

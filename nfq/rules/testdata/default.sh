@@ -5,6 +5,8 @@ set -e
 iptables-restore -w 5 --noflush <<'EOF'
 *raw
 :FTPALG-RAW - [0:0]
+# Data on its way, which most packets are.
+-A FTPALG-RAW -p tcp ! --syn -m multiport ! --ports 21,990,2121 -j RETURN
 # What a server says must come from where the server is: a client could forge the reply that opens a port.
 -A FTPALG-RAW -s 198.51.100.2/32 -p tcp -m multiport --sports 21,990 -m rpfilter --invert -j DROP
 # A control connection gets its helper when conntrack creates it: without one it can have no expectation. (The first counts.)
@@ -18,6 +20,8 @@ iptables-restore -w 5 --noflush <<'EOF'
 COMMIT
 *mangle
 :FTPALG-MANGLE - [0:0]
+# Data on its way, which most packets are.
+-A FTPALG-MANGLE -p tcp -m multiport ! --ports 21,990,2121 -j RETURN
 # Only segments with payload, of one byte or more, are read; the program is 'IP length > IP header + TCP header'.
 -A FTPALG-MANGLE -d 198.51.100.2/32 -p tcp -m multiport --dports 21,990 -m bpf --bytecode "12,177 0 0 0,80 0 0 13,69 7 0 32,80 0 0 12,84 0 0 240,116 0 0 2,12 0 0 0,7 0 0 0,128 0 0 0,45 0 1 0,6 0 0 65535,6 0 0 0" -j NFQUEUE --queue-balance 21:24
 -A FTPALG-MANGLE -s 198.51.100.2/32 -p tcp -m multiport --sports 21,990 -m bpf --bytecode "12,177 0 0 0,80 0 0 13,69 7 0 32,80 0 0 12,84 0 0 240,116 0 0 2,12 0 0 0,7 0 0 0,128 0 0 0,45 0 1 0,6 0 0 65535,6 0 0 0" -j NFQUEUE --queue-balance 21:24
@@ -71,6 +75,8 @@ iptables -w 5 -t filter -C FORWARD -p tcp -j FTPALG-FORWARD 2>/dev/null ||
 ip6tables-restore -w 5 --noflush <<'EOF'
 *raw
 :FTPALG-RAW - [0:0]
+# Data on its way, which most packets are.
+-A FTPALG-RAW -p tcp ! --syn -m multiport ! --ports 21,990 -j RETURN
 # What a server says must come from where the server is: a client could forge the reply that opens a port.
 -A FTPALG-RAW -s 2001:db8:2::2/128 -p tcp -m multiport --sports 21,990 -m rpfilter --invert -j DROP
 # A control connection gets its helper when conntrack creates it: without one it can have no expectation. (The first counts.)
@@ -82,6 +88,8 @@ ip6tables-restore -w 5 --noflush <<'EOF'
 COMMIT
 *mangle
 :FTPALG-MANGLE - [0:0]
+# Data on its way, which most packets are.
+-A FTPALG-MANGLE -p tcp -m multiport ! --ports 21,990 -j RETURN
 # Only segments with payload, of one byte or more, are read; the program is 'IP length > IP header + TCP header'.
 -A FTPALG-MANGLE -d 2001:db8:2::2/128 -p tcp -m multiport --dports 21,990 -m bpf --bytecode "13,48 0 0 6,21 0 9 6,48 0 0 53,69 7 0 32,48 0 0 52,84 0 0 240,116 0 0 2,4 0 0 40,7 0 0 0,128 0 0 0,45 0 1 0,6 0 0 65535,6 0 0 0" -j NFQUEUE --queue-balance 21:24
 -A FTPALG-MANGLE -s 2001:db8:2::2/128 -p tcp -m multiport --sports 21,990 -m bpf --bytecode "13,48 0 0 6,21 0 9 6,48 0 0 53,69 7 0 32,48 0 0 52,84 0 0 240,116 0 0 2,4 0 0 40,7 0 0 0,128 0 0 0,45 0 1 0,6 0 0 65535,6 0 0 0" -j NFQUEUE --queue-balance 21:24
