@@ -208,13 +208,13 @@ func (c *Control) announcement(k kind, r ftp.Reply, line ftp.Line, fx []Effect) 
 		return c.denyReply(why, line, fx)
 	}
 	p := c.toServer(mode, netip.AddrPortFrom(c.client.Addr(), 0), to.Port())
-	var naming Effect
+	var n naming
 	if mode == policy.PASV {
-		if naming, why = c.namePASV(announced, p, line); why != NoReason {
+		if n, why = c.namePASV(announced, p, line); why != NoReason {
 			return c.denyReply(why, line, fx)
 		}
 	}
-	return c.named(naming, c.open(p, Server, line, fx))
+	return c.named(n, c.open(p, Server, line, fx))
 }
 
 // announced reads the address of a 227 or 229. EPSV has none: it is the control connection's (RFC 2428 section 3).
