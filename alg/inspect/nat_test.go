@@ -37,7 +37,7 @@ servers:
   - name: files
     addresses: [198.51.100.2]
     passive: 50000-50100
-    public: [{addresses: [203.0.113.1], explicit: [2121]}]
+    public: [{addresses: [203.0.113.1, 203.0.113.2], explicit: [2121]}]
 rules: [{name: all, action: inspect, opaque-active: pinhole}]
 `
 
@@ -61,6 +61,7 @@ func TestNATPassive(t *testing.T) {
 	for _, c := range []struct{ name, reply, heard string }{
 		{"its own address", "227 Entering Passive Mode (198,51,100,2,195,80).\r\n", "227 Entering Passive Mode   (203,0,113,1,195,80)\r\n"},
 		{"the public address", "227 Entering Passive Mode (203,0,113,1,195,80).\r\n", "227 Entering Passive Mode (203,0,113,1,195,80).\r\n"},
+		{"another public address", "227 Entering Passive Mode (203,0,113,2,195,80).\r\n", "227 Entering Passive Mode  (203,0,113,1,195,80)\r\n"},
 		{"no address", "227 Entering Passive Mode (0,0,0,0,195,80).\r\n", "227 Passive Mode       (203,0,113,1,195,80)\r\n"},
 		{"EPSV", "229 Entering Extended Passive Mode (|||50000|)\r\n", "229 Entering Extended Passive Mode (|||50000|)\r\n"},
 	} {
@@ -78,6 +79,25 @@ func TestNATPassive(t *testing.T) {
 				t.Errorf("expectations %+v", open)
 			}
 		})
+	}
+}
+
+// TestNATPublicInside: a server that announces its public address does so to clients that reach it without NAT as well.
+func TestNATPublicInside(t *testing.T) {
+	p, err := policy.Parse("nat.yaml", []byte(natPolicy))
+	if err != nil {
+		t.Fatal(err)
+	}
+	w := newWire(t, p, netip.MustParseAddrPort("192.0.2.2:40000"), netip.MustParseAddrPort("198.51.100.2:21"))
+	w.say(alg.Server, []byte("220 ready\r\n"))
+	w.say(alg.Client, []byte("PASV\r\n"))
+	w.say(alg.Server, []byte("227 Entering Passive Mode (203,0,113,1,195,80).\r\n"))
+	const want = "220 ready\r\n227 Entering Passive Mode (198,51,100,2,195,80)\r\n"
+	if got := string(w.receivers[alg.Server].stream()); got != want {
+		t.Errorf("the client hears %q, want %q", got, want)
+	}
+	if open := w.ct.Open(); len(open) != 1 || open[0].To.String() != "198.51.100.2:50000" {
+		t.Errorf("expectations %+v", open)
 	}
 }
 
