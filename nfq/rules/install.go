@@ -7,8 +7,10 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"runtime"
 	"slices"
 	"strings"
+	"syscall"
 )
 
 // Variant names an iptables back end.
@@ -271,9 +273,13 @@ func restore(ctx context.Context, v Variant, f Family, text string) error {
 	return err
 }
 
-// command runs a program, and puts what it says of its failure into the error.
+// command runs a program, and puts what it says of its failure into the error. If we are killed it ends as well: it might
+// install what somebody removes behind us. The kernel sees to that when the thread ends that started it.
 func command(ctx context.Context, input, name string, args ...string) (string, error) {
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
 	cmd := exec.CommandContext(ctx, name, args...)
+	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	var stdout, stderr bytes.Buffer
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = strings.NewReader(input), &stdout, &stderr
 	err := cmd.Run()

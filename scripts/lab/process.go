@@ -32,8 +32,9 @@ var slowness = sync.OnceValue(func() time.Duration {
 // by it: what has to stay away is waited for as long as it takes on this machine, and no test asks for less.
 func patient(usual time.Duration) time.Duration { return usual * slowness() }
 
-// killGrace is how long a process that was asked to end may take before it is killed.
-var killGrace = patient(5 * time.Second)
+// killGrace is how long a process that was asked to end may take before it is killed. On a busy machine ftpalg needs some
+// seconds to remove its rules.
+var killGrace = patient(20 * time.Second)
 
 // pollInterval is how often Wait looks again.
 const pollInterval = 10 * time.Millisecond
