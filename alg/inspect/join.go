@@ -1,6 +1,9 @@
 package inspect
 
 import (
+	"bytes"
+	"slices"
+
 	"ftpalg/alg"
 	"ftpalg/nfq"
 )
@@ -25,6 +28,12 @@ func (in *Inspector) forward(s *session, list []segment) {
 		}
 		list = list[n:]
 	}
+}
+
+// torn says whether segments end within the line that begins them, of which the rest is in front of a later one.
+func torn(list []segment, later uint32) bool {
+	ends := func(g segment) bool { return bytes.IndexByte(g.payload, '\n') >= 0 }
+	return len(list) > 0 && list[len(list)-1].end() != later && !slices.ContainsFunc(list, ends)
 }
 
 // join makes those that follow a part of a segment, as many as there is room for, and says how many that are.

@@ -224,6 +224,7 @@ func TestNATOneSegment(t *testing.T) {
 		{"by bytes", alg.Client, strings.Split("PASV\r\n", ""), []string{"PASV\r\n"}, ""},
 		{"a reply by bytes", alg.Server, strings.Split("200 ok\r\n", ""), []string{"20", "0", " ", "o", "k", "\r", "\n"}, ""},
 		{"the rest of the next", alg.Client, []string{port[:10], port[10:] + "RE", "TR x\r\n"}, []string{port + "RETR x\r\n"}, ""},
+		{"many in any pieces", alg.Client, []string{"NOOP\r\nNO", "OP\r\nNO", "OP\r\n"}, []string{"NOOP\r\nNO", "OP\r\nNOOP\r\n"}, ""},
 		{"behind another", alg.Client, []string{"TYPE I\r\n" + port}, []string{"TYPE I\r\n", port}, port},
 		{"behind another, and again", alg.Client, []string{"TYPE I\r\n" + port}, []string{"TYPE I\r\n", "TYPE I\r\n"}, "TYPE I\r\n" + port},
 		{"in front of another", alg.Client, []string{port + "RETR x\r\n"}, []string{port + "RETR x\r\n"}, ""},

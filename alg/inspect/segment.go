@@ -256,8 +256,8 @@ func (in *Inspector) release(sh *shard, s *session, from alg.Side, now time.Time
 	for done < len(st.inHand) && !before(line, st.inHand[done].end()) {
 		done++
 	}
-	if s.readAlong && done > 0 && st.inHand[done-1].end() != line {
-		done = 0 // a line of the client's that is complete would be torn
+	if s.readAlong && torn(st.inHand[:done], line) {
+		done = 0
 	}
 	in.forward(s, st.inHand[:done])
 	in.counts.held.Add(int64(-done))
