@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"sync"
 	"sync/atomic"
 
 	"github.com/florianl/go-nfqueue/v2"
@@ -32,7 +31,8 @@ type conn struct {
 	socket  *socket
 	cancel  context.CancelFunc
 	closing atomic.Bool
-	packet  Packet        // reused for every packet
+	packet  Packet // reused for every packet
+	batch   batch
 	ended   chan struct{} // closed when nothing is received any more
 	err     error         // why it ended; read only after that
 }
@@ -64,7 +64,8 @@ func bind(q *Queue, flags uint32) (*conn, error) {
 		return nil, fmt.Errorf("queue %d: open a netlink socket: %w", q.num, err)
 	}
 	c := &conn{queue: q, nfq: lib, ended: make(chan struct{})}
-	if c.socket, err = openSocket(c.receive); err != nil {
+	c.batch.send = c.send
+	if c.socket, err = openSocket(q.opt.Batch, c.receive); err != nil {
 		_ = lib.Close()
 		return nil, fmt.Errorf("queue %d: set up a netlink socket: %w", q.num, err)
 	}
@@ -103,15 +104,13 @@ func (c *conn) fault(err error) int {
 
 // receive reads packets until the conn closes or fails.
 func (c *conn) receive() error {
-	for _, message := range c.socket.backlog {
-		c.dispatch(message)
-	}
+	c.decide(c.socket.backlog)
 	c.socket.backlog = nil
 	for !c.closing.Load() {
-		data, err := c.socket.read()
+		read, err := c.socket.read()
 		switch err {
 		case nil:
-			c.dispatch(data)
+			c.decide(read)
 		case unix.ENOBUFS:
 			c.queue.overruns.Add(1)
 		case unix.EINTR, unix.EAGAIN: // a signal to the Go runtime, or wakeInterval
@@ -122,7 +121,20 @@ func (c *conn) receive() error {
 	return errEnded
 }
 
-// dispatch hands on the packets of one read. Only the kernel and holders of CAP_NET_ADMIN can write to this socket.
+// decide hands on what was read together, and sends the verdicts that have waited for that.
+func (c *conn) decide(read [][]byte) {
+	if len(read) > 1 {
+		c.batch.begin()
+	}
+	for _, data := range read {
+		c.dispatch(data)
+	}
+	if err := c.batch.end(); err != nil {
+		c.queue.opt.Logger.Error("verdicts not given", "queue", c.queue.num, "err", err)
+	}
+}
+
+// dispatch hands on the packets of one datagram. Only the kernel and holders of CAP_NET_ADMIN can write to this socket.
 func (c *conn) dispatch(data []byte) {
 	for len(data) > 0 {
 		message, rest, err := nextMessage(data)
@@ -157,19 +169,22 @@ func (c *conn) deliver(message []byte) {
 	}
 }
 
-// verdict tells the kernel.
+// verdict tells the kernel, at once or with others.
 func (c *conn) verdict(id uint32, v Verdict) error {
 	if len(v.Payload) > maxPayload {
 		return fmt.Errorf("a packet of %d bytes; the kernel takes %d", len(v.Payload), maxPayload)
 	}
-	buf := buffers.Get().(*[]byte)
-	defer buffers.Put(buf)
-	*buf = appendVerdict((*buf)[:0], c.queue.num, id, v)
-	return c.socket.write(*buf)
+	return c.batch.add(c.queue.num, id, v)
 }
 
-// buffers are for verdicts; several goroutines may give one at a time.
-var buffers = sync.Pool{New: func() any { b := make([]byte, 0, 4096); return &b }}
+// send tells the kernel of some verdicts.
+func (c *conn) send(messages []byte, count uint64) error {
+	if err := c.socket.write(messages); err != nil {
+		return err
+	}
+	c.queue.verdicts.Add(count)
+	return nil
+}
 
 // close unbinds and waits until the handler runs no more. It may be called again.
 func (c *conn) close() {

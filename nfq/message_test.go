@@ -97,6 +97,7 @@ func pipeQueue(t testing.TB, h func(q *Queue, p *Packet)) (q *Queue, verdicts *o
 	q = &Queue{num: 7}
 	q.handler = func(p *Packet) { h(q, p) }
 	q.conn = &conn{queue: q, socket: &socket{fd: int(w.Fd())}}
+	q.conn.batch.send = q.conn.send
 	return q, r
 }
 

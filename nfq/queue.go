@@ -28,6 +28,7 @@ type Options struct {
 	FailOpen  bool         // accept instead of drop when the queue is full
 	Conntrack bool         // have the kernel tell of each packet's conntrack entry, if it can (NFQA_CT)
 	MaxLen    uint32       // packets waiting for a verdict; 0 means DefaultMaxLen
+	Batch     int          // packets read, and their verdicts given, at a time; 0 means DefaultBatch
 	Logger    *slog.Logger // nil means silent
 	OnLoss    func(Loss)   // called at most once a second, with what was lost since the last call; nil means not
 }
@@ -43,7 +44,7 @@ type Packet struct {
 }
 
 // Handler takes one packet, and must see to it that Verdict is called once for its ID, now or later, from any
-// goroutine. While it runs, the queue's other packets wait.
+// goroutine. While it runs, the queue's other packets wait, and so may the verdicts on those that were read with this one.
 type Handler func(p *Packet)
 
 // Verdict is what to do with a packet. The zero value drops it.
@@ -52,6 +53,7 @@ type Verdict struct {
 	SetMark bool
 	Mark    uint32 // the packet's new mark, with SetMark
 	Payload []byte // if not nil, the packet goes on with these bytes, IP header and all
+	AtOnce  bool   // the packet has gone on when Verdict returns; else it may wait for verdicts on others
 }
 
 // Stats are counted from Open on.
@@ -90,6 +92,12 @@ func Open(ctx context.Context, num uint16, opt Options, h Handler) (*Queue, erro
 	if opt.MaxLen == 0 {
 		opt.MaxLen = DefaultMaxLen
 	}
+	if opt.Batch == 0 {
+		opt.Batch = DefaultBatch
+	}
+	if opt.Batch < 1 || opt.Batch > MaxBatch {
+		return nil, fmt.Errorf("queue %d: %d packets at a time: it must be 1 to %d", num, opt.Batch, MaxBatch)
+	}
 	if opt.Logger == nil {
 		opt.Logger = slog.New(slog.DiscardHandler)
 	}
@@ -105,7 +113,8 @@ func Open(ctx context.Context, num uint16, opt Options, h Handler) (*Queue, erro
 	return q, nil
 }
 
-// Verdict gives the verdict for a packet. It may be called from any goroutine.
+// Verdict gives the verdict for a packet. It may be called from any goroutine. The kernel hears of it before the next packet
+// is waited for, and of all verdicts in the order in which they were given.
 func (q *Queue) Verdict(id uint32, v Verdict) error {
 	q.mu.RLock()
 	defer q.mu.RUnlock()
@@ -115,7 +124,6 @@ func (q *Queue) Verdict(id uint32, v Verdict) error {
 	if err := q.conn.verdict(id, v); err != nil {
 		return fmt.Errorf("verdict for packet %d of queue %d: %w", id, q.num, err)
 	}
-	q.verdicts.Add(1)
 	return nil
 }
 

@@ -33,23 +33,43 @@ type socket struct {
 	mu sync.RWMutex // guards fd against a use after Close: by then the number may be another file's
 	fd int          // -1 once closed
 
-	buf     []byte
+	messages []unix.Mmsghdr // what one read fills: each message has a buffer
+	buffers  [][]byte
+	got      [][]byte // what the last read filled of them
+
 	asked   bool     // a request has not been answered yet; only the library's own calls change it
 	backlog [][]byte // packets that came between a request and its answer
 }
 
-// openSocket opens the socket. serve is called in the place of the library's receive loop.
-func openSocket(serve func() error) (*socket, error) {
+// openSocket opens the socket, to read up to batch messages at a time. serve is called in the place of the library's receive
+// loop.
+func openSocket(batch int, serve func() error) (*socket, error) {
 	fd, err := unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.NETLINK_NETFILTER)
 	if err != nil {
 		return nil, err
 	}
-	s := &socket{fd: fd, serve: serve, buf: make([]byte, messageMax)}
+	s := newSocket(fd, batch, serve)
 	if err := s.setUp(); err != nil {
 		_ = unix.Close(fd)
 		return nil, err
 	}
 	return s, nil
+}
+
+func newSocket(fd, batch int, serve func() error) *socket {
+	s := &socket{
+		fd: fd, serve: serve,
+		messages: make([]unix.Mmsghdr, batch), buffers: make([][]byte, batch), got: make([][]byte, 0, batch),
+	}
+	vectors := make([]unix.Iovec, batch)
+	for i := range s.messages {
+		s.buffers[i] = make([]byte, messageMax) // pages that no packet reaches take no memory
+		vectors[i].Base = &s.buffers[i][0]
+		vectors[i].SetLen(messageMax)
+		s.messages[i].Hdr.Iov = &vectors[i]
+		s.messages[i].Hdr.SetIovlen(1)
+	}
+	return s
 }
 
 // setUp binds the socket to a port of the kernel's choice, and sets its receive buffer past net.core.rmem_max, as
@@ -70,30 +90,36 @@ func (s *socket) setUp() error {
 	return unix.SetsockoptTimeval(s.fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &interval)
 }
 
-// read waits for one datagram, wakeInterval at most; so long can Close have to wait.
-func (s *socket) read() ([]byte, error) {
+// read waits for a datagram, wakeInterval at most; so long can Close have to wait. What waits behind it comes along. The
+// datagrams are valid until the next call.
+func (s *socket) read() ([][]byte, error) {
 	s.mu.RLock()
 	defer s.mu.RUnlock()
 	if s.fd < 0 {
 		return nil, ErrClosed
 	}
-	n, err := unix.Read(s.fd, s.buf)
-	if err != nil {
-		return nil, err
+	n, _, errno := unix.Syscall6(unix.SYS_RECVMMSG, uintptr(s.fd), uintptr(unsafe.Pointer(&s.messages[0])), uintptr(len(s.messages)),
+		unix.MSG_WAITFORONE, 0, 0)
+	if errno != 0 {
+		return nil, errno
 	}
-	return s.buf[:n], nil
+	s.got = s.got[:0]
+	for i := range int(n) {
+		s.got = append(s.got, s.buffers[i][:s.messages[i].Len])
+	}
+	return s.got, nil
 }
 
-// write sends one message to the kernel, which works it off before the call returns. That is not blocking, so the Go
+// write sends messages to the kernel, which works them off before the call returns. That is not blocking, so the Go
 // scheduler is not told: having slept in read, this goroutine would be put aside once more.
-func (s *socket) write(message []byte) error {
+func (s *socket) write(messages []byte) error {
 	s.mu.RLock()
 	defer s.mu.RUnlock()
 	if s.fd < 0 {
 		return ErrClosed
 	}
 	for {
-		_, _, errno := syscall.RawSyscall(unix.SYS_WRITE, uintptr(s.fd), uintptr(unsafe.Pointer(&message[0])), uintptr(len(message)))
+		_, _, errno := syscall.RawSyscall(unix.SYS_WRITE, uintptr(s.fd), uintptr(unsafe.Pointer(&messages[0])), uintptr(len(messages)))
 		switch errno {
 		case 0:
 			return nil
@@ -166,21 +192,28 @@ func (s *socket) ReceiveIter() iter.Seq2[netlink.Message, error] {
 // bound; they are kept for serve.
 func (s *socket) answer() ([]netlink.Message, error) {
 	for {
-		data, err := s.read()
+		read, err := s.read()
 		if err == unix.EINTR || err == unix.ENOBUFS {
 			continue
 		}
 		if err != nil {
 			return nil, err
 		}
-		if len(data) >= headerLen && messageType(data) == typePacket {
-			s.backlog = append(s.backlog, bytes.Clone(data))
-			continue
+		var answer []netlink.Message
+		for _, data := range read {
+			data = bytes.Clone(data)
+			if len(data) >= headerLen && messageType(data) == typePacket {
+				s.backlog = append(s.backlog, data)
+				continue
+			}
+			var m netlink.Message
+			if err := m.UnmarshalBinary(data); err != nil {
+				return nil, err
+			}
+			answer = append(answer, m)
 		}
-		var m netlink.Message
-		if err := m.UnmarshalBinary(bytes.Clone(data)); err != nil {
-			return nil, err
+		if len(answer) > 0 {
+			return answer, nil
 		}
-		return []netlink.Message{m}, nil
 	}
 }

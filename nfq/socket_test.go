@@ -9,7 +9,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// TestSocketAnswer: a packet that comes before the answer to a request is kept for the queue's reader, and a Receive
+// TestSocketAnswer: packets that come before the answer to a request or with it are kept for the queue's reader, and a Receive
 // without a request is that reader.
 func TestSocketAnswer(t *testing.T) {
 	pair, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_DGRAM, 0)
@@ -19,13 +19,13 @@ func TestSocketAnswer(t *testing.T) {
 	kernel := pair[1]
 	defer unix.Close(kernel)
 	served := false
-	s := &socket{fd: pair[0], buf: make([]byte, messageMax), serve: func() error { served = true; return errEnded }}
+	s := newSocket(pair[0], DefaultBatch, func() error { served = true; return errEnded })
 	defer s.Close()
 	packet := queued(t, unix.AF_INET, 1, 0, []byte("early"))
 	ack := appendHeader(nil, unix.NLMSG_ERROR, 0)
 	ack = append(ack, make([]byte, 20)...)
 	binary.NativeEndian.PutUint32(ack, uint32(len(ack)))
-	for _, message := range [][]byte{packet, ack} {
+	for _, message := range [][]byte{packet, ack, packet} {
 		if _, err := unix.Write(kernel, message); err != nil {
 			t.Fatal(err)
 		}
@@ -37,7 +37,7 @@ func TestSocketAnswer(t *testing.T) {
 	if err != nil || len(got) != 1 || got[0].Header.Type != netlink.Error {
 		t.Errorf("answer %v, %v", got, err)
 	}
-	if len(s.backlog) != 1 || !bytes.Equal(s.backlog[0], packet) {
+	if len(s.backlog) != 2 || !bytes.Equal(s.backlog[0], packet) || !bytes.Equal(s.backlog[1], packet) {
 		t.Errorf("backlog %x", s.backlog)
 	}
 	if _, err := s.Receive(); err != errEnded || !served {

@@ -377,6 +377,9 @@ func TestResume(t *testing.T) {
 	w.say(alg.Server, record(40))
 	w.syn("192.0.2.2:41000", "198.51.100.2:50000")
 	w.expect(t, "pinhole-closed used JIT 192.0.2.2:41000 198.51.100.2:50000")
+	if v := w.verdicts[w.nextID]; !v.AtOnce {
+		t.Errorf("the SYN got %+v: its pinhole is closed before the kernel has seen it", v)
+	}
 }
 
 // record is a TLS record of application data.

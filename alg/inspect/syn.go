@@ -112,7 +112,7 @@ func (in *Inspector) justInTime(sh *shard, now time.Time, h hosts, seg *nfq.Segm
 // SYN has been through conntrack and the expectation is gone, but for one case: conntrack may take a SYN between the ports of
 // a connection that was reset for a part of that one.
 func (in *Inspector) pass(sh *shard, s *session, now time.Time, p Packet) {
-	in.verdict(p, nfq.Verdict{Accept: true})
+	in.verdict(p, nfq.Verdict{Accept: true, AtOnce: s != nil})
 	if s != nil {
 		in.closed(sh, s, now, s.control.Pinhole(), alg.Used)
 		s.control.Expire()

@@ -37,6 +37,7 @@ type promise struct {
 	mu       sync.Mutex
 	transfer alg.Direction
 	levels   [2]alg.Level
+	configs  [2]*tls.Config // those of the session at that time: after CCC and another AUTH it has others
 	started  bool
 	instead  string // the reply that the transfer has to end with
 	broken   bool   // its data connection could not be made, or its TLS failed
@@ -56,7 +57,7 @@ func (s *session) relays() bool {
 	}
 	client, server := s.dialogue.side[alg.Client].data, s.dialogue.side[alg.Server].data
 	return client != server || s.rule.MaxSize > 0 || s.rule.TLS.RequireReuse || s.gateway.relayedLately(s.hosts()) ||
-		client == alg.TLS && (s.target.Upstream.SessionReuse || !s.tickets.alike || s.gateway.insists(s.server.Addr()))
+		client == alg.TLS && (s.target.Upstream.SessionReuse || !s.alike || s.gateway.insists(s.server.Addr()))
 }
 
 // maxRelays bounds the data connections that a session leaves behind when their transfers are over: a client may have the
@@ -84,7 +85,7 @@ func (s *session) open(p alg.Pinhole) (at netip.AddrPort, why alg.Reason) {
 	}
 	s.abandonPromise()
 	s.promise = n
-	s.setPinhole(p, n.until)
+	s.setPinhole(n.stands(), n.until)
 	s.report(audit.Event{Kind: audit.EventPinhole, Mode: p.Mode, From: p.From, To: n.at})
 	return n.at, alg.NoReason
 }
@@ -119,6 +120,13 @@ func (s *session) newPromise(p alg.Pinhole, relayed bool) *promise {
 		begun: make(chan struct{}), gone: make(chan struct{}),
 		settled: settled, settle: sync.OnceFunc(func() { close(settled) }),
 	}
+}
+
+// stands is the pinhole where it came to be.
+func (n *promise) stands() alg.Pinhole {
+	p := n.pinhole
+	p.To = n.at
+	return p
 }
 
 func (n *promise) expectation() conntrack.Expectation {
@@ -178,7 +186,7 @@ func (s *session) shut(p alg.Pinhole, why alg.Reason) {
 
 func (s *session) closed(n *promise, why alg.Reason, err error) {
 	s.infoMu.Lock()
-	if s.info.Pinhole == n.pinhole { // and not one that was promised later
+	if s.info.Pinhole == n.stands() { // and not one that was promised later
 		s.info.Pinhole, s.info.PinholeUntil = alg.Pinhole{}, time.Time{}
 	}
 	s.infoMu.Unlock()
@@ -196,15 +204,15 @@ func (s *session) setPinhole(p alg.Pinhole, until time.Time) {
 // begin tells the data connection at hand that its transfer has begun, and how it is protected.
 func (s *session) begin(t alg.Direction) {
 	if n := s.promise; n != nil {
-		n.begin(t, [2]alg.Level{s.dialogue.side[alg.Client].data, s.dialogue.side[alg.Server].data})
+		n.begin(t, [2]alg.Level{s.dialogue.side[alg.Client].data, s.dialogue.side[alg.Server].data}, s.configs)
 	}
 }
 
-func (n *promise) begin(t alg.Direction, levels [2]alg.Level) {
+func (n *promise) begin(t alg.Direction, levels [2]alg.Level, configs [2]*tls.Config) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	if !n.started {
-		n.started, n.transfer, n.levels = true, t, levels
+		n.started, n.transfer, n.levels, n.configs = true, t, levels, configs
 		close(n.begun)
 	}
 }
@@ -485,11 +493,11 @@ func (r *relay) secure() error {
 		if level != alg.TLS {
 			continue
 		}
-		h := r.halves[side]
+		h, config := r.halves[side], n.configs[side]
 		both.Go(func() error {
-			over := func(c net.Conn) *tls.Conn { return tls.Server(c, s.tickets.data) }
+			over := func(c net.Conn) *tls.Conn { return tls.Server(c, config) }
 			if alg.Side(side) == alg.Server {
-				over = func(c net.Conn) *tls.Conn { return tls.Client(c, s.tickets.upstream) }
+				over = func(c net.Conn) *tls.Conn { return tls.Client(c, config) }
 			}
 			if err := h.secure(s.policy.Limits.IdleTimeout, over); err != nil {
 				r.cut() // so that the other handshake need not wait

@@ -8,10 +8,14 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"net/netip"
 	"testing"
 	"time"
 
 	"ftpalg/alg"
+	"ftpalg/alg/audit"
+	"ftpalg/conntrack"
+	"ftpalg/policy"
 )
 
 // halfCloser is an end that can say that it has sent everything.
@@ -234,4 +238,31 @@ func TestRelaySettles(t *testing.T) {
 		<-done
 		<-r.promise.settled
 	})
+}
+
+// Where several clients share an address, and one has the port that another announces, that one's pinhole is at a port of its
+// own: the operator sees it where it is.
+func TestPinholeAtAnotherPort(t *testing.T) {
+	p := policy.AllowAll()
+	conn := &table{}
+	s := &session{
+		policy: p, rule: &p.Rules[0], client: netip.MustParseAddrPort("192.0.2.2:1024"), seen: netip.MustParseAddr("198.51.100.1"),
+		gateway: New(Options{Policy: p, Conntrack: conn, Report: func(audit.Event) {}}),
+	}
+	server := netip.MustParseAddrPort("198.51.100.2:20")
+	hole := alg.Pinhole{Mode: policy.PORT, From: server, To: netip.AddrPortFrom(s.seen, 5000), Shared: true}
+	if err := conn.Expect(conntrack.Expectation{From: hole.From, To: hole.To}); err != nil {
+		t.Fatal(err)
+	}
+	at, why := s.open(hole)
+	if why != alg.NoReason || at == hole.To {
+		t.Fatalf("the pinhole is at %s (%s), where another client's is", at, why)
+	}
+	if got := s.Info().Pinhole.To; got != at {
+		t.Errorf("the operator sees the pinhole at %s; it is at %s", got, at)
+	}
+	s.shut(hole, alg.NextDataCommand)
+	if got := s.Info().Pinhole; !got.IsZero() {
+		t.Errorf("the operator sees a pinhole that is closed: %v", got)
+	}
 }

@@ -20,7 +20,7 @@ import (
 func (s *session) secureServer() error {
 	config := s.certs.Upstream(s.target, s.real.Addr()).Clone()
 	config.ClientSessionCache = keptSession{tls.NewLRUClientSessionCache(1)}
-	s.tickets.upstream = config
+	s.configs[alg.Server] = config
 	err := s.handshakeControl(alg.Server, func(c net.Conn) *tls.Conn { return tls.Client(c, config) })
 	if err != nil {
 		return fmt.Errorf("%w: %w", errUpstreamTLS, err)
@@ -30,21 +30,24 @@ func (s *session) secureServer() error {
 
 // secureClient begins TLS with the client.
 func (s *session) secureClient() error {
-	var hello clientHello
-	config, err := s.clientConfig(&hello)
+	server := s.peers[alg.Server]
+	base, err := s.certs.Downstream(s.target, s.rule, s.server.Addr(), server.certificate())
 	if err != nil {
 		return err
 	}
+	base.SetSessionTicketKeys([][32]byte{s.key})
+	var hello clientHello
+	config := s.tickets.control(base, &hello)
 	err = s.handshakeControl(alg.Client, func(c net.Conn) *tls.Conn { return tls.Server(c, config) })
 	if err != nil {
 		return err
 	}
 	if !s.peers[alg.Client].tls.ConnectionState().DidResume {
-		s.tickets.resumed = ""
+		hello.resumed = ""
 	}
-	server := s.peers[alg.Server]
+	s.configs[alg.Client] = s.tickets.data(base, hello.resumed)
 	peer := server.certificate()
-	s.tickets.alike = hello.shown != nil && peer != nil && slices.Equal(hello.shown.Certificate[0], peer.Raw) &&
+	s.alike = hello.shown != nil && peer != nil && slices.Equal(hello.shown.Certificate[0], peer.Raw) &&
 		hello.oldest <= server.tls.ConnectionState().Version
 	return nil
 }
@@ -69,27 +72,9 @@ func (s *session) handshakeControl(side alg.Side, over func(net.Conn) *tls.Conn)
 
 // clientHello is what a client's first message brought about.
 type clientHello struct {
-	shown  *tls.Certificate
-	oldest uint16 // version that the client speaks
-}
-
-// clientConfig makes the configurations of the TLS server that the client meets, on the control connection and on data
-// connections. What the client is shown is noted.
-func (s *session) clientConfig(seen *clientHello) (*tls.Config, error) {
-	base, err := s.certs.Downstream(s.target, s.rule, s.server.Addr(), s.peers[alg.Server].certificate())
-	if err != nil {
-		return nil, err
-	}
-	base.SetSessionTicketKeys([][32]byte{s.key})
-	control, data := s.tickets.configs(base)
-	s.tickets.data = data
-	choose := base.GetCertificate
-	control.GetCertificate = func(hello *tls.ClientHelloInfo) (*tls.Certificate, error) {
-		c, err := choose(hello)
-		*seen = clientHello{shown: c, oldest: slices.Min(hello.SupportedVersions)}
-		return c, err
-	}
-	return control, nil
+	shown   *tls.Certificate
+	oldest  uint16 // version that the client speaks
+	resumed string // the mark in the ticket that was taken
 }
 
 // ticketMark begins what we write into a ticket. What it is good for follows, and the id of its control connection.
@@ -98,12 +83,8 @@ const ticketMark = "ftpalg:"
 // tickets binds TLS sessions to their control connection: what a client is given on it, or on its data connections, can be
 // resumed on its data connections and on no others.
 type tickets struct {
-	scope    string // begins the marks of all control connections under the same rule to the same server
-	own      string // the mark of this control connection
-	resumed  string // the mark in the ticket that the control connection itself resumed
-	upstream *tls.Config
-	data     *tls.Config // towards the client
-	alike    bool        // the client was shown the server's own certificate, and speaks TLS as old as the server does
+	scope string // begins the marks of all control connections under the same rule to the same server
+	own   string // the mark of this control connection
 }
 
 func newTickets(scope string) tickets {
@@ -111,42 +92,47 @@ func newTickets(scope string) tickets {
 	return tickets{scope: scope, own: scope + rand.Text()}
 }
 
-// configs gives the configurations of control connection and data connections. They differ in the tickets that they accept.
-func (t *tickets) configs(base *tls.Config) (control, data *tls.Config) {
-	control, data = base.Clone(), base.Clone()
-	control.WrapSession, data.WrapSession = t.wrap(base), t.wrap(base)
-	control.UnwrapSession, data.UnwrapSession = t.unwrapControl(base), t.unwrapData(base)
-	return control, data
-}
-
-func (t *tickets) wrap(base *tls.Config) func(tls.ConnectionState, *tls.SessionState) ([]byte, error) {
-	return func(cs tls.ConnectionState, ss *tls.SessionState) ([]byte, error) {
-		ss.Extra = append(slices.DeleteFunc(ss.Extra, isMark), []byte(t.own))
-		return base.EncryptTicket(cs, ss)
-	}
-}
-
-// unwrapControl accepts the tickets of any control connection under the same rule to the same server: a client may come
-// back.
-func (t *tickets) unwrapControl(base *tls.Config) func([]byte, tls.ConnectionState) (*tls.SessionState, error) {
-	return func(identity []byte, cs tls.ConnectionState) (*tls.SessionState, error) {
+// control gives the configuration of the TLS server that the client meets on the control connection. It accepts the tickets
+// of any control connection under the same rule to the same server: a client may come back. What the client says and is
+// shown is noted.
+func (t tickets) control(base *tls.Config, seen *clientHello) *tls.Config {
+	config := base.Clone()
+	config.WrapSession = t.wrap(base)
+	config.UnwrapSession = func(identity []byte, cs tls.ConnectionState) (*tls.SessionState, error) {
 		ss, mark := openTicket(base, identity, cs)
 		if !strings.HasPrefix(mark, t.scope) {
 			return nil, nil // a full handshake follows
 		}
-		t.resumed = mark
+		seen.resumed = mark
 		return ss, nil
 	}
+	config.GetCertificate = func(hello *tls.ClientHelloInfo) (c *tls.Certificate, err error) {
+		c, err = base.GetCertificate(hello)
+		seen.shown, seen.oldest = c, slices.Min(hello.SupportedVersions)
+		return c, err
+	}
+	return config
 }
 
-// unwrapData accepts the tickets of this control connection alone, and the one that it resumed itself.
-func (t *tickets) unwrapData(base *tls.Config) func([]byte, tls.ConnectionState) (*tls.SessionState, error) {
-	return func(identity []byte, cs tls.ConnectionState) (*tls.SessionState, error) {
+// data gives the configuration of the one that it meets on data connections. It accepts the tickets of this control connection
+// alone, and the one that it resumed itself, if it did.
+func (t tickets) data(base *tls.Config, resumed string) *tls.Config {
+	config := base.Clone()
+	config.WrapSession = t.wrap(base)
+	config.UnwrapSession = func(identity []byte, cs tls.ConnectionState) (*tls.SessionState, error) {
 		ss, mark := openTicket(base, identity, cs)
-		if mark == "" || mark != t.own && mark != t.resumed {
+		if mark == "" || mark != t.own && mark != resumed {
 			return nil, nil
 		}
 		return ss, nil
+	}
+	return config
+}
+
+func (t tickets) wrap(base *tls.Config) func(tls.ConnectionState, *tls.SessionState) ([]byte, error) {
+	return func(cs tls.ConnectionState, ss *tls.SessionState) ([]byte, error) {
+		ss.Extra = append(slices.DeleteFunc(ss.Extra, isMark), []byte(t.own))
+		return base.EncryptTicket(cs, ss)
 	}
 }
 

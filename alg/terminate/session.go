@@ -46,8 +46,10 @@ type session struct {
 	greeted  time.Time // when the greeting is due
 
 	tickets tickets
-	promise *promise // of the data connection at hand
-	marked  bool     // data connections come here
+	configs [2]*tls.Config // of the next data connections, by side
+	alike   bool           // the client was shown the server's own certificate, and speaks TLS as old as the server does
+	promise *promise       // of the data connection at hand
+	marked  bool           // data connections come here
 
 	relaying atomic.Int32 // data connections that are here
 

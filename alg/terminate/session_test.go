@@ -485,32 +485,76 @@ func TestCCC(t *testing.T) {
 		s, c := w.accept(), w.client
 		s.say("220 ready")
 		c.hear("220 ready")
-		c.say("AUTH TLS")
-		s.hear("AUTH TLS")
-		s.say("234 go on")
-		sRaw, cRaw := s.c, c.c
-		sTLS := s.secure(func(n net.Conn) *tls.Conn { return w.tlsServer(&recordConn{Conn: n}) })
-		c.hear("234 ")
-		cTLS := c.secure(func(n net.Conn) *tls.Conn { return tlsClient(&recordConn{Conn: n}) })
-		c.say("CCC")
-		s.hear("CCC")
-		s.say("200 clear")
-		c.hear("200 clear")
-		for _, e := range []*tls.Conn{cTLS, sTLS} {
-			if n, err := e.Read(make([]byte, 1)); err != io.EOF {
-				t.Fatalf("read %d, %v, want close_notify", n, err)
-			}
-		}
-		if notify {
-			cTLS.CloseWrite()
-			sTLS.CloseWrite()
-		}
-		c, s = newEnd(t, cRaw), newEnd(t, sRaw)
+		raw := w.auth(s)
+		s = w.ccc(s, raw, notify)
+		c = w.client
 		c.say("NOOP")
 		s.hear("NOOP")
 		s.say("200 ok")
 		c.hear("200 ok")
 	}
+}
+
+// A data connection whose handshake is under way, as the client says nothing in it, keeps the TLS of its own time: after CCC the
+// session may begin another. (What both touch without a lock the race detector sees.)
+func TestDataHandshakeBesideAUTH(t *testing.T) {
+	w := newWorld(t, false, func(p *policy.Policy) { p.Rules[0].Data = policy.DataRelay })
+	server, client := w.accept(), w.client
+	server.say("220 ready")
+	client.hear("220 ")
+	raw := w.auth(server)
+	for _, command := range []string{"PBSZ 0", "PROT P"} {
+		client.say(command)
+		server.hear(command)
+		server.say("200 ok")
+		client.hear("200 ")
+	}
+	l := listen(t)
+	w.gateway.running.Go(w.retrieve(server, l))
+	far, err := l.Accept() // the other half, which the gateway makes
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer far.Close()
+	if _, err := far.Read(make([]byte, 1)); err != nil {
+		t.Fatalf("the gateway's handshake on the data connection: %v", err)
+	}
+	server.say("426 cut")
+	client.hear("426 ")
+	w.auth(w.ccc(server, raw, true))
+}
+
+// auth has both sides begin TLS, and gives the connections below it: of client and server.
+func (w *world) auth(server *end) (raw [2]net.Conn) {
+	w.t.Helper()
+	w.client.say("AUTH TLS")
+	server.hear("AUTH TLS")
+	server.say("234 go on")
+	raw = [2]net.Conn{w.client.c, server.c}
+	server.secure(func(n net.Conn) *tls.Conn { return w.tlsServer(&recordConn{Conn: n}) })
+	w.client.hear("234 ")
+	w.client.secure(func(n net.Conn) *tls.Conn { return tlsClient(&recordConn{Conn: n}) })
+	return raw
+}
+
+// ccc has both sides return to clear text, with a close_notify of their own or without.
+func (w *world) ccc(server *end, raw [2]net.Conn, notify bool) (clear *end) {
+	w.t.Helper()
+	w.client.say("CCC")
+	server.hear("CCC")
+	server.say("200 clear")
+	w.client.hear("200 clear")
+	for _, e := range []*end{w.client, server} {
+		over := e.c.(*tls.Conn)
+		if n, err := over.Read(make([]byte, 1)); err != io.EOF {
+			w.t.Fatalf("read %d, %v, want close_notify", n, err)
+		}
+		if notify {
+			over.CloseWrite()
+		}
+	}
+	w.client = newEnd(w.t, raw[0])
+	return newEnd(w.t, raw[1])
 }
 
 // A client that is slow to shake hands, with a pinhole that lapses meanwhile, does not keep the rest of the gateway waiting.

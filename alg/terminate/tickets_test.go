@@ -36,14 +36,14 @@ func TestTicketsAreBound(t *testing.T) {
 	for _, version := range []uint16{tls.VersionTLS12, tls.VersionTLS13} {
 		base := newCertificates(t).base
 		type side struct {
-			client        *tls.Config
-			control, data *tls.Config
-			tickets       tickets
+			client, control *tls.Config
+			data            func() *tls.Config // of the control connection as it is now
 		}
 		newSide := func(scope string, cache tls.ClientSessionCache) *side {
-			x := &side{tickets: newTickets(scope)}
+			x, tickets, hello := &side{}, newTickets(scope), &clientHello{}
 			x.client = &tls.Config{InsecureSkipVerify: true, ServerName: "server", MaxVersion: version, ClientSessionCache: cache}
-			x.control, x.data = x.tickets.configs(base)
+			x.control = tickets.control(base, hello)
+			x.data = func() *tls.Config { return tickets.data(base, hello.resumed) }
 			return x
 		}
 		one, other := newSide("rule", tls.NewLRUClientSessionCache(4)), newSide("rule", tls.NewLRUClientSessionCache(4))
@@ -51,11 +51,11 @@ func TestTicketsAreBound(t *testing.T) {
 			t.Fatal("a first connection resumed something")
 		}
 		for i := range 3 {
-			if !visit(t, one.client, one.data) {
+			if !visit(t, one.client, one.data()) {
 				t.Errorf("TLS %#x: data connection %d did not resume its control connection's session", version, i)
 			}
 		}
-		if visit(t, one.client, other.data) {
+		if visit(t, one.client, other.data()) {
 			t.Errorf("TLS %#x: another control connection's ticket was taken", version)
 		}
 		stranger := newSide("another rule", nil)
@@ -68,7 +68,7 @@ func TestTicketsAreBound(t *testing.T) {
 		if !visit(t, again.client, again.control) {
 			t.Errorf("TLS %#x: a client that came back did not resume", version)
 		}
-		if !visit(t, again.client, again.data) {
+		if !visit(t, again.client, again.data()) {
 			t.Errorf("TLS %#x: and its data connection did not either", version)
 		}
 	}

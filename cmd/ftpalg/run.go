@@ -26,6 +26,7 @@ import (
 	"ftpalg/alg/terminate/cert"
 	"ftpalg/conntrack"
 	"ftpalg/nfq"
+	"ftpalg/nfq/doctor"
 	"ftpalg/nfq/rules"
 	"ftpalg/policy"
 )
@@ -51,6 +52,7 @@ type runOptions struct {
 	logLevel   string
 
 	queueConntrack bool
+	queueBatch     int
 }
 
 func newRun() *cobra.Command {
@@ -66,6 +68,9 @@ func newRun() *cobra.Command {
 			if o.policyFile == "" {
 				return fmt.Errorf("%w: name the policy with --policy FILE", errUsage)
 			}
+			if o.queueBatch < 1 || o.queueBatch > nfq.MaxBatch {
+				return fmt.Errorf("%w: --queue-batch %d: 1 to %d expected", errUsage, o.queueBatch, nfq.MaxBatch)
+			}
 			if o.noRules && !cmd.Flags().Changed("mark") {
 				o.mark = 0 // nothing answers marked packets, so they are dropped instead
 			}
@@ -77,6 +82,7 @@ func newRun() *cobra.Command {
 	f.StringVar(&o.policyFile, "policy", "", "the policy `file`")
 	f.BoolVar(&o.noRules, "no-rules", false, "install no rules: those in place steer packets here (and --mark, if given, answer marked ones)")
 	f.BoolVar(&o.queueConntrack, "queue-conntrack", false, "have the kernel send conntrack's entry with each queued packet (NFQA_CT) instead of looking it up once a session")
+	f.IntVar(&o.queueBatch, "queue-batch", nfq.DefaultBatch, "how many of the packets that wait in a queue are read, and their verdicts given, at a time; 1: each on its own")
 	f.StringVar(&o.socket, "socket", defaultSocket, "Unix socket `path` for 'ftpalg sessions' and 'ftpalg pinholes'")
 	f.DurationVar(&o.drain, "drain-timeout", time.Hour, "how long terminated sessions may go on behind SIGUSR2 in the old process")
 	f.StringVar(&o.logFormat, "log-format", "text", "text or json")
@@ -189,7 +195,7 @@ func (d *daemon) work(ctx context.Context) (successor *link, err error) {
 		return nil, errors.Join(err, tasks.Wait())
 	}
 	d.log.Info("ready", "pid", os.Getpid(), "helper", d.helper.Name, "queues", d.queues.String(), "fail", failWord(d.policy),
-		"queue_conntrack", d.told)
+		"queue_conntrack", d.told, "queue_batch", d.queueBatch)
 	d.manager.say("READY=1", "STATUS="+d.status())
 	tasks.Go(func() error { return d.tidy(ctx) })
 	tasks.Go(func() error { return d.reloads(ctx, tasks) })
@@ -294,6 +300,7 @@ func (d *daemon) openQueue(ctx context.Context, num uint16) (*nfq.Queue, error) 
 	q, err := nfq.Open(ctx, num, nfq.Options{
 		FailOpen:  d.policy.FailOpen,
 		Conntrack: d.queueConntrack,
+		Batch:     d.queueBatch,
 		Logger:    d.log,
 		OnLoss: func(l nfq.Loss) {
 			d.log.Warn("packets lost before they could be read; their senders will repeat them", "queue", num,
@@ -313,10 +320,12 @@ func (d *daemon) chooseBackend(ctx context.Context) error {
 	}
 	d.backend = backend
 	d.log.Info("rules", "backend", string(d.backend), "why", why)
-	if table, ok := d.backend.Rules(config).(rules.NFTable); ok {
-		for _, o := range table.Obstacles(ctx) {
-			d.log.Warn("rules", "warning", o.String(), "mend", o.Mend)
-		}
+	obstacles, err := doctor.Obstacles(ctx, doctor.Subject{Config: config, Backend: backend, PolicyFile: d.policyFile})
+	for _, o := range obstacles {
+		d.log.Warn("rules", "warning", o.String(), "mend", o.Mend)
+	}
+	if err != nil {
+		d.log.Warn("rules", "warning", "what else filters here is not known", "err", err)
 	}
 	return nil
 }

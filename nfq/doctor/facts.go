@@ -59,12 +59,8 @@ type queue struct {
 // Read collects the facts. What needs a right that the process does not have, or a program that is not there, is a fact as
 // well. It changes nothing but, in a network namespace of its own, what it tries out; trying may load the kernel's modules.
 func Read(ctx context.Context, s Subject) *Facts {
-	f := &Facts{Subject: s, programs: map[string]bool{}, modules: map[string]bool{}}
+	f := &Facts{Subject: s, programs: readPrograms(), modules: map[string]bool{}}
 	f.capabilities, f.capabilitiesErr = readCapabilities()
-	for _, name := range []string{"iptables-restore", "ip6tables-restore", "iptables-save", "ip6tables-save", "nft", "ip"} {
-		_, err := exec.LookPath(name)
-		f.programs[name] = err == nil
-	}
 	version, _ := output(ctx, "", string(s.Backend), "--version")
 	f.version = strings.TrimSpace(version)
 	want := "auto"
@@ -90,6 +86,16 @@ func Read(ctx context.Context, s Subject) *Facts {
 		f.missing, f.missingErr = rules.Present(ctx, s.Backend.Rules(f.Config))
 	}
 	return f
+}
+
+// readPrograms looks for those that are asked, and that rules are made with.
+func readPrograms() map[string]bool {
+	there := map[string]bool{}
+	for _, name := range []string{"iptables-restore", "ip6tables-restore", "iptables-save", "ip6tables-save", "nft", "ip"} {
+		_, err := exec.LookPath(name)
+		there[name] = err == nil
+	}
+	return there
 }
 
 func readCapabilities() (map[string]bool, error) {

@@ -275,6 +275,40 @@ func TestMarkedByNFT(t *testing.T) {
 	s.mended(Wrong, "local", "another firewall (table inet f) drops")
 }
 
+// TestObstacles: what ftpalg warns of when it starts is what the doctor finds, and mended in the same way. A firewall that accepts
+// FTP by itself is none.
+func TestObstacles(t *testing.T) {
+	s := newStage(t, inspecting)
+	s.sh("ip6tables -w -P FORWARD DROP")
+	s.sh("nft 'table inet f { chain forward { type filter hook forward priority filter; policy drop; }; }'")
+	s.sh("nft 'table inet g { chain forward { type filter hook forward priority filter; policy drop; tcp dport { 21, 990 } accept; ct state established,related accept; }; }'")
+	obstacles := func(b rules.Backend) []Obstacle {
+		s.subject.Backend = b
+		list, err := Obstacles(t.Context(), s.subject)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return list
+	}
+	if list := obstacles(rules.BackendIPTables); len(list) > 0 {
+		t.Errorf("no mark tells what iptables accepts: %v", list)
+	}
+	list := obstacles(rules.BackendNFT)
+	var said []string
+	for _, o := range list {
+		said = append(said, o.String())
+		s.sh(o.Mend)
+	}
+	const why = " does not know the mark of what ftpalg's table accepts, and what it drops stays dropped"
+	want := []string{"ip6tables, table filter (chain FORWARD: policy drop)" + why, "table inet f (chain forward: policy drop)" + why}
+	if !slices.Equal(said, want) {
+		t.Errorf("obstacles: %q, want %q", said, want)
+	}
+	if list := obstacles(rules.BackendNFT); len(list) > 0 {
+		t.Errorf("they were mended: %v", list)
+	}
+}
+
 // TestSourceNAT: what NAT means for active mode.
 func TestSourceNAT(t *testing.T) {
 	s := newStage(t, inspecting)

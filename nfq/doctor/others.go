@@ -1,7 +1,9 @@
 package doctor
 
 import (
+	"context"
 	"fmt"
+	"iter"
 	"maps"
 	"slices"
 	"strings"
@@ -137,7 +139,14 @@ func (f *Facts) ask(r *report, hook string, host bool) {
 		}
 		return
 	}
-	var flows []flow
+	flows := f.flows(host)
+	for t, c := range f.bases(hook) {
+		f.judge(r, t, c, f.drops(t, c, flows), host)
+	}
+}
+
+// flows are the packets that pass this machine, or those that it receives.
+func (f *Facts) flows(host bool) (flows []flow) {
 	for _, s := range f.servers() {
 		if host && f.terminated(s) {
 			back := func(fl flow) bool { return fl.from.IsValid() }
@@ -151,14 +160,46 @@ func (f *Facts) ask(r *report, hook string, host bool) {
 	for i := range flows {
 		flows[i].marks = f.mark(host)
 	}
-	for _, t := range f.tables {
-		for _, c := range t.chains {
-			if c.hook != hook || f.Config.Policy == nil && owner(t) == "another firewall" {
-				continue
+	return flows
+}
+
+// bases goes through everybody's base chains at a hook.
+func (f *Facts) bases(hook string) iter.Seq2[*table, *chain] {
+	return func(yield func(*table, *chain) bool) {
+		for _, t := range f.tables {
+			for _, c := range t.chains {
+				if c.hook == hook && !yield(t, c) {
+					return
+				}
 			}
-			f.judge(r, t, c, f.drops(t, c, flows), host)
 		}
 	}
+}
+
+// Obstacle is a firewall that drops, or may drop, what ftpalg's nft table accepts.
+type Obstacle struct{ Name, Mend string }
+
+func (o Obstacle) String() string {
+	return o.Name + " does not know the mark of what ftpalg's table accepts, and what it drops stays dropped"
+}
+
+// Obstacles finds those among the rules of others, and reads nothing else: ftpalg asks when it starts.
+func Obstacles(ctx context.Context, s Subject) (list []Obstacle, err error) {
+	f := &Facts{Subject: s, programs: readPrograms()}
+	if f.mark(false) == 0 {
+		return nil, nil // it accepts nothing, or is not nft's
+	}
+	if f.tables, err = readTables(ctx, f.programs); err != nil {
+		return nil, fmt.Errorf("read the rules of others: %w", err)
+	}
+	f.devices = readDevices(ctx, f.servers())
+	flows := f.flows(false)
+	for t, c := range f.bases("forward") {
+		if d := f.drops(t, c, flows); len(d.flows) > 0 {
+			list = append(list, Obstacle{place(t) + " (" + d.where + ")", f.acceptCommand(t, c, d.flows, false)})
+		}
+	}
+	return list, nil
 }
 
 // mark is the mark that ftpalg's packets have when others' chains see them: nft's rules set one on what they accept, and what goes
@@ -188,6 +229,8 @@ func (f *Facts) terminated(s server) bool {
 func (f *Facts) judge(r *report, t *table, c *chain, d dropped, host bool) {
 	who := owner(t) + " (" + place(t) + ")"
 	switch {
+	case f.Config.Policy == nil && owner(t) == "another firewall":
+		return // nobody asks it
 	case f.Config.Policy == nil:
 		r.note("ftpalg doctor --policy FILE", "%s decides on what is forwarded; with a policy it can be asked about FTP", who)
 		return
@@ -245,11 +288,9 @@ func open(f *Facts, r *report) {
 
 // closed reports whether a forwarded packet is dropped by anybody.
 func (f *Facts) closed(p packet) bool {
-	for _, t := range f.tables {
-		for _, c := range t.chains {
-			if c.hook == "forward" && t.covers(p.v6) && t.through(c, p, nil).drop {
-				return true
-			}
+	for t, c := range f.bases("forward") {
+		if t.covers(p.v6) && t.through(c, p, nil).drop {
+			return true
 		}
 	}
 	return false

@@ -138,37 +138,3 @@ func forwardChains(ctx context.Context) (tables []string) {
 	}
 	return tables
 }
-
-// Obstacle is a firewall of this machine's that may drop what our nft table accepts, because it does not know our mark.
-type Obstacle struct{ Name, Mend string }
-
-func (o Obstacle) String() string {
-	return o.Name + " does not know the mark of what ftpalg's table accepts, and what it drops stays dropped"
-}
-
-// Obstacles lists those that judge what is forwarded.
-func (t NFTable) Obstacles(ctx context.Context) (list []Obstacle) {
-	if t.accept == "" {
-		return nil
-	}
-	_, mark, _ := strings.Cut(t.accept, "& ")
-	mark, _, _ = strings.Cut(mark, " ")
-	for _, f := range t.families {
-		out, err := Default.save(ctx, f)
-		if what := filtersForward(out); err == nil && what != "" && !strings.Contains(out, "/"+mark) {
-			list = append(list, Obstacle{f.tool() + " (" + what + ")", f.tool() + " -I FORWARD -m mark ! --mark 0/" + mark + " -j ACCEPT, or --backend iptables"})
-		}
-	}
-	for _, table := range forwardChains(ctx) {
-		words := append([]string{"list"}, strings.Fields(table)...)
-		out, err := command(ctx, "", "nft", words...)
-		switch {
-		case err != nil || strings.Contains(out, mark) || !strings.Contains(out, "drop") && !strings.Contains(out, "reject"):
-		case strings.HasSuffix(table, " firewalld"):
-			list = append(list, Obstacle{table, "let firewalld accept new connections to the control ports: firewall-cmd --permanent --policy NAME --add-port 21/tcp (RELATED ones it accepts by itself)"})
-		default:
-			list = append(list, Obstacle{table, "put '" + t.accept + " accept' into its chain at the hook forward"})
-		}
-	}
-	return list
-}

@@ -45,9 +45,8 @@ type builder struct {
 // server is what the rules need of a server.
 type server struct {
 	*policy.Server
-	addresses []netip.Prefix // of this family
-	ports     []string       // the control ports, in multiport's lists
-	faces     []face         // where clients reach it: there, and where DNAT leads to it
+	own   []face // its own addresses, of this family
+	faces []face // where clients reach it: there, and where DNAT leads to it
 }
 
 // face is one address at which clients reach a server.
@@ -70,13 +69,12 @@ func newBuilder(cfg Config, v6 bool) *builder {
 	}
 	for i := range cfg.Policy.Servers {
 		s := server{Server: &cfg.Policy.Servers[i]}
-		s.addresses = b.family(s.Addresses)
-		s.faces = b.faces(s.addresses, slices.Concat(s.Explicit, s.Implicit), false)
+		s.own = b.faces(b.family(s.Addresses), slices.Concat(s.Explicit, s.Implicit), false)
+		s.faces = slices.Clone(s.own)
 		for _, p := range s.Public {
 			s.faces = append(s.faces, b.faces(b.family(p.Addresses), slices.Concat(p.Explicit, p.Implicit), true)...)
 		}
-		s.ports = multiport(slices.Concat(s.Explicit, s.Implicit))
-		if len(s.addresses) > 0 && len(s.ports) > 0 {
+		if len(s.own) > 0 && len(s.own[0].all) > 0 {
 			b.servers = append(b.servers, s)
 		}
 	}
@@ -137,10 +135,10 @@ func named(list []string, name string) bool {
 func (b *builder) raw() Table {
 	c := Chain{Name: prefix + "RAW", Hook: "PREROUTING"}
 	for _, s := range b.servers {
-		for _, a := range s.addresses {
-			for _, ports := range s.ports {
+		for _, f := range s.own {
+			for _, ports := range f.ports {
 				c.add("What a server says must come from where the server is: a client could forge the reply that opens a port.",
-					"-s %s -p tcp -m multiport --sports %s -m rpfilter --invert -j DROP", a, ports)
+					"-s %s -p tcp -m multiport --sports %s -m rpfilter --invert -j DROP", f.address, ports)
 			}
 		}
 		for _, h := range b.carriers(s) {
@@ -221,10 +219,10 @@ func (b *builder) justInTime(c *Chain, s server, r *policy.Rule) {
 	if !r.OpaqueActive {
 		return
 	}
-	for _, a := range s.addresses {
+	for _, f := range s.own {
 		for _, client := range b.clients(r) {
 			c.addOnce("The same in active mode: from the server to its clients.",
-				"-s %s%s -p tcp --dport 1024:65535 --syn %s", a, match("-d", client), b.nfqueue)
+				"-s %s%s -p tcp --dport 1024:65535 --syn %s", f.address, match("-d", client), b.nfqueue)
 		}
 	}
 }
@@ -283,11 +281,11 @@ func (b *builder) filter() Table {
 		for _, f := range s.faces {
 			b.established(&chains[0], f)
 		}
-		for _, a := range s.addresses {
-			b.control(&chains[0], s, a, decide.Name)
+		for _, f := range s.own {
+			b.control(&chains[0], f, decide.Name)
 			data.add("The helper may carry other connections of yours: only those from and to a server of the policy are let through.",
-				"-d %s -j ACCEPT", a)
-			data.add("", "-s %s -j ACCEPT", a)
+				"-d %s -j ACCEPT", f.address)
+			data.add("", "-s %s -j ACCEPT", f.address)
 		}
 		chains = append(chains, decide)
 	}
@@ -308,11 +306,11 @@ func (b *builder) established(c *Chain, f face) {
 	}
 }
 
-// control handles new control connections to one address of a server; DNAT has led them there.
-func (b *builder) control(c *Chain, s server, a netip.Prefix, decide string) {
-	for _, ports := range s.ports {
+// control handles new control connections to one of a server's own addresses; DNAT has led them there.
+func (b *builder) control(c *Chain, f face, decide string) {
+	for _, ports := range f.ports {
 		c.add("New control connections: the policy's rules in their order. (Goto: what that chain leaves goes on behind this one.)",
-			"-d %s -p tcp -m multiport --dports %s -m conntrack --ctstate NEW -g %s", a, ports, decide)
+			"-d %s -p tcp -m multiport --dports %s -m conntrack --ctstate NEW -g %s", f.address, ports, decide)
 	}
 }
 

@@ -151,17 +151,17 @@ func (n *nft) allSets() {
 			}
 		}
 		if !n.cfg.NoAccept {
-			add("set", "servers", "", b.each(func(s server) []string { return texts(s.addresses) }))
+			add("set", "servers", "", b.each(func(s server) []string { return texts(addresses(s.own)) }))
 		}
-		add("set", "control", " . inet_service", b.each(server.endPoints))
+		add("set", "control", " . inet_service", b.each(func(s server) []string { return endPoints(s.faces) }))
 		add("map", "decide", " . inet_service : verdict", b.each(func(s server) []string {
-			return suffixed(s.ownEndPoints(), " : goto "+n.chain("server", s.Server))
+			return suffixed(endPoints(s.own), " : goto "+n.chain("server", s.Server))
 		}))
 		add("set", "passive", " . inet_service", b.each(b.passive))
 		add("set", "active", " . "+address, b.each(b.active))
-		add("set", "terminated", "", b.terminated(func(s server) []string { return texts(s.everywhere()) }))
+		add("set", "terminated", "", b.terminated(func(s server) []string { return texts(addresses(s.faces)) }))
 		add("map", "terminate", " . inet_service : verdict", b.terminated(func(s server) []string {
-			return suffixed(s.endPoints(), " : jump "+n.chain("terminate", s.Server))
+			return suffixed(endPoints(s.faces), " : jump "+n.chain("terminate", s.Server))
 		}))
 	}
 }
@@ -214,34 +214,18 @@ func (b *builder) serves(s *policy.Server) bool {
 	return slices.ContainsFunc(b.servers, func(have server) bool { return have.Server == s })
 }
 
-// endPoints lists where control connections may lead to, before DNAT, as "ADDRESS . PORT".
-func (s server) endPoints() (list []string) {
-	for _, f := range s.faces {
-		list = append(list, f.endPoints()...)
-	}
-	return list
-}
-
-// ownEndPoints are those behind DNAT.
-func (s server) ownEndPoints() (list []string) {
-	for _, f := range s.faces {
-		if !f.public {
-			list = append(list, f.endPoints()...)
+// endPoints lists addresses with each of their control ports, as "ADDRESS . PORT".
+func endPoints(faces []face) (list []string) {
+	for _, f := range faces {
+		for _, port := range f.all {
+			list = append(list, fmt.Sprintf("%s . %d", text(f.address), port))
 		}
 	}
 	return list
 }
 
-func (f face) endPoints() (list []string) {
-	for _, port := range f.all {
-		list = append(list, fmt.Sprintf("%s . %d", text(f.address), port))
-	}
-	return list
-}
-
-// everywhere lists the addresses at which clients reach the server.
-func (s server) everywhere() (list []netip.Prefix) {
-	for _, f := range s.faces {
+func addresses(faces []face) (list []netip.Prefix) {
+	for _, f := range faces {
 		list = append(list, f.address)
 	}
 	return list
@@ -252,7 +236,7 @@ func (b *builder) passive(s server) (list []string) {
 	if s.Passive.IsZero() || !slices.ContainsFunc(b.inspecting(s), func(r *policy.Rule) bool { return r.OpaquePinhole }) {
 		return nil
 	}
-	for _, a := range s.everywhere() {
+	for _, a := range addresses(s.faces) {
 		list = append(list, fmt.Sprintf("%s . %d-%d", text(a), s.Passive.First, s.Passive.Last))
 	}
 	return list
@@ -266,7 +250,7 @@ func (b *builder) active(s server) (list []string) {
 			clients = append(clients, b.clients(r)...)
 		}
 	}
-	for _, a := range s.addresses {
+	for _, a := range addresses(s.own) {
 		for _, c := range disjoint(clients) {
 			list = append(list, text(a)+" . "+text(c))
 		}
@@ -361,7 +345,7 @@ func (n *nft) mangle() {
 			for _, s := range b.servers {
 				for _, h := range b.carriers(s) {
 					c.add(why, "%s%s daddr . tcp dport { %s } ct helper set \"%s\"",
-						b.from([]netip.Prefix{h.client}), b.ip(), strings.Join(s.endPoints(), ", "), b.object(h.helper))
+						b.from([]netip.Prefix{h.client}), b.ip(), strings.Join(endPoints(s.faces), ", "), b.object(h.helper))
 				}
 			}
 			continue

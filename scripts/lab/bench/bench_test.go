@@ -10,6 +10,8 @@ import (
 	"strings"
 	"testing"
 
+	"golang.org/x/sys/unix"
+
 	"ftpalg/scripts/lab"
 )
 
@@ -52,10 +54,10 @@ func TestShort(t *testing.T) {
 		"bytes a session, 1000 idle, plain", "bytes a session, 1000 idle, tls", "ns a command, 1000 sessions",
 		"allocations for NOOP", "allocations for PASV", "NOOP round trip p50", "NOOP round trip p99", "gateway process CPU",
 		"CPU per command, 1000 sessions over 1", "sessions/s, Go server, 1 at", "sessions/s, Go server, 8 at", "sessions/s, vsftpd", "stalled of 3 sessions",
-		"one data connection", "expectation installed, p50", "SYN flood: ftpalg CPU per SYN", "plain PASV session ms", "FTPS session, JIT",
-		"queue: NOOP round trip", "queue: ftpalg CPU per command", "queue: packets queued a session", "queue: sessions/s, 1 at", "queue: sessions/s, 8 at", "KiB a terminated session", "TLS handshakes/s, implicit", "TLS handshakes/s, AUTH TLS", "CPU per handshake",
+		"data connection of 32 MiB, MiB/s", "data connection of 32 MiB, CPU", "expectation installed, p50", "SYN flood: ftpalg CPU per SYN", "plain PASV session ms", "FTPS session, JIT",
+		"queue: NOOP round trip", "queue: ftpalg CPU per command", "queue: packets queued a session", "queue: sessions/s, 1 at", "queue: sessions/s, 8 at", "queue: sessions/s, 32 at", "queue: ftpalg CPU per session, 32 at", "KiB a terminated session", "TLS handshakes/s, implicit", "TLS handshakes/s, AUTH TLS", "CPU per handshake",
 		"FTPS sessions/s, Go server, explicit, 8 at", "FTPS sessions/s, Go server, explicit, 32 at", "FTPS sessions/s, Go server, implicit",
-		"FTPS sessions/s, vsftpd", "CPU per FTPS session", "data, TLS on both sides", "data, PROT C, spliced, 32", "data, PROT C, spliced, 10 Gbit/s", "data, PROT C, past ftpalg",
+		"FTPS sessions/s, vsftpd", "CPU per FTPS session", "data, TLS on both sides", "data, PROT C, spliced, 32", "data, PROT C, spliced, 10 Gbit/s", "data, PROT C, past ftpalg, 32 MiB, MiB/s", "data, PROT C, past ftpalg, 32 MiB, CPU", "CPU per GiB, PROT C, past ftpalg",
 		"CPU per GiB, TLS",
 	} {
 		if strings.Count(out.String(), "\n"+measure) == 0 {
@@ -72,6 +74,33 @@ func TestQuantile(t *testing.T) {
 	}
 	if q := quantile(values, 0.99); q != 5 {
 		t.Errorf("p99 is %v", q)
+	}
+}
+
+// Of a hundred fair coins 41 to 60 show heads in 95 of 100 throws.
+func TestInterval(t *testing.T) {
+	var values []float64
+	for i := range 100 {
+		values = append(values, float64(99-i))
+	}
+	if got, want := withInterval(values), "50.000 [40.000-60.000]"; got != want {
+		t.Errorf("%s, want %s", got, want)
+	}
+	if got, want := withInterval(values[99:]), "0.000 [0.000-0.000]"; got != want {
+		t.Errorf("of one value %s, want %s", got, want)
+	}
+}
+
+// The clock of a process is the one that it reads itself.
+func TestProcessorClock(t *testing.T) {
+	var read [3]unix.Timespec
+	for i, clock := range []int32{unix.CLOCK_PROCESS_CPUTIME_ID, processorClock(os.Getpid()), unix.CLOCK_PROCESS_CPUTIME_ID} {
+		if err := unix.ClockGettime(clock, &read[i]); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if at := read[1].Nano(); at < read[0].Nano() || at > read[2].Nano() {
+		t.Errorf("%d ns, between %d and %d", at, read[0].Nano(), read[2].Nano())
 	}
 }
 

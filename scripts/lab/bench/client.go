@@ -106,23 +106,33 @@ func (c *ftpClient) reply(code string) ([]byte, error) {
 	return line, err
 }
 
-// fetch retrieves a file in passive mode and checks its length. The buffer is for the data.
-func (c *ftpClient) fetch(name string, size int, buf []byte) error {
+// open asks for a file in passive mode and opens the data connection.
+func (c *ftpClient) open(name string) (data *stream, err error) {
 	if _, err := io.WriteString(c.rw, "PASV\r\n"); err != nil {
-		return err
+		return nil, err
 	}
 	line, err := c.reply("227")
 	if err != nil {
-		return err
+		return nil, err
 	}
 	port, err := announced(string(line))
 	if err != nil {
-		return err
+		return nil, err
 	}
 	if _, err = io.WriteString(c.rw, "RETR "+name+"\r\n"); err != nil {
-		return err
+		return nil, err
 	}
-	data, err := dial(0, netip.AddrPortFrom(c.to, port))
+	return dial(0, netip.AddrPortFrom(c.to, port))
+}
+
+// fetch retrieves a file in passive mode and checks its length. The buffer is for the data.
+func (c *ftpClient) fetch(name string, size int, buf []byte) error {
+	return c.retrieve(name, size, func(data io.Reader) (int, error) { return drain(data, buf) })
+}
+
+// retrieve is fetch with a reader of the data of one's own, which says how much it was.
+func (c *ftpClient) retrieve(name string, size int, read func(io.Reader) (int, error)) error {
+	data, err := c.open(name)
 	if err != nil {
 		return err
 	}
@@ -130,7 +140,10 @@ func (c *ftpClient) fetch(name string, size int, buf []byte) error {
 	if c.private {
 		from = tls.Client(data, c.tls)
 	}
-	got, err := drain(from, buf)
+	if _, err = c.reply("150"); err != nil {
+		return errors.Join(err, data.Close())
+	}
+	got, err := read(from)
 	_ = closeNotify(from) // who is gone already does not wait for it
 	if err == nil && got != size {
 		err = fmt.Errorf("%d bytes arrived of the %d of file %s", got, size, name)
@@ -138,9 +151,7 @@ func (c *ftpClient) fetch(name string, size int, buf []byte) error {
 	if err = errors.Join(err, data.Close()); err != nil {
 		return err
 	}
-	if _, err = c.reply("150"); err == nil {
-		_, err = c.reply("226")
-	}
+	_, err = c.reply("226")
 	return err
 }
 

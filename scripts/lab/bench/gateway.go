@@ -53,22 +53,30 @@ const (
 	unfiltered // ftpalg again: with every segment queued, also those without payload
 	twoQueues  // with several queues
 	fourQueues
+	oneByOne  // with each packet read, and decided on, on its own
 	toldQueue // with conntrack's entries in the queue's messages
-	offloaded // with data connections in a flowtable
+	fast      // routed without a firewall, with everything in a flowtable
+	nftRules  // ftpalg again: with nft's rules
+	offloaded // and with data connections in a flowtable
+	twin      // routed once more, to see what differs where nothing does
+	stateful  // the least firewall that knows connections
 	ways
 )
 
 var wayNames = [ways]string{
 	"routed", "kernel helper", "floor", "ftpalg", "ftpalg relay", "ftpalg direct", "mod_proxy", "HAProxy", "stunnel",
-	"no payload filter", "2 queues", "4 queues", "NFQA_CT", "flowtable",
+	"no payload filter", "2 queues", "4 queues", "one by one", "NFQA_CT",
+	"routed, flowtable", "ftpalg, nft", "ftpalg, flowtable", "routed's twin", "conntrack alone",
 }
 
 // The ways that are compared with one another: each part of the table has one column for each.
 var (
 	inspectingWays  = []int{routed, kernelHelper, floor, daemon}
 	terminatingWays = []int{routed, relayed, direct, modProxy, haProxy, stunnel}
-	queueWays       = []int{routed, daemon, unfiltered, twoQueues, fourQueues, toldQueue}
-	flowtableWays   = []int{routed, daemon, offloaded}
+	queueWays       = []int{routed, daemon, unfiltered, twoQueues, fourQueues, oneByOne, toldQueue}
+	flowtableWays   = []int{routed, fast, kernelHelper, nftRules, offloaded}
+	bulkWays        = []int{routed, kernelHelper, floor, daemon, twin}
+	pastWays        = []int{routed, direct, twin, stateful}
 )
 
 // queue is the number of the queue, in the floor's rules and in ftpalg's.
@@ -82,6 +90,7 @@ type gateway struct {
 	host     lab.Host      // where the clients are
 	to       netip.Addr    // whom they connect to: the server, or the gateway in its place
 	proc     *lab.Proc     // what the packets or the connections go through, if anything
+	server   *lab.Proc     // the benchmark's own
 	vsftpd   bool          // whether it runs beside the benchmark's own server
 	nextPort atomic.Uint32 // the source port of the control connection before
 }
@@ -101,13 +110,14 @@ func newGateway(ctx context.Context, way int, p programs) (*gateway, error) {
 	g := &gateway{Lab: l, way: way, host: lab.Client, to: lab.Addr(lab.Server, lab.IPv4)}
 	setUp := [ways]func(context.Context, programs) error{
 		g.open, g.helped, g.floored, g.guarded, g.terminated, nil, g.modProxied, g.haProxied, g.stunnelled,
-		g.unfiltered, g.queues("21:22"), g.queues("21:24"), g.told, g.offloaded,
+		g.unfiltered, g.queues("21:22"), g.queues("21:24"), g.oneByOne, g.told,
+		g.fast, g.nftRules(), g.nftRules(flowtableFlags...), g.open, g.tracked,
 	}[way]
 	if err = errors.Join(g.writeCertificate(), g.widen(ctx)); err == nil {
 		err = setUp(ctx, p)
 	}
 	if err == nil {
-		_, err = g.launch(ctx, lab.Server, serverReady, p.self, "serve", g.Path(certificateFile), g.Path(keyFile))
+		g.server, err = g.launch(ctx, lab.Server, serverReady, p.self, "serve", g.Path(certificateFile), g.Path(keyFile))
 	}
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("%s: %w", wayNames[way], err), l.Close())
@@ -132,6 +142,11 @@ func (g *gateway) widen(ctx context.Context) error {
 
 // open is the gateway without a firewall.
 func (g *gateway) open(ctx context.Context, _ programs) error { return g.SetForward(ctx, lab.Accept) }
+
+// tracked is a firewall of one rule, for which conntrack has to follow all connections.
+func (g *gateway) tracked(ctx context.Context, _ programs) error {
+	return g.rules(ctx, "-A FORWARD -m conntrack --ctstate ESTABLISHED,RELATED -j ACCEPT", "-P FORWARD ACCEPT")
+}
 
 // helped is the kernel's own helper behind a default-drop firewall.
 func (g *gateway) helped(ctx context.Context, _ programs) error {
@@ -169,30 +184,15 @@ func (g *gateway) queues(balance string) func(context.Context, programs) error {
 	}
 }
 
+// oneByOne is ftpalg that gives no two verdicts at once.
+func (g *gateway) oneByOne(ctx context.Context, p programs) error {
+	return g.daemon(ctx, p, policyText, "--queue-batch", "1")
+}
+
 // told is ftpalg that reads conntrack's entries from the queue, where the kernel sends them.
 func (g *gateway) told(ctx context.Context, p programs) error {
 	return g.daemon(ctx, p, policyText, "--queue-conntrack")
 }
-
-// offloaded is ftpalg with nft's rules, and data connections in a flowtable.
-func (g *gateway) offloaded(ctx context.Context, p programs) error {
-	if err := g.SetForward(ctx, lab.Accept); err != nil { // nft's table decides
-		return err
-	}
-	flags := []string{"--backend", "nft", "--flowtable", string(lab.Client) + "," + string(lab.Server)}
-	file := g.Path("policy.yaml")
-	if err := os.WriteFile(file, []byte(policyText), 0o600); err != nil {
-		return err
-	}
-	try := append([]string{"-c", `"$@" | nft -c -f -`, "sh", p.ftpalg, "rules", "--policy", file}, flags...)
-	if _, err := g.Run(ctx, lab.Gateway, "sh", try...); err != nil {
-		return fmt.Errorf("%w: %w", errNoFlowtable, err)
-	}
-	return g.daemon(ctx, p, policyText, flags...)
-}
-
-// errNoFlowtable says that this kernel cannot do what the flowtable is measured with.
-var errNoFlowtable = errors.New("the kernel does not take nft's rules with a flowtable")
 
 // payloadFilter is the match that ftpalg's rules leave to the queue what has payload with.
 var payloadFilter = regexp.MustCompile(`-m bpf --bytecode "[^"]*" `)

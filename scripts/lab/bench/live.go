@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"net/netip"
 	"runtime"
-	"strconv"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -148,6 +147,7 @@ const stalled = 150 * time.Millisecond
 // sessionRates is what rounds of whole sessions showed.
 type sessionRates struct {
 	series           // sessions per second
+	cpu    series    // µs of the gateway's process for a session
 	stalls [ways]int // sessions that stalled
 }
 
@@ -156,6 +156,10 @@ func sessions(ctx context.Context, gateways []*gateway, port uint16, clients, ro
 	var rates sessionRates
 	err := interleave(ctx, gateways, rounds, func(g *gateway) error {
 		var stalls atomic.Int64
+		before, err := g.cpu()
+		if err != nil {
+			return err
+		}
 		start := time.Now()
 		if err := g.many(clients, func() error {
 			for range each {
@@ -171,7 +175,13 @@ func sessions(ctx context.Context, gateways []*gateway, port uint16, clients, ro
 		}); err != nil {
 			return err
 		}
-		rates.add(g.way, float64(clients*each)/time.Since(start).Seconds())
+		took := time.Since(start)
+		after, err := g.cpu()
+		if err != nil {
+			return err
+		}
+		rates.add(g.way, float64(clients*each)/took.Seconds())
+		rates.cpu.add(g.way, micros(after-before)/float64(clients*each))
 		rates.stalls[g.way] += int(stalls.Load())
 		return nil
 	})
@@ -187,28 +197,6 @@ func (g *gateway) many(n int, f func() error) error {
 	}
 	all.Wait()
 	return errors.Join(errs...)
-}
-
-// throughput measures one data connection at a time, in MiB/s.
-func (b *bench) throughput(ctx context.Context, rounds, mebibytes int) (*series, error) {
-	var rates series
-	buf := make([]byte, 256<<10)
-	size := mebibytes << 20
-	err := interleave(ctx, b.inspecting(), rounds, func(g *gateway) error {
-		return g.InNS(lab.Client, func() error {
-			c, err := g.login(plain)
-			if err != nil {
-				return err
-			}
-			start := time.Now()
-			if err := c.fetch(strconv.Itoa(size), size, buf); err != nil {
-				return errors.Join(err, c.conn.Close())
-			}
-			rates.add(g.way, float64(mebibytes)/time.Since(start).Seconds())
-			return c.quit()
-		})
-	})
-	return &rates, err
 }
 
 // expectations measures how long it takes until an expectation stands, under a control connection of ftpalg's gateway.

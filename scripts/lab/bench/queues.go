@@ -2,11 +2,11 @@ package main
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"os"
 	"strings"
 
+	"ftpalg/nfq"
 	"ftpalg/scripts/lab"
 )
 
@@ -27,25 +27,40 @@ func (b *bench) reportQueues(ctx context.Context) error {
 		return err
 	}
 	filter := r.cpu.ratios(func(x [ways]float64) float64 { return x[unfiltered] / x[daemon] })
-	b.table.add(row{measure: "queue: NOOP round trip p50, µs", cells: r.p50.medians("%.1f")})
+	b.table.add(row{
+		measure: "queue: NOOP round trip p50, µs", cells: r.p50.medians("%.1f"),
+		ratio: withSpread(r.p50.ratios(overBest(daemon, oneByOne))) + " ftpalg over one by one",
+	})
 	cpu := row{measure: "queue: ftpalg CPU per command, µs", cells: r.cpu.medians("%.1f"), ratio: withSpread(filter) + " without the filter"}
 	cpu.cells[routed] = ""
 	b.table.add(cpu)
 	if err := b.reportQueued(ctx, gateways[1:]); err != nil {
 		return err
 	}
-	for _, clients := range []int{1, 8} {
-		rates, err := sessions(ctx, gateways, benchPort, clients, b.queueRounds/10+1, b.parallel)
+	for _, clients := range []int{1, atOnce, crowd} {
+		rates, err := sessions(ctx, gateways, benchPort, clients, b.queueRounds/10+1, max(1, atOnce*b.parallel/max(clients, atOnce)))
 		if err != nil {
 			return fmt.Errorf("%d at a time: %w", clients, err)
 		}
-		entry := row{measure: fmt.Sprintf("queue: sessions/s, %d at a time", clients), cells: rates.medians("%.0f")}
-		if len(rates.series[toldQueue]) > 0 {
-			entry.ratio = withSpread(rates.ratios(func(x [ways]float64) float64 { return x[toldQueue] / x[daemon] })) + " NFQA_CT over look-ups"
-		}
-		b.table.add(entry)
+		b.reportQueueSessions(clients, rates)
 	}
+	b.table.note("queue: ftpalg reads up to %d packets that wait, and gives their verdicts, by one call each (--queue-batch); one by one is what that is compared with", nfq.DefaultBatch)
 	return nil
+}
+
+// reportQueueSessions says what batches and conntrack's entries do to sessions, and batches to their cost.
+func (b *bench) reportQueueSessions(clients int, rates *sessionRates) {
+	batch := overBest(daemon, oneByOne)
+	entry := row{measure: fmt.Sprintf("queue: sessions/s, %d at a time", clients), cells: rates.medians("%.0f")}
+	entry.ratio = withSpread(rates.ratios(batch)) + " ftpalg over one by one"
+	if len(rates.series[toldQueue]) > 0 {
+		entry.ratio += ", " + withSpread(rates.ratios(overBest(toldQueue, daemon))) + " NFQA_CT over look-ups"
+	}
+	b.table.add(entry)
+	cpu := row{measure: fmt.Sprintf("queue: ftpalg CPU per session, %d at a time, µs", clients), cells: rates.cpu.medians("%.0f")}
+	cpu.cells[routed] = ""
+	cpu.ratio = withSpread(rates.cpu.ratios(batch)) + " ftpalg over one by one"
+	b.table.add(cpu)
 }
 
 // reportQueued counts the packets of one session that are queued.
@@ -84,24 +99,4 @@ func (g *gateway) queued(ctx context.Context) (total int, err error) {
 		total += sequence
 	}
 	return total, nil
-}
-
-// reportFlowtable measures data connections that go past the rules, where the kernel has flowtables.
-func (b *bench) reportFlowtable(ctx context.Context) error {
-	if err := b.build(ctx, flowtableWays); err != nil {
-		if errors.Is(err, errNoFlowtable) {
-			b.table.note("flowtable: not measured, as this kernel has none (or no queue statement of nft's); scripts/kernel measures it on Debian's")
-			return nil
-		}
-		return err
-	}
-	buf := make([]byte, 256<<10)
-	r, err := pace(ctx, b.those(flowtableWays...), b.flowtableRounds, float64(b.flowtableMebibytes)/1024, func(g *gateway) error {
-		return g.bulk(plain, b.flowtableMebibytes, buf)
-	})
-	if err != nil {
-		return err
-	}
-	b.compare(r, comparison{rivals: []int{routed}, of: "flowtable / routed", target: 1}, offloaded, "flowtable: one data connection, GiB/s", "%.2f")
-	return nil
 }

@@ -120,19 +120,32 @@ func (b *bench) reportSessions(ctx context.Context) error {
 }
 
 func (b *bench) reportThroughput(ctx context.Context) error {
-	rates, err := b.throughput(ctx, b.bulkRounds, b.mebibytes)
+	r, err := transfers(ctx, b.those(bulkWays...), plain, b.bulkRounds, b.mebibytes)
 	if err != nil {
 		return err
 	}
-	ratios := rates.ratios(func(x [ways]float64) float64 { return x[daemon] / x[routed] })
-	b.table.add(row{
-		measure: fmt.Sprintf("one data connection of %d MiB, MiB/s", b.mebibytes), cells: rates.medians("%.0f"),
-		ratio:  withSpread(ratios),
-		target: fmt.Sprintf("ftpalg / routed >= %.2f", throughputTarget), met: verdict(median(ratios) >= throughputTarget),
-	})
-	helper := rates.ratios(func(x [ways]float64) float64 { return x[kernelHelper] / x[routed] })
-	b.table.note("throughput of the kernel helper's gateway over routed: %s", withSpread(helper))
+	b.reportTransfers(r, fmt.Sprintf("data connection of %d MiB", b.mebibytes), daemon, throughputTarget, kernelHelper, twin)
 	return nil
+}
+
+// reportTransfers compares a way's data connections with those of routed, and tells the same of others: what any firewall costs,
+// and what is the method's own error.
+func (b *bench) reportTransfers(r *transferred, measure string, way int, target float64, others ...int) {
+	ratios := r.rate.overRouted(way)
+	rate := row{
+		measure: measure + ", MiB/s", cells: r.rate.medians("%.0f"), ratio: withInterval(ratios),
+		target: fmt.Sprintf("%s / routed >= %.2f", wayNames[way], target), met: verdict(median(ratios) >= target),
+	}
+	cpu := row{measure: measure + ", CPU of client and server, ms/MiB", cells: r.cpu.medians("%.3f"), ratio: withInterval(r.cpu.overRouted(way))}
+	for _, none := range []int{twin, stateful} { // they have no columns
+		rate.cells[none], cpu.cells[none] = "", ""
+	}
+	b.table.add(rate)
+	b.table.add(cpu)
+	b.table.note("%s: %d rounds there and back; ratios are of the same round, median [95 %% confidence interval]", measure, len(ratios))
+	for _, other := range others {
+		b.table.note("%s: %s over routed: rate %s, CPU %s", measure, wayNames[other], withInterval(r.rate.overRouted(other)), withInterval(r.cpu.overRouted(other)))
+	}
 }
 
 func (b *bench) reportExpectations(context.Context) error {

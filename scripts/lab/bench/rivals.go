@@ -42,7 +42,7 @@ func (g *gateway) terminated(ctx context.Context, p programs) error {
 
 // beside gives the same gateway for the clients whose data connections are not relayed.
 func (g *gateway) beside() *gateway {
-	other := &gateway{Lab: g.Lab, way: direct, host: lab.Client2, to: g.to, proc: g.proc}
+	other := &gateway{Lab: g.Lab, way: direct, host: lab.Client2, to: g.to, proc: g.proc, server: g.server}
 	other.nextPort.Store(firstSource)
 	return other
 }
