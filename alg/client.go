@@ -61,7 +61,7 @@ func (c *Control) command(line ftp.Line, fx []Effect) (kind, Reason, []Effect) {
 	if err != nil {
 		return other, BadCommand, fx
 	}
-	if line.Flaws&ftp.RawIAC != 0 && c.restricted(line.Text) {
+	if line.Flaws&ftp.RawIAC != 0 && c.restricted(line.Text) || c.swallowed(line) {
 		return other, BadCharacters, fx
 	}
 	if why := rulingReason(c.rule.Command(cmd.Verb, cmd.Arg, c.cwd.path)); why != NoReason {
@@ -185,11 +185,11 @@ func (c *Control) active(cmd ftp.Command, line ftp.Line, fx []Effect) (kind, Rea
 		return other, why, fx
 	}
 	p := c.toClient(mode, netip.AddrPortFrom(c.seen().server, 0), to.Port())
-	naming, why := c.nameActive(announced, p, cmd.Arg, line)
+	n, why := c.nameActive(announced, p, cmd.Arg, line)
 	if why != NoReason {
 		return other, why, fx
 	}
-	return active, NoReason, c.named(naming, c.open(p, Client, line, fx))
+	return active, NoReason, c.named(n, c.open(p, Client, line, fx))
 }
 
 // checkTarget compares an announced address with the peer's own. An address from the wire is never an authority: what

@@ -34,7 +34,7 @@ const (
 type Control struct {
 	policy         *policy.Policy
 	rule           *policy.Rule
-	ports          policy.PortRange // for just-in-time pinholes
+	target         *policy.Server // nil where the policy lists none
 	client, server netip.AddrPort
 	nat            *nat // nil without NAT: most sessions have none, and are many
 
@@ -75,10 +75,7 @@ func Admit(d policy.Decision) Reason {
 // New gives the state machine of a control connection that begins now. The decision is the policy's for these two
 // hosts, and Admit must have nothing against it.
 func New(p *policy.Policy, d policy.Decision, client, server netip.AddrPort) *Control {
-	c := &Control{policy: p, rule: d.Rule, client: client, server: server, dataLevel: Clear}
-	if d.Server != nil {
-		c.ports = d.Server.Passive
-	}
+	c := &Control{policy: p, rule: d.Rule, target: d.Server, client: client, server: server, dataLevel: Clear}
 	if d.Implicit {
 		// MS-FTPS 1.3: as if AUTH TLS, PBSZ 0 and PROT P had been given.
 		c.startTLS()

@@ -32,19 +32,25 @@ func (c *Control) Hold(from Side) int {
 // command that is denied or that opens a pinhole.
 func (c *Control) Release(from Side) bool {
 	partial := c.lines[from].PartialText()
-	if from == Client && c.restricted(partial) || from == Server && c.arms(partial) {
+	if from == Client && c.restricted(partial) || from == Server && (c.arms(partial) || c.translates() && c.kinds.oldest() == pasv) {
 		return false
 	}
 	c.released[from] = c.lines[from].Offset()
 	return true
 }
 
-// Abandon refuses an incomplete line that Release does not let go. What comes of a client's later is overwritten.
+// Abandon refuses an incomplete line that Release does not let go. What comes of a client's later is overwritten. A server's
+// becomes another of its reply or, if it is the last one, a refusal: 4yz, for us as well.
 func (c *Control) Abandon(from Side, fx []Effect) []Effect {
 	if from == Client {
 		return c.denyPartial(PartialLine, fx)
 	}
-	return c.rewrite(Server, c.lines[Server].PartialStart(), []byte{' '}, fx)
+	first := []byte{'4'}
+	if c.replies.Open() {
+		first[0] = ' '
+	}
+	copy(c.lines[Server].PartialText(), first)
+	return c.rewrite(Server, c.lines[Server].PartialStart(), first, fx)
 }
 
 // restrictedVerbs are the commands that the engine itself may deny, whatever the policy says.

@@ -37,7 +37,7 @@ type Kind uint8
 
 const (
 	// OpenPinhole: Pinhole must stand before the bytes [Start, Start+Len) go on. If it cannot, give the effect to
-	// Control.Refuse.
+	// Control.Refuse. With ByKernel the kernel has to rewrite them, and makes Grows more of them; fewer, if it is negative.
 	OpenPinhole Kind = iota + 1
 	// ClosePinhole: Pinhole must go; Reason says why.
 	ClosePinhole
@@ -45,8 +45,6 @@ const (
 	Deny
 	// Rewrite: the bytes from Start on are replaced by New, which has the same length.
 	Rewrite
-	// Shift: the kernel rewrites the Len bytes from Start on, and makes Shift more of them; fewer, if it is negative.
-	Shift
 	// Protect: the protection of the control or data connection is now Protection.
 	Protect
 	// Login: the login state changed; Text is the user's name where it is known.
@@ -70,7 +68,8 @@ type Effect struct {
 	Direction  Direction
 	Start      uint64 // stream offset
 	Len        int
-	Shift      int
+	ByKernel   bool
+	Grows      int
 	Text       []byte
 	New        []byte
 }

@@ -61,7 +61,7 @@ func (c *Control) promised(from, to netip.AddrPort) bool {
 	}
 	switch {
 	case from.Addr() == c.client.Addr() && to.Addr() == c.server.Addr():
-		return c.ports.Contains(to.Port())
+		return c.passivePorts().Contains(to.Port())
 	case from.Addr() == c.seen().server && to.Addr() == c.seen().client:
 		return c.rule.OpaqueActive
 	}

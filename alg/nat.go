@@ -45,29 +45,52 @@ func (c *Control) toClient(mode policy.Mode, from netip.AddrPort, port uint16) P
 	return p
 }
 
-// namePASV has a 227 name the pinhole's address: a server may announce its own, the public one, or none. The zero effect
-// leaves the line as it is.
-func (c *Control) namePASV(announced netip.Addr, p Pinhole, line ftp.Line) (Effect, Reason) {
-	if announced == p.To.Addr() || c.opened {
-		return Effect{}, NoReason
+// naming is how an announcement comes to name its pinhole's address. The zero value leaves it as it is.
+type naming struct {
+	side  Side
+	start uint64 // of what stands in its place
+	text  []byte
+
+	byKernel bool // the kernel rewrites it
+	grows    int  // by so many bytes
+}
+
+// namePASV has a 227 name the pinhole's address: a server may announce its own, the public one, or none.
+func (c *Control) namePASV(announced netip.Addr, p Pinhole, line ftp.Line) (naming, Reason) {
+	found := found227(line.Text)
+	switch {
+	case c.opened, announced == p.To.Addr() && (found != nil || !c.readAlong):
+		return naming{}, NoReason
 	}
 	if text := ftp.FitPASV(p.To, line.Len-line.EOL); text != nil {
-		return Effect{Kind: Rewrite, Side: Server, Start: line.Start, Len: len(text), New: text}, NoReason
+		return naming{side: Server, start: line.Start, text: text}, NoReason
 	}
 	switch {
-	case c.translates() && c.seen().byKernel && announced == c.seen().server:
-		was := netip.AddrPortFrom(announced, p.To.Port())
-		return shift(Server, line, len(ftp.FormatPort(p.To))-len(ftp.FormatPort(was))), NoReason
-	case c.translates(), announced.IsUnspecified():
-		return Effect{}, NoRoom
+	case found != nil && c.translates() && c.seen().byKernel && announced == c.seen().server:
+		return naming{byKernel: true, grows: len(ftp.FormatPort(p.To)) - len(found)}, NoReason
+	case c.translates(), announced.IsUnspecified(), c.readAlong && found == nil:
+		return naming{}, NoRoom
 	}
-	return Effect{}, NoReason // the policy overlooks the address, and so do the clients that it is meant for
+	return naming{}, NoReason // the policy overlooks the address, and so do the clients that it is meant for
+}
+
+// found227 gives the six numbers that the kernel's helper finds in a 227: they begin with the first digit behind the code, or
+// it drops the line for good (nf_conntrack_ftp, try_rfc1123).
+func found227(line []byte) []byte {
+	const numbers = "0123456789,"
+	text := line[min(len(line), len("227 ")):]
+	text = text[max(0, bytes.IndexAny(text, numbers[:10])):]
+	text = text[:len(text)-len(bytes.TrimLeft(text, numbers))]
+	if _, err := ftp.ParsePort(text); err != nil {
+		return nil
+	}
+	return text
 }
 
 // nameActive has PORT and EPRT name the pinhole's address, in the same way.
-func (c *Control) nameActive(announced netip.AddrPort, p Pinhole, arg []byte, line ftp.Line) (Effect, Reason) {
+func (c *Control) nameActive(announced netip.AddrPort, p Pinhole, arg []byte, line ftp.Line) (naming, Reason) {
 	if announced.Addr() == p.To.Addr() || c.opened {
-		return Effect{}, NoReason
+		return naming{}, NoReason
 	}
 	fit, format := ftp.FitPort, ftp.FormatPort
 	if p.Mode == policy.EPRT {
@@ -78,27 +101,18 @@ func (c *Control) nameActive(announced netip.AddrPort, p Pinhole, arg []byte, li
 	whole := at >= 0 && line.Len-line.EOL == len(line.Text) // no Telnet signals in between
 	switch text := fit(p.To, len(arg)); {
 	case whole && text != nil && (grows == 0 || !c.seen().byKernel):
-		return Effect{Kind: Rewrite, Side: Client, Start: line.Start + uint64(at), Len: len(text), New: text}, NoReason
-	case c.seen().byKernel && announced.Addr() == c.client.Addr():
-		return shift(Client, line, grows), NoReason
+		return naming{side: Client, start: line.Start + uint64(at), text: text}, NoReason
+	case whole && c.seen().byKernel && announced.Addr() == c.client.Addr():
+		return naming{byKernel: true, grows: grows}, NoReason
 	}
-	return Effect{}, NoRoom
+	return naming{}, NoRoom
 }
 
-// shift leaves a line to the kernel.
-func shift(side Side, line ftp.Line, grows int) Effect {
-	return Effect{Kind: Shift, Side: side, Start: line.Start, Len: line.Len, Shift: grows}
-}
-
-// named appends what names a pinhole's address, behind the effect that opens it.
-func (c *Control) named(e Effect, fx []Effect) []Effect {
-	switch e.Kind {
-	case Rewrite:
-		return c.rewrite(e.Side, e.Start, e.New, fx)
-	case Shift:
-		return append(fx, e)
-	}
-	return fx
+// named completes the last effect, which opens a pinhole, with what names its address.
+func (c *Control) named(n naming, fx []Effect) []Effect {
+	last := &fx[len(fx)-1]
+	last.ByKernel, last.Grows = n.byKernel, n.grows
+	return c.rewrite(n.side, n.start, n.text, fx)
 }
 
 // announcements are what the kernel's helper looks for at the beginning of a server's line.
@@ -110,6 +124,17 @@ func (c *Control) arms(text []byte) bool {
 		n := min(len(a), len(text))
 		return a[:n] == string(text[:n])
 	})
+}
+
+// swallowed says whether the kernel's helper drops a client's line for good: one that begins like PORT or EPRT and does not go
+// on like it. In PORT it wants a CR behind the numbers.
+func (c *Control) swallowed(line ftp.Line) bool {
+	const name = len("PORT")
+	if !c.readAlong || len(line.Text) < name {
+		return false
+	}
+	port, eprt := bytes.EqualFold(line.Text[:name], []byte("PORT")), bytes.EqualFold(line.Text[:name], []byte("EPRT"))
+	return (port || eprt) && (len(line.Text) == name || line.Text[name] != ' ' || port && line.Flaws&ftp.BareLF != 0)
 }
 
 // disarm changes the first byte of a line of a reply of several that the kernel would take for an announcement.

@@ -199,22 +199,30 @@ func (c *Control) announcement(k kind, r ftp.Reply, line ftp.Line, fx []Effect) 
 		return c.denyReply(BadHostPort, line, fx)
 	}
 	announced := to.Addr()
-	own := announced == c.seen().server || announced.IsUnspecified() && r.Code == 227
+	own := announced == c.seen().server || announced.IsUnspecified() && r.Code == 227 || c.target.IsPublic(announced)
 	to, why := c.checkTarget(to, c.server.Addr(), own || c.policy.Bounce == policy.BouncePeer)
-	if why == NoReason && !c.ports.IsZero() && !c.ports.Contains(to.Port()) {
+	if why == NoReason && !c.passivePorts().IsZero() && !c.passivePorts().Contains(to.Port()) {
 		why = OutsideRange
 	}
 	if why != NoReason {
 		return c.denyReply(why, line, fx)
 	}
 	p := c.toServer(mode, netip.AddrPortFrom(c.client.Addr(), 0), to.Port())
-	var naming Effect
+	var n naming
 	if mode == policy.PASV {
-		if naming, why = c.namePASV(announced, p, line); why != NoReason {
+		if n, why = c.namePASV(announced, p, line); why != NoReason {
 			return c.denyReply(why, line, fx)
 		}
 	}
-	return c.named(naming, c.open(p, Server, line, fx))
+	return c.named(n, c.open(p, Server, line, fx))
+}
+
+// passivePorts are where the server listens for data connections; zero means that the policy does not say.
+func (c *Control) passivePorts() policy.PortRange {
+	if c.target == nil {
+		return policy.PortRange{}
+	}
+	return c.target.Passive
 }
 
 // announced reads the address of a 227 or 229. EPSV has none: it is the control connection's (RFC 2428 section 3).

@@ -33,13 +33,36 @@ func Reset(packet []byte, seq uint32) ([]byte, error) {
 	tcp[tcpOffsetOff], tcp[tcpFlagsOff] = tcpFixed/4<<4, rstAck
 	clear(tcp[tcpFlagsOff+1 : tcpChecksumOff]) // window
 	clear(tcp[tcpChecksumOff+2 : tcpFixed])    // urgent pointer
+	fixLength(packet, offset)
+	return packet, FixChecksums(packet)
+}
+
+// WithPayload gives a TCP packet another payload. FixChecksums must follow.
+func WithPayload(packet, payload []byte) ([]byte, error) {
+	offset, _, err := transport(packet)
+	if err != nil {
+		return nil, fmt.Errorf("cannot change a payload: %w", err)
+	}
+	if len(packet) < offset+tcpFixed {
+		return nil, fmt.Errorf("cannot change a payload: %w: %d bytes of TCP", ErrTruncated, len(packet)-offset)
+	}
+	headers := offset + int(packet[offset+tcpOffsetOff]>>4)*4
+	if len(packet) < headers {
+		return nil, fmt.Errorf("cannot change a payload: %w: %d bytes of TCP", ErrTruncated, len(packet)-offset)
+	}
+	packet = append(packet[:headers:headers], payload...)
+	fixLength(packet, offset)
+	return packet, nil
+}
+
+// fixLength has the IP header, which is offset bytes long, tell the packet's length.
+func fixLength(packet []byte, offset int) {
 	if packet[0]>>4 == 6 {
 		binary.BigEndian.PutUint16(packet[ipv6LengthOff:], uint16(len(packet)-ipv6Fixed))
-		return packet, FixChecksums(packet)
+		return
 	}
 	binary.BigEndian.PutUint16(packet[ipv4LengthOff:], uint16(len(packet)))
 	fixIPv4Header(packet[:offset])
-	return packet, FixChecksums(packet)
 }
 
 // ClearUrgent takes the URG flag and the urgent pointer out of a TCP packet, in place. FixChecksums must follow.

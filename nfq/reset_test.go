@@ -30,6 +30,31 @@ func TestReset(t *testing.T) {
 	}
 }
 
+// TestWithPayload compares with the packet that gopacket builds: a longer payload, a shorter one and none.
+func TestWithPayload(t *testing.T) {
+	tcp := func() *layers.TCP {
+		return &layers.TCP{SrcPort: 40000, DstPort: 21, Seq: 5, Ack: 77, ACK: true, PSH: true, Window: 500,
+			Options: []layers.TCPOption{{OptionType: layers.TCPOptionKindNop}}}
+	}
+	for _, v6 := range []bool{false, true} {
+		for _, payload := range []string{"NOOP\r\nQUIT\r\n", "NO", ""} {
+			packet, err := WithPayload(serialize(t, v6, tcp(), "NOOP\r\n"), []byte(payload))
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := FixChecksums(packet); err != nil {
+				t.Fatal(err)
+			}
+			if want := serialize(t, v6, tcp(), payload); !bytes.Equal(packet, want) {
+				t.Errorf("IPv6 %v, %q:\n got %x\nwant %x", v6, payload, packet, want)
+			}
+		}
+	}
+	if _, err := WithPayload([]byte{0x45}, nil); err == nil {
+		t.Error("a packet of one byte was accepted")
+	}
+}
+
 func serialize(t *testing.T, v6 bool, tcp *layers.TCP, payload string) []byte {
 	t.Helper()
 	var ip gopacket.SerializableLayer

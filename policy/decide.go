@@ -85,6 +85,13 @@ func (s *Server) host(v6 bool) (host netip.Addr) {
 	return host
 }
 
+// IsPublic reports whether clients reach the server at an address that is not its own.
+func (s *Server) IsPublic(addr netip.Addr) bool {
+	return s != nil && slices.ContainsFunc(s.Public, func(p Public) bool {
+		return slices.ContainsFunc(p.Addresses, func(a netip.Prefix) bool { return a.Contains(addr) })
+	})
+}
+
 // IsControlPort reports whether a listed server has a control port at addr, its own or a public one. No rule is asked, and
 // of AllowAll's ports only the usual ones count.
 func (p *Policy) IsControlPort(addr netip.AddrPort) bool {

@@ -50,6 +50,7 @@ func (in *Inspector) begin(sh *shard, now time.Time, k Key, entry conntrack.Entr
 	sh.sessions[k] = s
 	in.startSession(sh, s, d, now)
 	if entry.Helper == conntrack.KernelFTP {
+		s.readAlong = true
 		s.control.ReadAlong()
 	}
 	if translated {

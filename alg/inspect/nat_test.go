@@ -1,6 +1,7 @@
 package inspect
 
 import (
+	"errors"
 	"net/netip"
 	"slices"
 	"strings"
@@ -36,7 +37,7 @@ servers:
   - name: files
     addresses: [198.51.100.2]
     passive: 50000-50100
-    public: [{addresses: [203.0.113.1], explicit: [2121]}]
+    public: [{addresses: [203.0.113.1, 203.0.113.2], explicit: [2121]}]
 rules: [{name: all, action: inspect, opaque-active: pinhole}]
 `
 
@@ -52,7 +53,7 @@ func underNAT(t *testing.T, helper string) (*wire, *translator) {
 	ct := &translator{entries: []conntrack.Entry{{
 		Orig: key.tuple(), Reply: view.tuple().Reversed(), Opened: true, Live: true, Helper: helper, ID: 7,
 	}}}
-	w.view, w.in.conntrack = view, ct
+	w.view, w.in.conntrack, w.readAlong = view, ct, helper == conntrack.KernelFTP
 	return w, ct
 }
 
@@ -60,6 +61,7 @@ func TestNATPassive(t *testing.T) {
 	for _, c := range []struct{ name, reply, heard string }{
 		{"its own address", "227 Entering Passive Mode (198,51,100,2,195,80).\r\n", "227 Entering Passive Mode   (203,0,113,1,195,80)\r\n"},
 		{"the public address", "227 Entering Passive Mode (203,0,113,1,195,80).\r\n", "227 Entering Passive Mode (203,0,113,1,195,80).\r\n"},
+		{"another public address", "227 Entering Passive Mode (203,0,113,2,195,80).\r\n", "227 Entering Passive Mode  (203,0,113,1,195,80)\r\n"},
 		{"no address", "227 Entering Passive Mode (0,0,0,0,195,80).\r\n", "227 Passive Mode       (203,0,113,1,195,80)\r\n"},
 		{"EPSV", "229 Entering Extended Passive Mode (|||50000|)\r\n", "229 Entering Extended Passive Mode (|||50000|)\r\n"},
 	} {
@@ -77,6 +79,25 @@ func TestNATPassive(t *testing.T) {
 				t.Errorf("expectations %+v", open)
 			}
 		})
+	}
+}
+
+// TestNATPublicInside: a server that announces its public address does so to clients that reach it without NAT as well.
+func TestNATPublicInside(t *testing.T) {
+	p, err := policy.Parse("nat.yaml", []byte(natPolicy))
+	if err != nil {
+		t.Fatal(err)
+	}
+	w := newWire(t, p, netip.MustParseAddrPort("192.0.2.2:40000"), netip.MustParseAddrPort("198.51.100.2:21"))
+	w.say(alg.Server, []byte("220 ready\r\n"))
+	w.say(alg.Client, []byte("PASV\r\n"))
+	w.say(alg.Server, []byte("227 Entering Passive Mode (203,0,113,1,195,80).\r\n"))
+	const want = "220 ready\r\n227 Entering Passive Mode (198,51,100,2,195,80)\r\n"
+	if got := string(w.receivers[alg.Server].stream()); got != want {
+		t.Errorf("the client hears %q, want %q", got, want)
+	}
+	if open := w.ct.Open(); len(open) != 1 || open[0].To.String() != "198.51.100.2:50000" {
+		t.Errorf("expectations %+v", open)
 	}
 }
 
@@ -173,6 +194,107 @@ func TestNATShift(t *testing.T) {
 	}
 	if len(w.events) != 1 { // the pinhole
 		t.Errorf("events %v", w.events)
+	}
+}
+
+// TestNATShiftRefused: the kernel leaves a line that was refused as it is.
+func TestNATShiftRefused(t *testing.T) {
+	w, ct := underNAT(t, "ftp")
+	w.say(alg.Server, []byte("220 ready\r\n"))
+	ct.Fail(errors.New("no room"))
+	w.say(alg.Client, []byte("PORT 192,0,2,2,195,80\r\n"))
+	s := w.in.shard(w.key.Client.Addr(), w.key.Server.Addr()).sessions[w.key]
+	if st := &s.streams[alg.Client]; st.shifted != nil {
+		t.Errorf("%+v", st.shifted)
+	}
+}
+
+// TestNATOneSegment: the kernel's helper reads each segment by itself, so that a line which it has to rewrite, or may be waiting
+// for the rest of, has one of its own.
+func TestNATOneSegment(t *testing.T) {
+	const port = "PORT 192,0,2,2,195,80\r\n"
+	for _, c := range []struct {
+		name  string
+		from  alg.Side
+		said  []string
+		heard []string
+		again string // what its sender has to repeat
+	}{
+		{"in two", alg.Client, []string{port[:10], port[10:]}, []string{port}, ""},
+		{"by bytes", alg.Client, strings.Split("PASV\r\n", ""), []string{"PASV\r\n"}, ""},
+		{"a reply by bytes", alg.Server, strings.Split("200 ok\r\n", ""), []string{"20", "0", " ", "o", "k", "\r", "\n"}, ""},
+		{"the rest of the next", alg.Client, []string{port[:10], port[10:] + "RE", "TR x\r\n"}, []string{port + "RETR x\r\n"}, ""},
+		{"many in any pieces", alg.Client, []string{"NOOP\r\nNO", "OP\r\nNO", "OP\r\n"}, []string{"NOOP\r\nNO", "OP\r\nNOOP\r\n"}, ""},
+		{"behind another", alg.Client, []string{"TYPE I\r\n" + port}, []string{"TYPE I\r\n", port}, port},
+		{"behind another, and again", alg.Client, []string{"TYPE I\r\n" + port}, []string{"TYPE I\r\n", "TYPE I\r\n"}, "TYPE I\r\n" + port},
+		{"in front of another", alg.Client, []string{port + "RETR x\r\n"}, []string{port + "RETR x\r\n"}, ""},
+		{"torn behind another", alg.Client, []string{"TYPE I\r\n" + port[:10], port[10:]}, []string{"TYPE I\r\n" + strings.Repeat("X", len(port)-2) + "\r\n"}, ""},
+		{"in front of half a line", alg.Client, []string{"NOOP\r\n" + port + "NO", "OP\r\n"},
+			[]string{"NOOP\r\n" + strings.Repeat("X", len(port)-2) + "\r\nNOOP\r\n"}, ""},
+		{"without CR", alg.Client, []string{"PORT 192,0,2,2,195,80\n"}, []string{"XXXXXXXXXXXXXXXXXXXXX\n"}, ""},
+		{"no PORT at all", alg.Client, []string{"PORTS 1\r\n"}, []string{"XXXXXXX\r\n"}, ""},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			w, _ := underNAT(t, "ftp")
+			w.say(alg.Server, []byte("220 ready\r\n"))
+			w.passed = nil
+			for _, text := range c.said {
+				w.say(c.from, []byte(text))
+			}
+			if c.again != "" {
+				w.send(c.from, -len(c.again), []byte(c.again), nil)
+			}
+			if !slices.Equal(w.passed, c.heard) {
+				t.Errorf("what goes on is %q, want %q", w.passed, c.heard)
+			}
+			w.settled()
+		})
+	}
+}
+
+// TestNATNumbers: what stands before the address of a 227 may keep the kernel's helper from finding it, which then drops the line.
+func TestNATNumbers(t *testing.T) {
+	for said, want := range map[string]string{
+		"227 =198,51,100,2,195,80\r\n":        "227 =198,51,100,2,195,80\r\n",
+		"227 IP4 (198,51,100,2,195,80)\r\n":   "227     (198,51,100,2,195,80)\r\n",
+		"227 4 198,51,100,2,195,80\r\n":       "227 (198,51,100,2,195,80)\r\n",
+		"227 4 198,51,100,002,195,80\r\n":     "227   (198,51,100,2,195,80)\r\n",
+		"227 (198,51,100,002,195,80)\r\n":     "227 (198,51,100,002,195,80)\r\n",
+		"227 -1 x(198,51,100,2,195,80) 7\r\n": "227       (198,51,100,2,195,80)\r\n",
+	} {
+		w, ct := underNAT(t, "ftp")
+		w.key.Server = w.view.Server // clients see the server's own address
+		ct.entries[0].Orig = w.key.tuple()
+		w.say(alg.Server, []byte("220 ready\r\n"))
+		w.say(alg.Client, []byte("PASV\r\n"))
+		w.passed = nil
+		w.say(alg.Server, []byte(said))
+		if !slices.Equal(w.passed, []string{want}) {
+			t.Errorf("%q becomes %q, want %q", said, w.passed, want)
+		}
+	}
+}
+
+// TestNATSlowReply: a server whose 227 does not come to its end in time has refused PASV.
+func TestNATSlowReply(t *testing.T) {
+	for _, helper := range []string{"ftp", "sane"} {
+		w, ct := underNAT(t, helper)
+		w.say(alg.Server, []byte("220 ready\r\n"))
+		w.say(alg.Client, []byte("PASV\r\n"))
+		w.say(alg.Server, []byte("227 Entering"))
+		w.in.Expire(clock.Add(releaseAfter))
+		w.in.Expire(clock.Add(abandonAfter))
+		w.say(alg.Server, []byte(" Passive Mode (198,51,100,2,195,80).\r\n"))
+		const want = "220 ready\r\n427 Entering Passive Mode (198,51,100,2,195,80).\r\n"
+		if got := string(w.receivers[alg.Server].stream()); got != want {
+			t.Errorf("%s: the client hears %q, want %q", helper, got, want)
+		}
+		w.say(alg.Client, []byte("EPSV\r\n"))
+		w.say(alg.Server, []byte("229 (|||50000|)\r\n"))
+		if open := ct.Open(); len(open) != 1 {
+			t.Errorf("%s: expectations %+v", helper, open)
+		}
+		w.settled()
 	}
 }
 

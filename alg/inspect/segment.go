@@ -165,6 +165,7 @@ func (in *Inspector) old(sh *shard, s *session, from alg.Side, now time.Time, g 
 		return
 	}
 	in.reconcile(s, from, now, &g)
+	st.cutShort(&g)
 	in.accept(&g)
 }
 
@@ -228,9 +229,15 @@ func (in *Inspector) fresh(sh *shard, s *session, from alg.Side, now time.Time, 
 func (in *Inspector) release(sh *shard, s *session, from alg.Side, now time.Time, g segment) {
 	st := &s.streams[from]
 	hold := s.control.Hold(from)
-	if hold == 0 {
-		in.letGo(s, from)
+	if hold == 0 && len(st.inHand) == 0 {
+		st.cutShort(&g)
 		in.accept(&g)
+		return
+	}
+	if hold == 0 {
+		st.inHand = append(st.inHand, g)
+		in.counts.held.Add(1)
+		in.letGo(s, from)
 		return
 	}
 	if len(st.inHand) >= maxInHand || !in.mayHold() {
@@ -247,9 +254,12 @@ func (in *Inspector) release(sh *shard, s *session, from alg.Side, now time.Time
 	line := st.next - uint32(hold)
 	done := 0
 	for done < len(st.inHand) && !before(line, st.inHand[done].end()) {
-		in.accept(&st.inHand[done])
 		done++
 	}
+	if s.readAlong && torn(st.inHand[:done], line) {
+		done = 0
+	}
+	in.forward(s, st.inHand[:done])
 	in.counts.held.Add(int64(-done))
 	st.inHand = append(st.inHand[:0], st.inHand[done:]...)
 	if done > 0 || len(st.inHand) == 1 {
@@ -272,9 +282,7 @@ func (in *Inspector) abandon(sh *shard, s *session, from alg.Side, now time.Time
 // letGo accepts everything in hand.
 func (in *Inspector) letGo(s *session, from alg.Side) {
 	st := &s.streams[from]
-	for i := range st.inHand {
-		in.accept(&st.inHand[i])
-	}
+	in.forward(s, st.inHand)
 	in.counts.held.Add(int64(-len(st.inHand)))
 	st.inHand = nil
 }

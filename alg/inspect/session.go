@@ -26,6 +26,7 @@ type session struct {
 	pinholeUntil time.Time
 	implicit     bool
 	resumed      bool
+	readAlong    bool    // the kernel's helper reads what goes on
 	refused      bool    // no packet goes on any more
 	turnedAway   bool    // was refused from the start
 	told         [2]bool // which sides were sent a reset because of that

@@ -67,17 +67,17 @@ func (st *stream) sync(seq uint32) {
 // shifted is how far a receiver's sequence numbers are from the sender's, because the kernel changed the length of a line
 // behind us (NAT): conntrack translates, but only after us.
 type shifted struct {
-	at            uint32 // the sender's number from which on now holds
+	from, at      uint32 // the sender's numbers of the line's first byte, and of the first from which on now holds
 	before, since int32
 }
 
-// shift notes that the bytes before seq become more, or fewer.
-func (st *stream) shift(seq uint32, n int) {
+// shift notes that the line of so many bytes at seq becomes longer, or shorter.
+func (st *stream) shift(seq uint32, length, grows int) {
 	var before int32
 	if st.shifted != nil {
 		before = st.shifted.since
 	}
-	st.shifted = &shifted{at: seq, before: before, since: before + int32(n)}
+	st.shifted = &shifted{from: seq, at: seq + uint32(length), before: before, since: before + int32(grows)}
 }
 
 // sent gives the sender's number for one of the receiver's.

@@ -82,17 +82,22 @@ func (in *Inspector) carryOut(sh *shard, s *session, now time.Time, current *seg
 	for i := 0; i < len(sh.fx); i++ {
 		switch e := sh.fx[i]; e.Kind {
 		case alg.OpenPinhole:
-			if why := in.open(sh, s, now, e.Pinhole); why != alg.NoReason {
+			st := &s.streams[e.Side]
+			why := alg.NoRoom
+			if !e.ByKernel || st.leave(e, current) {
+				why = in.open(sh, s, now, e.Pinhole)
+			}
+			switch {
+			case why != alg.NoReason:
 				sh.fx = s.control.Refuse(e, why, sh.fx)
+			case e.ByKernel:
+				st.shift(st.seqAt(e.Start), e.Len, e.Grows)
 			}
 		case alg.ClosePinhole:
 			in.closed(sh, s, now, e.Pinhole, e.Reason)
 		case alg.Rewrite:
 			st := &s.streams[e.Side]
 			st.overwrite(st.seqAt(e.Start), e.New, current)
-		case alg.Shift:
-			st := &s.streams[e.Side]
-			st.shift(st.seqAt(e.Start)+uint32(e.Len), e.Shift)
 		case alg.End:
 			s.refused = true
 			in.event(s.event(now, audit.Event{Kind: audit.EventEnd, Reason: e.Reason, Text: audit.WireText(e.Text)}))

@@ -51,7 +51,7 @@ type dialogue struct {
 	own      exchange // what is asked of the server without the engine's knowledge
 	verb     string   // of the command whose reply comes next, if it is one at all
 	failures int
-	features bool   // the reply at hand is FEAT's
+	features features
 	aborted  bool   // ABOR has gone on, and not everything before it is answered
 	doubtful bool   // a reply that was forgotten may have come after all: they may be other commands' than they seem
 	held     []byte // the lines so far of a transfer's final reply
@@ -59,6 +59,15 @@ type dialogue struct {
 	fx       []alg.Effect
 	over     bool
 }
+
+// features is how far the reply to FEAT is (RFC 2389 section 3).
+type features uint8
+
+const (
+	noFeatures features = iota // the reply at hand is another command's
+	awaited
+	listed // its first line is through
+)
 
 // protection is how one side of the session is protected.
 type protection struct {
@@ -144,7 +153,9 @@ func (d *dialogue) clientLine(now time.Time, l line) {
 	}
 	if !d.over {
 		d.aborted = d.aborted || cmd.Verb == "ABOR"
-		d.features = cmd.Verb == "FEAT"
+		if d.features = noFeatures; cmd.Verb == "FEAT" {
+			d.features = awaited
+		}
 		d.out.send(alg.Server, d.ownActive(wire, cmd))
 	}
 }
@@ -231,7 +242,7 @@ func (d *dialogue) pass(reply ftp.Reply, l line, transferring, transferred bool)
 	case transferring && !reply.Last && len(d.held)+len(l.wire) <= maxHeld:
 		d.held = append(d.held, l.wire...)
 		return
-	case d.features && !d.feature(reply, l):
+	case d.features != noFeatures && !d.feature(reply, l):
 		return
 	default:
 		d.out.send(alg.Client, append(d.held, l.wire...))
@@ -244,7 +255,7 @@ func (d *dialogue) pass(reply ftp.Reply, l line, transferring, transferred bool)
 
 // answered notes what a final reply says of the command before it.
 func (d *dialogue) answered(code int) {
-	d.features = false
+	d.features = noFeatures
 	d.aborted = d.aborted && d.control.Outstanding() > 0
 	switch {
 	case code == 421:
@@ -264,6 +275,10 @@ func (d *dialogue) feature(reply ftp.Reply, l line) bool {
 	if reply.Code != 211 {
 		return true
 	}
+	if d.shows && reply.Last && d.features == awaited {
+		d.reply("211-Features:") // the server has none
+	}
+	d.features = listed
 	if reply.Last {
 		if d.shows && !d.side[alg.Client].tls {
 			d.reply(" AUTH TLS")

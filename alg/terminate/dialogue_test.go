@@ -230,7 +230,9 @@ var scripts = []struct {
 		S:  AUTH GSSAPI
 		S: 211 End => C<  AUTH TLS, C<  PBSZ, C<  PROT, C< 211 End
 		C: FEAT => S< FEAT
-		S: 500 what? => C< 500 what?`},
+		S: 500 what? => C< 500 what?
+		C: FEAT => S< FEAT
+		S: 211 none => C< 211-Features:, C<  AUTH TLS, C<  PBSZ, C<  PROT, C< 211 none`},
 	{name: "one command at a time, but for ABOR", script: `
 		S: 220 hello => C< 220 hello
 		C: RETR x => begin, S< RETR x
