@@ -63,6 +63,14 @@ type set struct {
 	elements          []string
 }
 
+// flags is what the set needs beside its type: a set without prefixes and ranges is a hash, which is the fastest.
+func (s set) flags() string {
+	if slices.ContainsFunc(s.elements, func(e string) bool { return strings.ContainsAny(e, "/-") }) {
+		return "\t\tflags interval\n"
+	}
+	return ""
+}
+
 // NFTables makes the rules for a policy. They do what those of IPTables do, with one difference that is nft's: what a chain
 // accepts goes on to the chains of other tables at the same hook, which may drop it. So it gets a mark, for them to see.
 func NFTables(cfg Config) NFTable {
@@ -478,8 +486,6 @@ func (n *nft) rules(c *Chain, s *policy.Server, rules []policy.Rule, target func
 // filter decides what is forwarded.
 func (n *nft) filter() {
 	main, data, accepted := Chain{Name: "filter_forward", Hook: forwardHook}, Chain{Name: dataChain}, Chain{Name: acceptedChain}
-	main.add("A session that ftpalg ends: the packet left the queue with this mark.",
-		"meta mark & %#x == %#x meta l4proto tcp %s", n.cfg.Mark, n.cfg.Mark, nftReset)
 	if !n.cfg.NoAccept {
 		for _, helper := range n.helpers() {
 			main.add("Data connections: conntrack knows them as the children of a control connection with our helper.",
@@ -491,6 +497,8 @@ func (n *nft) filter() {
 		}
 		accepted.add("Chains of other tables can accept what has this mark.", "meta mark set meta mark | %#x accept", n.cfg.Terminate.Own)
 	}
+	main.add("A session that ftpalg ends: the packet left the queue with this mark.",
+		"meta mark & %#x == %#x meta l4proto tcp %s", n.cfg.Mark, n.cfg.Mark, nftReset)
 	for _, b := range n.builders {
 		if !n.cfg.NoAccept {
 			main.add("Both directions of a connection that was opened to a control port, and of no other with that source port.",

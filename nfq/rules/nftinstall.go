@@ -29,7 +29,7 @@ func (t NFTable) String() string {
 		fmt.Fprintf(&b, "\n\tflowtable %s {\n\t\thook ingress priority filter;\n\t\tdevices = { %s };\n\t}\n", flowtable, quoted(t.devices))
 	}
 	for _, s := range t.sets {
-		fmt.Fprintf(&b, "\n\t%s %s {\n\t\ttype %s\n\t\tflags interval\n\t\telements = {\n", s.kind, s.name, s.types)
+		fmt.Fprintf(&b, "\n\t%s %s {\n\t\ttype %s\n%s\t\telements = {\n", s.kind, s.name, s.types, s.flags())
 		for _, e := range s.elements {
 			fmt.Fprintf(&b, "\t\t\t%s,\n", e)
 		}
