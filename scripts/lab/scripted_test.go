@@ -101,12 +101,22 @@ func (e *ends) close() {
 	}
 }
 
+// listen waits for the address if a listener was there a moment ago: one that is closed lives on in a child of ours that is about
+// to become another program.
 func listen(t *testing.T, l *Lab, h Host, at netip.AddrPort) *net.TCPListener {
 	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	defer cancel()
 	var listener *net.TCPListener
-	err := l.InNS(h, func() (err error) {
-		listener, err = net.ListenTCP("tcp", net.TCPAddrFromAddrPort(at))
-		return err
+	err := Wait(ctx, "the address "+at.String(), func() (bool, error) {
+		err := l.InNS(h, func() (err error) {
+			listener, err = net.ListenTCP("tcp", net.TCPAddrFromAddrPort(at))
+			return err
+		})
+		if errors.Is(err, syscall.EADDRINUSE) {
+			return false, nil
+		}
+		return err == nil, err
 	})
 	if err != nil {
 		t.Fatal(err)
