@@ -52,15 +52,28 @@ func Cells() (all []Cell) {
 			for _, guard := range []Guard{Bare, Kernel, Static, Ours} {
 				cell := Cell{NAT: nat, Guard: guard, Scenario: Scenario{Server: server, Family: IPv4}}
 				all = append(all, cell.inEach([]Mode{PASV, EPSV, PORT, EPRT}, Clients...)...)
-				if nat.Name == "none" && guard == Ours {
-					cell.Family = IPv6
-					all = append(all, cell.inEach([]Mode{EPSV, EPRT}, Clients...)...)
+				if guard == Ours {
+					all = append(all, cell.beside()...)
 				}
 			}
 			all = append(all, announcing(nat, server)...)
 		}
 	}
 	return all
+}
+
+// beside returns the cells over IPv6, which is not translated: with each client without NAT, with two beside it. Behind hairpin
+// NAT client and server are neighbours.
+func (c Cell) beside() []Cell {
+	clients := Clients
+	switch {
+	case c.NAT.hairpin:
+		return nil
+	case c.NAT.Name != NATs[0].Name:
+		clients = []ClientKind{Clients[2], held}
+	}
+	c.Family = IPv6
+	return c.inEach([]Mode{EPSV, EPRT}, clients...)
 }
 
 // announcing returns the cells in which the server says something else than its own address, to clients that believe it.
@@ -113,10 +126,10 @@ func (c Cell) Control() Protection {
 
 // NotPossible returns why no gateway can do it that has no key, or nothing. Whether it is so is tried: see Verdicts.
 func (c Cell) NotPossible() string {
-	hidden := c.Protection != Plain && c.Data == Closed
-	behind := len(c.NAT.public) > 0 && c.Mode == PASV && c.Client.believes()
+	nat, hidden := c.NAT.of(c.Family), c.Protection != Plain && c.Data == Closed
+	behind := len(nat.public) > 0 && c.Mode == PASV && c.Client.believes()
 	switch {
-	case hidden && c.Mode.Active() && c.NAT.masks:
+	case hidden && c.Mode.Active() && nat.masks:
 		return "the client's own address stands in " + string(c.Mode) + " inside TLS, and nobody there can reach it"
 	case hidden && behind && c.Announce == OwnAddress:
 		return "the server's own address stands in 227 inside TLS, and " + c.Client.Name + " believes it"

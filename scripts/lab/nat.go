@@ -41,6 +41,14 @@ var NATs = []NAT{
 	{Name: "hairpin", masks: true, public: []netip.Addr{publicFirst}, hairpin: true},
 }
 
+// of is what the NAT does to a family's addresses: nothing to IPv6, which goes beside it.
+func (n NAT) of(family Family) NAT {
+	if family == IPv6 {
+		return NAT{Name: n.Name}
+	}
+	return n
+}
+
 // client is the host that the client runs on.
 func (n NAT) client() Host {
 	if n.hairpin {
@@ -70,6 +78,7 @@ func (n NAT) port(p Protection) uint16 {
 
 // reach is where clients connect to for a scenario.
 func (n NAT) reach(s Scenario) netip.AddrPort {
+	n = n.of(s.Family)
 	at := Addr(Server, s.Family)
 	if len(n.public) > 0 {
 		at = n.public[len(n.public)-1]
@@ -80,7 +89,7 @@ func (n NAT) reach(s Scenario) netip.AddrPort {
 // seen is what the server sees of clients.
 func (n NAT) seen(family Family) netip.Prefix {
 	from := Addr(Client, family)
-	switch {
+	switch n = n.of(family); {
 	case n.pool:
 		return sourcePool
 	case n.masks:
