@@ -11,6 +11,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"ftpalg/conntrack"
+	"ftpalg/nfq"
 	"ftpalg/nfq/rules"
 )
 
@@ -267,6 +268,9 @@ func features(f *Facts, r *report) {
 		default:
 			r.ok("kernel: no %s, so %s", c.what, c.without)
 		}
+	}
+	if err, tried := f.features[queueConntrack]; tried && (err == nil || errors.Is(err, errNoConntrack)) { // a queue was opened and asked
+		r.ok("kernel: packets that wait together are read and decided on together, up to %d (ftpalg run --queue-batch)", nfq.DefaultBatch)
 	}
 	if f.helperErr == nil && !f.helper.Own {
 		const module = "nfnetlink_cthelper"

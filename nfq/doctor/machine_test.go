@@ -62,7 +62,8 @@ func TestMachine(t *testing.T) {
 	all = s.examine()
 	for _, want := range []Finding{
 		{OK, "features", "kernel: conntrack data in queue messages (NFQA_CT)", ""}, {OK, "features", "kernel: tproxy and socket in nft", ""},
-		{OK, "features", "kernel: flowtables", ""}, {OK, "helper", "conntrack helper of our own (ftpalg)", ""},
+		{OK, "features", "kernel: flowtables", ""},
+		{OK, "features", "kernel: packets that wait together are read and decided on together, up to 16 (ftpalg run --queue-batch)", ""}, {OK, "helper", "conntrack helper of our own (ftpalg)", ""},
 	} {
 		if !slices.Contains(all, want) {
 			t.Errorf("%q is not among %q", want, all)
@@ -145,6 +146,7 @@ func TestFacts(t *testing.T) {
 		{func(f *Facts) { f.vacantErr = gone }, Wrong, "routing", "no such thing", "ip rule"},
 		{func(f *Facts) { f.tablesErr = gone }, Wrong, "forward", "cannot be read", "sudo"},
 		{func(f *Facts) { f.features = map[string]error{"nft_queue": gone} }, OK, "features", "no queue statement", ""},
+		{func(f *Facts) { f.features = map[string]error{queueConntrack: errNoConntrack} }, OK, "features", "decided on together", ""},
 		{func(f *Facts) { f.helper = conntrack.Helper{Name: "sane"} }, OK, "features", "nfnetlink_cthelper", ""},
 		{func(f *Facts) { f.Backend = "nft" }, Wrong, "forward", "drops control connections, data connections, new", "iptables -w -I FORWARD"},
 	} {
