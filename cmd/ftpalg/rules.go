@@ -52,7 +52,11 @@ func newRules() *cobra.Command {
 
 // helperFor finds the helper to print. Without the right to ask the kernel it is the one that most kernels have.
 func helperFor(cmd *cobra.Command, p *policy.Policy) string {
-	h, err := conntrack.DetectHelper(p.Helper, rules.SourceNAT(cmd.Context()))
+	translates, err := rules.SourceNAT(cmd.Context())
+	if err != nil {
+		fmt.Fprintf(cmd.ErrOrStderr(), "note: whether there is source NAT is not known: %v\n", err)
+	}
+	h, err := conntrack.DetectHelper(p.Helper, translates)
 	if err == nil {
 		return h.Name
 	}

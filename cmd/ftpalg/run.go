@@ -95,6 +95,7 @@ type daemon struct {
 	runOptions
 	log       *slog.Logger
 	helper    conntrack.Helper
+	sourceNAT bool          // there was, when the helper was chosen
 	backend   rules.Backend // of the rules; chosen once, so that a reload changes rules and not their language
 	told      bool          // of each queued packet's conntrack entry
 	conntrack *conntrack.Conn
@@ -131,7 +132,11 @@ func run(ctx context.Context, o runOptions) error {
 	for _, w := range slices.Concat(d.policy.Warnings, d.certs.Warnings()) {
 		log.Warn("policy", "warning", w)
 	}
-	if d.helper, err = conntrack.DetectHelper(d.policy.Helper, rules.SourceNAT(ctx)); err != nil {
+	translates, err := rules.SourceNAT(ctx)
+	if err != nil {
+		log.Warn("rules", "warning", "whether there is source NAT is not known", "err", err)
+	}
+	if err := d.chooseHelper(translates); err != nil {
 		return err
 	}
 	if d.conntrack, err = conntrack.Dial(); err != nil {
@@ -421,18 +426,48 @@ func (d *daemon) reloads(ctx context.Context, tasks *errgroup.Group) error {
 	}
 }
 
-// keepRules puts the rules back when somebody has taken them away.
+// chooseHelper settles what control connections carry from now on.
+func (d *daemon) chooseHelper(sourceNAT bool) error {
+	h, err := conntrack.DetectHelper(d.policy.Helper, sourceNAT)
+	if err == nil {
+		d.helper, d.sourceNAT = h, sourceNAT
+	}
+	return err
+}
+
+// followNAT chooses the helper again where source NAT has come or gone since, as a firewall may be loaded after us, and says
+// whether that is another. Connections that are there keep theirs.
+func (d *daemon) followNAT(ctx context.Context) (changed bool) {
+	translates, err := rules.SourceNAT(ctx)
+	if err != nil || translates == d.sourceNAT {
+		return false // what cannot be read now can be the next time
+	}
+	before := d.helper
+	if err := d.chooseHelper(translates); err != nil {
+		d.log.Error("source NAT has come or gone; the helper stays", "helper", before.Name, "err", err)
+		return false
+	}
+	if d.helper == before {
+		return false
+	}
+	d.log.Info("helper", "helper", d.helper.Name, "before", before.Name, "source_nat", translates)
+	return true
+}
+
+// keepRules keeps the rules as they have to be: when somebody has taken them away, and when what they depend on has changed.
 func (d *daemon) keepRules(ctx context.Context) {
 	if d.noRules {
 		return
 	}
-	missing, err := rules.Present(ctx, d.backend.Rules(d.steering.config(d.policy, d.helper.Name)))
-	if err != nil || len(missing) == 0 {
-		return // what cannot be read now can be the next time
+	if !d.followNAT(ctx) {
+		missing, err := rules.Present(ctx, d.backend.Rules(d.steering.config(d.policy, d.helper.Name)))
+		if err != nil || len(missing) == 0 {
+			return // what cannot be read now can be the next time
+		}
+		d.log.Warn("somebody has taken rules away; they are put back", "missing", len(missing), "first", missing[0])
 	}
-	d.log.Warn("somebody has taken rules away; they are put back", "missing", len(missing), "first", missing[0])
 	if err := d.installRules(ctx); err != nil {
-		d.log.Error("rules not put back", "err", err)
+		d.log.Error("rules not in place", "err", err)
 	}
 }
 
@@ -452,6 +487,7 @@ func (d *daemon) reload(ctx context.Context, tasks *errgroup.Group) error {
 	d.policy = p
 	err = d.listenTransparently(ctx, tasks)
 	if err == nil && !d.noRules {
+		d.followNAT(ctx)
 		err = d.installRules(ctx)
 	}
 	if err != nil {

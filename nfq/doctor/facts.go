@@ -67,7 +67,8 @@ func Read(ctx context.Context, s Subject) *Facts {
 	if s.Config.Policy != nil {
 		want = s.Config.Policy.Helper
 	}
-	f.helper, f.helperErr = conntrack.DetectHelper(want, rules.SourceNAT(ctx))
+	translates, _ := rules.SourceNAT(ctx) // what cannot be read is said of the tables
+	f.helper, f.helperErr = conntrack.DetectHelper(want, translates)
 	f.rewrites = conntrack.RewritesFTP()
 	f.sysctl = readSysctl() // after the helper: it brings conntrack's settings
 	f.queues, f.queuesErr = readQueues()

@@ -2,24 +2,33 @@ package rules
 
 import (
 	"context"
+	"errors"
+	"os/exec"
 	"regexp"
 )
 
 // sourceNAT finds the statements of iptables and nft that change where a connection comes from.
 var sourceNAT = regexp.MustCompile(`-j (MASQUERADE|SNAT|NETMAP)\b|\b(masquerade|snat)\b`)
 
-// SourceNAT reports whether any rule on this machine translates the addresses of clients. It only reads, and what cannot be
-// read has no such rule.
-func SourceNAT(ctx context.Context) bool {
+// SourceNAT reports whether any rule on this machine translates the addresses of clients. It only reads. A program that is not
+// there has no rules; an error is about what could not be read, and may hide such a rule.
+func SourceNAT(ctx context.Context) (bool, error) {
+	var failed error
+	found := func(name string, args ...string) bool {
+		text, err := command(ctx, "", name, args...)
+		if err != nil && !errors.Is(err, exec.ErrNotFound) {
+			failed = errors.Join(failed, err)
+		}
+		return err == nil && sourceNAT.MatchString(text)
+	}
 	for _, v := range []Variant{Legacy, NFT} {
 		f, nat := Family{}, Table{Name: natTable}
-		if nat.unused(ctx, v, f) {
-			continue
-		}
-		if text, err := command(ctx, "", v.command(f.tool(), "save"), "-t", natTable); err == nil && sourceNAT.MatchString(text) {
-			return true
+		if !nat.unused(ctx, v, f) && found(v.command(f.tool(), "save"), "-t", natTable) {
+			return true, nil
 		}
 	}
-	text, err := command(ctx, "", "nft", "list", "ruleset")
-	return err == nil && sourceNAT.MatchString(text)
+	if found("nft", "list", "ruleset") {
+		return true, nil
+	}
+	return false, failed
 }

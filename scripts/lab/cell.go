@@ -167,16 +167,23 @@ type NATStage struct {
 
 // NewNATStage builds a lab for a cell and all others of its lane.
 func NewNATStage(ctx context.Context, c Cell, config Config) (*NATStage, error) {
-	n := &NATStage{}
-	s, err := newStage(ctx, c.Server.with(Setup{Announce: c.announced()}), config, func(s *Stage, ctx context.Context) (err error) {
-		s.nat = c.NAT
-		if err = s.Lab.translate(ctx, c.NAT); err != nil {
-			return err
-		}
-		if n.watch, err = s.Lab.watchExpectations(ctx); err != nil {
+	return newNATStage(ctx, c, config, func(s *Stage, ctx context.Context) error {
+		if err := s.Lab.translate(ctx, c.NAT); err != nil {
 			return err
 		}
 		return c.Guard.install(ctx, s)
+	})
+}
+
+// newNATStage is NewNATStage with a gateway of the caller's making.
+func newNATStage(ctx context.Context, c Cell, config Config, gateway func(*Stage, context.Context) error) (*NATStage, error) {
+	n := &NATStage{}
+	s, err := newStage(ctx, c.Server.with(Setup{Announce: c.announced()}), config, func(s *Stage, ctx context.Context) (err error) {
+		s.nat = c.NAT
+		if n.watch, err = s.Lab.watchExpectations(ctx); err != nil {
+			return err
+		}
+		return gateway(s, ctx)
 	})
 	n.Stage = s
 	return n, err

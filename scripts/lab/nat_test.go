@@ -1,8 +1,11 @@
 package lab
 
 import (
+	"context"
 	"fmt"
+	"slices"
 	"testing"
+	"time"
 )
 
 // TestNATMatrix runs cells of the NAT matrix, so chosen that every two of NAT, control, mode, client and server meet, as far
@@ -44,6 +47,41 @@ func TestNATMatrix(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+// TestNATComesLate: a firewall that is loaded behind ftpalg brings source NAT, and clients announce addresses that have to be
+// rewritten.
+func TestNATComesLate(t *testing.T) {
+	requireRoot(t)
+	t.Parallel()
+	binary, err := buildDaemon()
+	if err != nil {
+		t.Fatal(err)
+	}
+	i := slices.IndexFunc(Cells(), func(c Cell) bool { return c.String() == "snat/ftpalg/vsftpd/ftplib/plain/PORT/v4" })
+	c := Cells()[i]
+	stage, err := newNATStage(t.Context(), c, Config{ServersDir: serversDir, Binary: binary}, func(s *Stage, ctx context.Context) error {
+		if err := c.Guard.install(ctx, s); err != nil {
+			return err
+		}
+		mark := s.Daemon.Mark()
+		if err := s.Lab.translate(ctx, c.NAT); err != nil {
+			return err
+		}
+		ctx, cancel := context.WithTimeout(ctx, patient(30*time.Second))
+		defer cancel()
+		_, err := s.Daemon.WaitEvent(ctx, mark, func(e Event) bool { return e.Msg == "helper" })
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if r := stage.RunCell(t.Context(), c); r.Err != nil {
+		t.Error(r.Err)
+	}
+	if err := stage.Close(); err != nil {
+		t.Error(err)
 	}
 }
 
