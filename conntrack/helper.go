@@ -137,10 +137,27 @@ func RegisterOwnHelper() error {
 	return withNetlink("register the helper "+OwnHelper, registerOwn)
 }
 
-// RemoveOwnHelper takes the helper "ftpalg" away again. It fails while a rule names it. It is no error if there is
-// none.
+// RemoveOwnHelper takes the helper "ftpalg" away again, and from the connections that carry it, which can never be given it back
+// (ctnetlink_change_helper). It fails with EBUSY while a rule names it. It is no error if there is none.
 func RemoveOwnHelper() error {
 	return withNetlink("remove the helper "+OwnHelper, removeOwn)
+}
+
+// HasOwnHelper reports whether the helper "ftpalg" is defined.
+func HasOwnHelper() (there bool, err error) {
+	err = withNetlink("look for the helper "+OwnHelper, func(nl *netlink.Conn) error {
+		var e encoder
+		e.family(unix.AF_UNSPEC)
+		list, err := execute(nl, unix.NFNL_SUBSYS_CTHELPER, msgHelperGet, netlink.Dump, e.b)
+		for _, m := range list {
+			there = there || bytes.Contains(m.Data, []byte(OwnHelper+"\x00"))
+		}
+		if errors.Is(err, unix.EINVAL) {
+			return nil // the kernel has no such helpers
+		}
+		return err
+	})
+	return there, err
 }
 
 func withNetlink(what string, do func(*netlink.Conn) error) error {

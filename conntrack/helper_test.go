@@ -124,10 +124,16 @@ func TestOwnHelper(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
+	if there, err := HasOwnHelper(); err != nil || !there {
+		t.Errorf("it is not there: %v", err)
+	}
 	t.Run("carries expectations", carriesExpectations)
 	await(t, "no rule holds the helper any more", func() bool { return RemoveOwnHelper() == nil })
 	if err := RemoveOwnHelper(); err != nil {
 		t.Errorf("remove what is not there: %v", err)
+	}
+	if there, err := HasOwnHelper(); err != nil || there {
+		t.Errorf("it is still there: %v", err)
 	}
 }
 

@@ -1,9 +1,15 @@
 package main
 
 import (
+	"context"
+	"errors"
 	"fmt"
+	"net/netip"
+	"slices"
+	"time"
 
 	"github.com/spf13/cobra"
+	"golang.org/x/sys/unix"
 
 	"ftpalg/conntrack"
 	"ftpalg/nfq/rules"
@@ -19,12 +25,12 @@ func newRules() *cobra.Command {
 		Short: "Print the rules that 'run' installs, or remove them",
 		Long: "Prints a shell script that installs ftpalg's chains for a policy, or an nft file; 'ftpalg run' does the same by " +
 			"itself. With --remove, takes ftpalg's chains and table, of every back end, and its policy routing out of the " +
-			"running kernel, and nothing else; an ftpalg that runs puts its own back within seconds.",
+			"running kernel, its conntrack helper if no connection carries that, and nothing else; an ftpalg that runs puts its own back within seconds.",
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			switch {
 			case remove:
-				return rules.Remove(cmd.Context())
+				return removeRules(cmd.Context())
 			case policyFile == "":
 				return fmt.Errorf("%w: name the policy with --policy FILE, or give --remove", errUsage)
 			}
@@ -48,6 +54,43 @@ func newRules() *cobra.Command {
 	cmd.Flags().StringVar(&policyFile, "policy", "", "the policy `file`")
 	cmd.Flags().BoolVar(&remove, "remove", false, "remove ftpalg's rules and policy routing")
 	return cmd
+}
+
+// removeRules takes all of ours out of the kernel: the rules, and the helper that they name.
+func removeRules(ctx context.Context) error {
+	if err := rules.Remove(ctx); err != nil {
+		return err
+	}
+	return removeHelper()
+}
+
+// helperHeld is how long the rules' helper may be held behind them: nft lets go of it when no processor can still see the rules.
+const helperHeld = time.Second
+
+// removeHelper takes the helper away unless an open connection carries it, which could not be given another pinhole ever again:
+// then the next ftpalg finds it. The rules of an ftpalg in another network namespace hold it as well.
+func removeHelper() error {
+	if there, err := conntrack.HasOwnHelper(); err != nil || !there {
+		return err
+	}
+	c, err := conntrack.Dial()
+	if err != nil {
+		return err
+	}
+	defer c.Close()
+	all, err := c.Connections(func(netip.AddrPort) bool { return true })
+	if err != nil || slices.ContainsFunc(all, func(e conntrack.Entry) bool { return e.Live && e.Helper == conntrack.OwnHelper }) {
+		return err
+	}
+	for begun := time.Now(); ; time.Sleep(helperHeld / 100) {
+		err := conntrack.RemoveOwnHelper()
+		if !errors.Is(err, unix.EBUSY) {
+			return err
+		}
+		if time.Since(begun) > helperHeld {
+			return nil
+		}
+	}
 }
 
 // helperFor finds the helper to print. Without the right to ask the kernel it is the one that most kernels have.

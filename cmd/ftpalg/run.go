@@ -335,8 +335,27 @@ func (d *daemon) chooseBackend(ctx context.Context) error {
 	return nil
 }
 
-func (d *daemon) installRules(ctx context.Context) error {
-	return rules.Install(ctx, d.backend.Rules(d.steering.config(d.policy, d.helper.Name)))
+// installAttempts bounds how often rules are tried whose helper somebody else takes away meanwhile.
+const installAttempts = 5
+
+// installRules puts the rules in force, with the helper that they name. That is the whole machine's: an ftpalg that ends in
+// another network namespace takes it away as long as no rule names it.
+func (d *daemon) installRules(ctx context.Context) (err error) {
+	for range installAttempts {
+		if d.helper.Own {
+			if err := conntrack.RegisterOwnHelper(); err != nil {
+				return err
+			}
+		}
+		err = rules.Install(ctx, d.backend.Rules(d.steering.config(d.policy, d.helper.Name)))
+		if err == nil || !d.helper.Own {
+			break
+		}
+		if there, missing := conntrack.HasOwnHelper(); there || missing != nil {
+			break
+		}
+	}
+	return err
 }
 
 // removeRules runs when everything else is over, so not in that context.
@@ -346,7 +365,7 @@ func (d *daemon) removeRules() {
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
 	defer cancel()
-	if err := rules.Remove(ctx); err != nil {
+	if err := removeRules(ctx); err != nil {
 		d.log.Error("rules not removed; run 'ftpalg rules --remove'", "err", err)
 	}
 }

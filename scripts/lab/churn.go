@@ -11,8 +11,11 @@ import (
 	"os"
 	"regexp"
 	"strings"
+	"sync"
 	"syscall"
 	"time"
+
+	"ftpalg/conntrack"
 )
 
 const (
@@ -53,12 +56,24 @@ func (l *Lab) belongings(ctx context.Context) (string, error) {
 	return all.String(), nil
 }
 
+// churnPolicy has control connections carry ftpalg's own helper where the kernel knows such, so that it would be seen if it were
+// left behind. The masquerade among the others would choose the kernel's.
+var churnPolicy = sync.OnceValue(func() string {
+	if conntrack.RegisterOwnHelper() != nil {
+		return Policy()
+	}
+	_ = conntrack.RemoveOwnHelper() // it was to be tried
+	return Policy() + "helper: " + conntrack.OwnHelper + "\n"
+})
+
 // Churn starts and ends ftpalg so many times under live sessions, most often by kill -9 at a random point, and compares what
 // else is in the gateway's kernel whenever ftpalg's rules are gone. A seed repeats the points.
 func Churn(ctx context.Context, config Config, rounds int, seed uint64) (err error) {
 	random := rand.New(rand.NewPCG(seed, 0))
 	pureFTPd := Servers[2] // it lets data connections have any TLS session
-	s, err := newStage(ctx, pureFTPd, config, func(s *Stage, ctx context.Context) error { return s.Lab.each(ctx, Gateway, others...) })
+	s, err := newStage(ctx, pureFTPd, config, func(s *Stage, ctx context.Context) error {
+		return errors.Join(s.Lab.each(ctx, Gateway, others...), s.acceptMarked(ctx))
+	})
 	if err != nil {
 		return err
 	}
@@ -67,7 +82,7 @@ func Churn(ctx context.Context, config Config, rounds int, seed uint64) (err err
 	if err != nil {
 		return err
 	}
-	if s.Daemon, err = s.Lab.StartDaemon(ctx, config.Binary, Policy()); err != nil {
+	if err := s.Restart(ctx, Closed, churnPolicy()); err != nil {
 		return err
 	}
 	var live []*churned
@@ -87,10 +102,21 @@ func Churn(ctx context.Context, config Config, rounds int, seed uint64) (err err
 			return fmt.Errorf("round %d of seed %d: %w", round+1, seed, err)
 		}
 	}
-	if err := s.Daemon.Stop(); err != nil {
+	for _, c := range live {
+		if _, err := c.do(221, "QUIT"); err != nil {
+			return err
+		}
+		if err := errors.Join(c.conn.Close(), s.waitClosed(c.scenario, 0)); err != nil {
+			return err
+		}
+	}
+	if err := errors.Join(s.Daemon.Stop(), s.same(ctx, before)); err != nil {
 		return err
 	}
-	return s.same(ctx, before)
+	if there, err := conntrack.HasOwnHelper(); err != nil || there {
+		return errors.Join(err, errors.New("ftpalg's conntrack helper is left, and no connection carries it"))
+	}
+	return nil
 }
 
 // churn is one round. It begins and ends with a running ftpalg.
@@ -122,7 +148,7 @@ func (s *Stage) churn(ctx context.Context, random *rand.Rand, live []*churned, b
 			return err
 		}
 	}
-	if err := s.Restart(ctx, Closed, Policy()); err != nil {
+	if err := s.Restart(ctx, Closed, churnPolicy()); err != nil {
 		return err
 	}
 	for _, c := range live {
@@ -191,7 +217,7 @@ func (c *churned) fetch(between func()) error {
 	}
 	between()
 	// Nobody reads its commands now: they wait for the next one.
-	if err := c.stage.Restart(context.Background(), Closed, Policy()); err != nil {
+	if err := c.stage.Restart(context.Background(), Closed, churnPolicy()); err != nil {
 		return err
 	}
 	if c.scenario.opaque() { // the credit has gone with the one before, as it must: the client asks again
