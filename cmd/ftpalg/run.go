@@ -107,6 +107,7 @@ type daemon struct {
 	listeners   []*net.TCPListener // for connections to terminate
 	sessions    atomic.Uint64      // the number of the newest
 
+	hup, usr2   chan os.Signal
 	manager     *notifier
 	predecessor *link // to the daemon that we take over from, or nil
 	hasRules    bool  // to be removed: they are in force, or half so, and no successor has them
@@ -121,7 +122,10 @@ func run(ctx context.Context, o runOptions) error {
 		return err
 	}
 	defer flush()
-	d := &daemon{runOptions: o, log: log}
+	d := &daemon{runOptions: o, log: log, hup: make(chan os.Signal, 1), usr2: make(chan os.Signal, 1)}
+	// Both end a process that does not ask for them: so we do from the first moment to the last.
+	signal.Notify(d.hup, syscall.SIGHUP)
+	signal.Notify(d.usr2, syscall.SIGUSR2)
 	if d.policy, err = loadPolicy(o.policyFile); err != nil {
 		return err
 	}
@@ -198,15 +202,13 @@ func (d *daemon) work(ctx context.Context) (successor *link, err error) {
 		"queue_conntrack", d.told, "queue_batch", d.queueBatch)
 	d.manager.say("READY=1", "STATUS="+d.status())
 	tasks.Go(func() error { return d.tidy(ctx) })
-	tasks.Go(func() error { return d.reloads(ctx, tasks) })
 	next := make(chan *link, 1)
 	tasks.Go(func() error {
-		l, err := d.awaitSuccessor(ctx)
-		if l != nil {
+		if l := d.obey(ctx, tasks); l != nil {
 			next <- l
 			stop()
 		}
-		return err
+		return nil
 	})
 	err = tasks.Wait()
 	select {
@@ -394,20 +396,26 @@ func (d *daemon) status() string {
 	return fmt.Sprintf("%d sessions inspected, %d terminated", d.inspector.Count(), d.terminating.Count())
 }
 
-// reloads reads the policy again at SIGHUP, and certificates when they were renewed. A bad file leaves the old ones in
-// force.
-func (d *daemon) reloads(ctx context.Context, tasks *errgroup.Group) error {
+// obey reads the policy again at SIGHUP, and certificates when they were renewed. A bad file leaves the old ones in force.
+// At SIGUSR2 it starts a successor, and gives the link to it when it is ready. One that does not get ready changes nothing.
+// One thing is done at a time: a SIGHUP that comes while a successor starts waits for who is there then.
+func (d *daemon) obey(ctx context.Context, tasks *errgroup.Group) *link {
 	renew, keep := time.NewTicker(renewEvery), time.NewTicker(keepEvery)
 	defer renew.Stop()
 	defer keep.Stop()
-	hup := make(chan os.Signal, 1)
-	signal.Notify(hup, syscall.SIGHUP)
-	defer signal.Stop(hup)
 	for {
 		select {
 		case <-ctx.Done():
 			return nil
-		case <-hup:
+		case <-d.usr2:
+			l, err := startSuccessor(ctx)
+			if err == nil {
+				return l
+			}
+			if ctx.Err() == nil {
+				d.log.Error("no handover; this process goes on", "err", err)
+			}
+		case <-d.hup:
 			d.manager.reloading()
 			if err := d.reload(ctx, tasks); err != nil {
 				d.log.Error("policy not reloaded; the old one stays in force", "file", d.policyFile, "err", err)

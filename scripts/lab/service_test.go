@@ -330,6 +330,66 @@ func TestHandoverKilled(t *testing.T) {
 	}
 }
 
+// Outcome: signals never end a process that has handed over, and with it its sessions: it leaves a reload to its successor,
+// and another handover to whom it is for.
+func TestSignalsBehindHandover(t *testing.T) {
+	s, policy := halfOpened(t, Servers[2])
+	serve(t, s, policy)
+	old := s.ready(t, 0)
+	terminated := s.connect(t, explicitPASV)
+	mark := s.Daemon.Mark()
+	if err := syscall.Kill(old, syscall.SIGUSR2); err != nil {
+		t.Fatal(err)
+	}
+	now := s.ready(t, mark)
+	for signal, answer := range map[syscall.Signal]string{
+		syscall.SIGUSR2: "no handover: this process has handed over already",
+		syscall.SIGHUP:  "policy reloaded",
+	} {
+		mark := s.Daemon.Mark()
+		if err := syscall.Kill(old, signal); err != nil {
+			t.Fatal(err)
+		}
+		waitLog(t, s.Daemon, mark, answer, "")
+	}
+	if _, code := terminated.get("LIST"); code != 226 {
+		t.Errorf("LIST: %d", code)
+	}
+	do(t, terminated.control, 221, "QUIT")
+	waitGone(t, old)
+	s.stopped(t, now)
+}
+
+// Outcome: a process that is told to end does so although the successor that it has just started hangs, and that one ends
+// as well.
+func TestStoppedWhileSuccessorStarts(t *testing.T) {
+	s, policy := halfOpened(t, Servers[2])
+	serve(t, s, policy)
+	old := s.ready(t, 0)
+	file := s.Lab.Path("policy.yaml")
+	if err := errors.Join(os.Remove(file), syscall.Mkfifo(file, 0o600)); err != nil {
+		t.Fatal(err)
+	}
+	if err := syscall.Kill(old, syscall.SIGUSR2); err != nil {
+		t.Fatal(err)
+	}
+	text, err := os.OpenFile(file, os.O_WRONLY, 0) // waits for the successor to read it
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer text.Close()
+	s.stopped(t, old)
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	defer cancel()
+	err = Wait(ctx, "the successor to end", func() (bool, error) {
+		_, err := text.WriteString("#")
+		return errors.Is(err, syscall.EPIPE), nil
+	})
+	if err != nil {
+		t.Error(err)
+	}
+}
+
 // Outcome: the manager hears of a reload's beginning and end, and nothing of a daemon that hangs.
 func TestNotify(t *testing.T) {
 	s, policy := halfOpened(t, Servers[2])
