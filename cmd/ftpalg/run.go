@@ -225,11 +225,6 @@ func (d *daemon) open(ctx context.Context, tasks *errgroup.Group) error {
 	if err := d.takeOver(ctx, tasks); err != nil {
 		return fmt.Errorf("take over: %w", err)
 	}
-	questions, err := listen(d.socket)
-	if err != nil {
-		return err
-	}
-	tasks.Go(func() error { return d.answer(ctx, questions) })
 	if err := d.resume(); err != nil {
 		return err
 	}
@@ -247,6 +242,11 @@ func (d *daemon) open(ctx context.Context, tasks *errgroup.Group) error {
 			break
 		}
 	}
+	questions, err := listen(d.socket) // behind the queues: of two that start at once only one gets here
+	if err != nil {
+		return err
+	}
+	tasks.Go(func() error { return d.answer(ctx, questions) })
 	if err := d.listenTransparently(ctx, tasks); err != nil {
 		return err
 	}
