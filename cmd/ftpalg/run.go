@@ -123,6 +123,7 @@ func run(ctx context.Context, o runOptions) error {
 	}
 	defer flush()
 	d := &daemon{runOptions: o, log: log, hup: make(chan os.Signal, 1), usr2: make(chan os.Signal, 1)}
+	signal.Ignore(syscall.SIGPIPE) // a log that nobody reads any more is no reason to end
 	// Both end a process that does not ask for them: so we do from the first moment to the last.
 	signal.Notify(d.hup, syscall.SIGHUP)
 	signal.Notify(d.usr2, syscall.SIGUSR2)

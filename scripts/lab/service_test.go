@@ -1,6 +1,7 @@
 package lab
 
 import (
+	"bufio"
 	"bytes"
 	"context"
 	"encoding/json"
@@ -9,6 +10,7 @@ import (
 	"io"
 	"net"
 	"os"
+	"os/exec"
 	"strings"
 	"syscall"
 	"testing"
@@ -387,6 +389,39 @@ func TestStoppedWhileSuccessorStarts(t *testing.T) {
 	})
 	if err != nil {
 		t.Error(err)
+	}
+}
+
+// Outcome: a log that nobody reads any more costs its lines and nothing else.
+func TestLogReaderGone(t *testing.T) {
+	s, policy := halfOpened(t, Servers[2])
+	serve(t, s, policy)
+	s.stopped(t, s.ready(t, 0)) // it has left the policy
+	binary, err := buildDaemon()
+	if err != nil {
+		t.Fatal(err)
+	}
+	read, write, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	daemon := exec.Command("ip", s.Lab.inside(Gateway, binary, []string{"run", "--policy", s.Lab.Path("policy.yaml"), "--socket", s.Daemon.Socket})...)
+	daemon.Stderr = write
+	if err := errors.Join(daemon.Start(), write.Close()); err != nil {
+		t.Fatal(err)
+	}
+	for lines := bufio.NewScanner(read); lines.Scan() && !strings.Contains(lines.Text(), "msg="+msgReady); {
+	}
+	read.Close()
+	c := s.connect(t, explicitPASV) // of which there are lines
+	if _, code := c.get("LIST"); code != 226 {
+		t.Errorf("LIST: %d", code)
+	}
+	if err := errors.Join(daemon.Process.Signal(syscall.SIGTERM), daemon.Wait()); err != nil {
+		t.Errorf("the end: %v", err)
+	}
+	if left := ruleset(t, s.Lab); strings.Contains(left, "FTPALG") {
+		t.Errorf("left:\n%s", left)
 	}
 }
 
