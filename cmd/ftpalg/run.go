@@ -111,6 +111,7 @@ type daemon struct {
 	manager     *notifier
 	predecessor *link // to the daemon that we take over from, or nil
 	hasRules    bool  // to be removed: they are in force, or half so, and no successor has them
+	halfDone    bool  // the last installation failed: what is in force may be of two policies
 }
 
 // number gives the next session's number.
@@ -334,7 +335,9 @@ func (d *daemon) chooseBackend(ctx context.Context) error {
 }
 
 func (d *daemon) installRules(ctx context.Context) error {
-	return rules.Install(ctx, d.backend.Rules(d.steering.config(d.policy, d.helper.Name)))
+	err := rules.Install(ctx, d.backend.Rules(d.steering.config(d.policy, d.helper.Name)))
+	d.halfDone = err != nil
+	return err
 }
 
 // removeRules runs when everything else is over, so not in that context.
@@ -430,19 +433,33 @@ func (d *daemon) obey(ctx context.Context, tasks *errgroup.Group) *link {
 	}
 }
 
-// keepRules puts the rules back when somebody has taken them away.
+// keepRules puts the rules back when somebody has taken them away, or has kept us from installing all of them.
 func (d *daemon) keepRules(ctx context.Context) {
 	if d.noRules {
 		return
 	}
-	missing, err := rules.Present(ctx, d.backend.Rules(d.steering.config(d.policy, d.helper.Name)))
-	if err != nil || len(missing) == 0 {
-		return // what cannot be read now can be the next time
+	if !d.halfDone {
+		missing, err := rules.Present(ctx, d.backend.Rules(d.steering.config(d.policy, d.helper.Name)))
+		if err != nil || len(missing) == 0 {
+			return // what cannot be read now can be the next time
+		}
+		d.log.Warn("somebody has taken rules away; they are put back", "missing", len(missing), "first", missing[0])
 	}
-	d.log.Warn("somebody has taken rules away; they are put back", "missing", len(missing), "first", missing[0])
 	if err := d.installRules(ctx); err != nil {
 		d.log.Error("rules not put back", "err", err)
 	}
+}
+
+// restoreRules puts those of the policy in force back where a reload has left others behind. If that fails keepRules tries
+// again.
+func (d *daemon) restoreRules(ctx context.Context) error {
+	if !d.halfDone {
+		return nil
+	}
+	if err := d.installRules(ctx); err != nil {
+		return fmt.Errorf("put the old rules back: %w", err)
+	}
+	return nil
 }
 
 func (d *daemon) reload(ctx context.Context, tasks *errgroup.Group) error {
@@ -465,7 +482,7 @@ func (d *daemon) reload(ctx context.Context, tasks *errgroup.Group) error {
 	}
 	if err != nil {
 		d.policy = old
-		return fmt.Errorf("put the new rules in force: %w", err)
+		return errors.Join(fmt.Errorf("put the new rules in force: %w", err), d.restoreRules(ctx))
 	}
 	d.certs = certs
 	d.inspector.SetPolicy(p)

@@ -15,6 +15,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"ftpalg/nfq/rules"
 )
 
 // manager is a service manager as the daemon sees it: a socket that takes messages (sd_notify(3)).
@@ -423,6 +425,29 @@ func TestLogReaderGone(t *testing.T) {
 	if left := ruleset(t, s.Lab); strings.Contains(left, "FTPALG") {
 		t.Errorf("left:\n%s", left)
 	}
+}
+
+// Outcome: a policy whose rules cannot all be installed leaves those of the old policy, and its sessions go on.
+func TestReloadFailsHalfway(t *testing.T) {
+	s := unguarded(t, Servers[2])
+	d := startFTPAlg(t, s.Lab, Policy())
+	before := ruleset(t, s.Lab)
+	c := login(t, s, plainPASV)
+	table := fmt.Sprint(rules.DefaultTerminate.Table)
+	if _, err := s.Lab.Run(t.Context(), Gateway, "ip", "-6", "rule", "add", "to", "2001:db8:9::/64", "lookup", table); err != nil {
+		t.Fatal(err)
+	}
+	terminating := Termination{}.Policy(s.Server) // IPv4's rules go in first
+	mark := d.Mark()
+	if err := errors.Join(os.WriteFile(s.Lab.Path("policy.yaml"), []byte(terminating), 0o600), d.Reload()); err != nil {
+		t.Fatal(err)
+	}
+	waitLog(t, d, mark, "policy not reloaded; the old one stays in force", "")
+	if after := ruleset(t, s.Lab); after != before {
+		t.Errorf("the rules were\n%s\nand are\n%s", before, after)
+	}
+	download(t, s, c, plainPASV)
+	download(t, s, login(t, s, plainPASV), plainPASV)
 }
 
 // Outcome: the manager hears of a reload's beginning and end, and nothing of a daemon that hangs.
