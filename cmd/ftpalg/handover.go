@@ -233,16 +233,18 @@ func (d *daemon) takeOver(ctx context.Context, tasks *errgroup.Group) error {
 	}
 }
 
-// tookOver tells the predecessor that we have everything.
-func (d *daemon) tookOver() error {
+// tookOver tells the predecessor that we have everything. If it was killed meanwhile there is nobody left but us.
+func (d *daemon) tookOver() {
 	if d.predecessor == nil {
-		return nil
+		return
 	}
-	if err := d.predecessor.send(sayRunning, nil); err != nil {
-		return err
+	err := d.predecessor.send(sayRunning, nil)
+	if err == nil {
+		_, err = d.predecessor.expect(sayMain)
 	}
-	_, err := d.predecessor.expect(sayMain)
-	return err
+	if err != nil {
+		d.log.Warn("the predecessor has ended, and its sessions with it", "err", err)
+	}
 }
 
 // passOn gives a connection to the predecessor, which carries or resets it. It says whether there is one.

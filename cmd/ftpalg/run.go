@@ -261,7 +261,8 @@ func (d *daemon) open(ctx context.Context, tasks *errgroup.Group) error {
 			return err
 		}
 	}
-	return d.tookOver()
+	d.tookOver()
+	return nil
 }
 
 func failWord(p *policy.Policy) string {
