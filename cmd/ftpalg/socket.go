@@ -2,10 +2,12 @@ package main
 
 import (
 	"bufio"
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"net/netip"
 	"os"
@@ -153,11 +155,14 @@ func ask(path, question string, each func(line []byte) error) error {
 	if _, err := fmt.Fprintln(c, question); err != nil {
 		return err
 	}
-	lines := bufio.NewScanner(c)
-	for lines.Scan() {
-		if err := each(lines.Bytes()); err != nil {
+	answer, err := io.ReadAll(c) // the daemon does not wait for a reader of ours, such as a pager
+	if err != nil {
+		return fmt.Errorf("the daemon at %s does not answer: %w", path, err)
+	}
+	for line := range bytes.Lines(answer) {
+		if err := each(bytes.TrimSuffix(line, []byte("\n"))); err != nil {
 			return err
 		}
 	}
-	return lines.Err()
+	return nil
 }

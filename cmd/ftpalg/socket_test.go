@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bufio"
 	"context"
 	"errors"
 	"io"
@@ -107,5 +108,36 @@ func TestAnswerGoesOn(t *testing.T) {
 	stop()
 	if err := <-ended; err != nil {
 		t.Error(err)
+	}
+}
+
+// TestAskPatiently: the daemon can give all of a long answer while the first line of it is still being read.
+func TestAskPatiently(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "socket")
+	l, err := listen(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	const lines = 100_000
+	given := make(chan error, 1)
+	go func() {
+		c, err := l.Accept()
+		if err == nil {
+			_, _ = bufio.NewReader(c).ReadString('\n')
+			_, err = io.WriteString(c, strings.Repeat("a session of somebody's\n", lines))
+			c.Close()
+		}
+		given <- err
+	}()
+	n := 0
+	err = ask(path, "sessions", func([]byte) error {
+		if n++; n == 1 {
+			return <-given
+		}
+		return nil
+	})
+	if err != nil || n != lines {
+		t.Errorf("%d of %d lines: %v", n, lines, err)
 	}
 }
