@@ -219,6 +219,31 @@ func TestQueueClose(t *testing.T) {
 }
 
 // TestQueueFull holds every packet, so that the kernel's queue fills.
+// TestQueueClosesBehindVerdicts: who has decided on a packet when the queue closes still tells the kernel so. It will act as if
+// the packet had gone on, and nobody else knows what it has decided.
+func TestQueueClosesBehindVerdicts(t *testing.T) {
+	lab.Build(t)
+	echo(t, "tcp4")
+	given, release := make(chan error, DefaultBatch), make(chan struct{})
+	q := open(t, 7, Options{}, func(q *Queue, p *Packet) {
+		<-release
+		given <- q.Verdict(p.ID, Verdict{Accept: true})
+	})
+	conn, c := q.conn, connect(t, "tcp4")
+	lab.Rule(t, "-p tcp --dport 21 -j NFQUEUE --queue-num 7")
+	if _, err := io.WriteString(c, "line\r\n"); err != nil {
+		t.Fatal(err)
+	}
+	until(t, "the packet is read", func() bool { return q.Stats().Received == 1 })
+	closed := make(chan error)
+	go func() { closed <- q.Close() }()
+	until(t, "the queue closes", conn.closing.Load)
+	close(release)
+	if err := errors.Join(<-given, <-closed); err != nil {
+		t.Error(err)
+	}
+}
+
 func TestQueueFull(t *testing.T) {
 	lab.Build(t)
 	for _, failOpen := range []bool{false, true} {

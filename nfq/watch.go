@@ -19,8 +19,8 @@ func (q *Queue) watch(ctx context.Context) {
 	defer close(q.done)
 	c := q.conn
 	defer func() {
+		c.close() // the handler still gives its verdict on what was read: it has decided, and nobody else will
 		q.swap(nil)
-		c.close()
 	}()
 	tick := time.NewTicker(watchInterval)
 	defer tick.Stop()

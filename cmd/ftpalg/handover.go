@@ -8,7 +8,6 @@ import (
 	"net"
 	"os"
 	"os/exec"
-	"os/signal"
 	"strconv"
 	"strings"
 	"syscall"
@@ -149,28 +148,9 @@ func (l *link) expect(word string) (rest string, err error) {
 	return rest, l.SetReadDeadline(time.Time{})
 }
 
-// awaitSuccessor starts a successor at SIGUSR2, and gives the link to it when it is ready. One that does not get ready
-// changes nothing.
-func (d *daemon) awaitSuccessor(ctx context.Context) (*link, error) {
-	usr2 := make(chan os.Signal, 1)
-	signal.Notify(usr2, syscall.SIGUSR2)
-	defer signal.Stop(usr2)
-	for {
-		select {
-		case <-ctx.Done():
-			return nil, nil
-		case <-usr2:
-			l, err := startSuccessor()
-			if err == nil {
-				return l, nil
-			}
-			d.log.Error("no handover; this process goes on", "err", err)
-		}
-	}
-}
-
-// startSuccessor runs the program's file as it is now, with our own arguments, until it is ready to take over.
-func startSuccessor() (*link, error) {
+// startSuccessor runs the program's file as it is now, with our own arguments, until it is ready to take over. When ctx ends
+// before that there is none.
+func startSuccessor(ctx context.Context) (*link, error) {
 	file, err := os.Executable()
 	if err != nil {
 		return nil, err
@@ -190,7 +170,12 @@ func startSuccessor() (*link, error) {
 	}
 	l.process = cmd.Process
 	go func() { _ = cmd.Wait() }() // the link tells when it ends
-	if _, err = l.expect(sayReady); err != nil {
+	stop := context.AfterFunc(ctx, func() { l.Close() })
+	_, err = l.expect(sayReady)
+	if !stop() {
+		err = ctx.Err()
+	}
+	if err != nil {
 		_ = cmd.Process.Kill() // it may have ended by itself
 		return nil, errors.Join(fmt.Errorf("the new process, %s: %w", file, err), l.Close())
 	}
@@ -248,16 +233,18 @@ func (d *daemon) takeOver(ctx context.Context, tasks *errgroup.Group) error {
 	}
 }
 
-// tookOver tells the predecessor that we have everything.
-func (d *daemon) tookOver() error {
+// tookOver tells the predecessor that we have everything. If it was killed meanwhile there is nobody left but us.
+func (d *daemon) tookOver() {
 	if d.predecessor == nil {
-		return nil
+		return
 	}
-	if err := d.predecessor.send(sayRunning, nil); err != nil {
-		return err
+	err := d.predecessor.send(sayRunning, nil)
+	if err == nil {
+		_, err = d.predecessor.expect(sayMain)
 	}
-	_, err := d.predecessor.expect(sayMain)
-	return err
+	if err != nil {
+		d.log.Warn("the predecessor has ended, and its sessions with it", "err", err)
+	}
 }
 
 // passOn gives a connection to the predecessor, which carries or resets it. It says whether there is one.
@@ -283,6 +270,10 @@ func (d *daemon) drainSessions(ctx context.Context, successor *link) error {
 			case <-late.C:
 				d.log.Warn("sessions from before the handover end now", "terminated", d.terminating.Count())
 				return errDrained
+			case <-d.hup: // it came too late for us
+				_ = successor.process.Signal(syscall.SIGHUP)
+			case <-d.usr2:
+				d.log.Warn("no handover: this process has handed over already", "successor", successor.process.Pid)
 			case now := <-tick.C:
 				d.terminating.Expire(now)
 				if d.terminating.Idle() && !d.predecessor.open() {

@@ -1,9 +1,12 @@
 package main
 
 import (
+	"bytes"
 	"errors"
 	"io"
+	"log/slog"
 	"net"
+	"strings"
 	"testing"
 )
 
@@ -61,5 +64,24 @@ func TestLink(t *testing.T) {
 	}
 	if err := ours.send(sayReady, nil); err == nil {
 		t.Error("a message to nobody was sent")
+	}
+}
+
+// TestPredecessorKilled: who has taken everything goes on without the predecessor.
+func TestPredecessorKilled(t *testing.T) {
+	ours, file, err := newLink()
+	if err != nil {
+		t.Fatal(err)
+	}
+	theirs, err := openLink(int(file.Fd()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	ours.Close()
+	var log bytes.Buffer
+	d := &daemon{log: slog.New(slog.NewTextHandler(&log, nil)), predecessor: theirs}
+	d.tookOver()
+	if !strings.Contains(log.String(), "the predecessor has ended") {
+		t.Errorf("the log says %q", log.String())
 	}
 }

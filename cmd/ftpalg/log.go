@@ -15,6 +15,8 @@ import (
 // Log lines are collected and written together: packets must not wait for a log, nor each line wake a thread.
 const (
 	logDelay = 20 * time.Millisecond
+	// logPatience is how long the end waits for a standard error that nobody reads.
+	logPatience = 2 * time.Second
 	// logBacklog is how many bytes may wait for a slow reader of standard error before lines are dropped.
 	logBacklog = 16 << 20
 )
@@ -91,13 +93,26 @@ func (l *lineWriter) flush() {
 	}
 }
 
-// close writes what waits; what comes later is written at once.
+// patiently runs what may wait for standard error to be read, and returns when that takes too long.
+func patiently(f func()) {
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		f()
+	}()
+	select {
+	case <-done:
+	case <-time.After(logPatience):
+	}
+}
+
+// close writes what waits, if somebody reads it; what comes later is written at once.
 func (l *lineWriter) close() {
 	l.mu.Lock()
 	l.closed = true
 	l.mu.Unlock()
 	close(l.wake)
-	<-l.done
+	patiently(func() { <-l.done })
 }
 
 // newReporter gives the function that logs events: the session's number first, wire text quoted. Refusals and audit

@@ -50,6 +50,24 @@ func (s *stuck) Write(b []byte) (int, error) {
 	return s.Buffer.Write(b)
 }
 
+// TestLineWriterEnds: a reader that never reads does not keep the daemon from ending.
+func TestLineWriterEnds(t *testing.T) {
+	out := &stuck{release: make(chan struct{})}
+	defer close(out.release)
+	l := newLineWriter(out)
+	_, _ = l.Write([]byte("stopped\n"))
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		l.close()
+	}()
+	select {
+	case <-ended:
+	case <-time.After(10 * logPatience):
+		t.Error("it waits for the reader")
+	}
+}
+
 // TestLimiter: so many a second, and the others are counted.
 func TestLimiter(t *testing.T) {
 	var l limiter

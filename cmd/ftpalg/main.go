@@ -39,7 +39,7 @@ func execute(ctx context.Context, args []string) int {
 		fmt.Fprintf(os.Stderr, "ftpalg: %v\nTry 'ftpalg --help'.\n", err)
 		return exitUsage
 	case !errors.Is(err, errSaid):
-		fmt.Fprintf(os.Stderr, "ftpalg: %v\n", err)
+		patiently(func() { fmt.Fprintf(os.Stderr, "ftpalg: %v\n", err) })
 	}
 	return exitFailed
 }

@@ -11,6 +11,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
+// notifyTimeout bounds the wait for a manager that does not read what it is told: the gateway works without one.
+const notifyTimeout = 2 * time.Second
+
 // notifier tells the service manager how the daemon does (sd_notify(3)). Nil tells nobody.
 type notifier struct {
 	conn     net.Conn
@@ -44,6 +47,7 @@ func newNotifier() (*notifier, error) {
 // say sends variables of sd_notify(3) in one message. A manager that is gone cannot be told so.
 func (n *notifier) say(variables ...string) {
 	if n != nil {
+		_ = n.conn.SetWriteDeadline(time.Now().Add(notifyTimeout))
 		_, _ = n.conn.Write([]byte(strings.Join(variables, "\n")))
 	}
 }

@@ -108,9 +108,11 @@ type daemon struct {
 	listeners   []*net.TCPListener // for connections to terminate
 	sessions    atomic.Uint64      // the number of the newest
 
+	hup, usr2   chan os.Signal
 	manager     *notifier
 	predecessor *link // to the daemon that we take over from, or nil
 	hasRules    bool  // to be removed: they are in force, or half so, and no successor has them
+	halfDone    bool  // the last installation failed: what is in force may be of two policies
 }
 
 // number gives the next session's number.
@@ -122,7 +124,11 @@ func run(ctx context.Context, o runOptions) error {
 		return err
 	}
 	defer flush()
-	d := &daemon{runOptions: o, log: log}
+	d := &daemon{runOptions: o, log: log, hup: make(chan os.Signal, 1), usr2: make(chan os.Signal, 1)}
+	signal.Ignore(syscall.SIGPIPE) // a log that nobody reads any more is no reason to end
+	// Both end a process that does not ask for them: so we do from the first moment to the last.
+	signal.Notify(d.hup, syscall.SIGHUP)
+	signal.Notify(d.usr2, syscall.SIGUSR2)
 	if d.policy, err = loadPolicy(o.policyFile); err != nil {
 		return err
 	}
@@ -203,15 +209,13 @@ func (d *daemon) work(ctx context.Context) (successor *link, err error) {
 		"queue_conntrack", d.told, "queue_batch", d.queueBatch)
 	d.manager.say("READY=1", "STATUS="+d.status())
 	tasks.Go(func() error { return d.tidy(ctx) })
-	tasks.Go(func() error { return d.reloads(ctx, tasks) })
 	next := make(chan *link, 1)
 	tasks.Go(func() error {
-		l, err := d.awaitSuccessor(ctx)
-		if l != nil {
+		if l := d.obey(ctx, tasks); l != nil {
 			next <- l
 			stop()
 		}
-		return err
+		return nil
 	})
 	err = tasks.Wait()
 	select {
@@ -228,11 +232,6 @@ func (d *daemon) open(ctx context.Context, tasks *errgroup.Group) error {
 	if err := d.takeOver(ctx, tasks); err != nil {
 		return fmt.Errorf("take over: %w", err)
 	}
-	questions, err := listen(d.socket)
-	if err != nil {
-		return err
-	}
-	tasks.Go(func() error { return d.answer(ctx, questions) })
 	if err := d.resume(); err != nil {
 		return err
 	}
@@ -250,6 +249,11 @@ func (d *daemon) open(ctx context.Context, tasks *errgroup.Group) error {
 			break
 		}
 	}
+	questions, err := listen(d.socket) // behind the queues: of two that start at once only one gets here
+	if err != nil {
+		return err
+	}
+	tasks.Go(func() error { return d.answer(ctx, questions) })
 	if err := d.listenTransparently(ctx, tasks); err != nil {
 		return err
 	}
@@ -262,7 +266,8 @@ func (d *daemon) open(ctx context.Context, tasks *errgroup.Group) error {
 			return err
 		}
 	}
-	return d.tookOver()
+	d.tookOver()
+	return nil
 }
 
 func failWord(p *policy.Policy) string {
@@ -355,6 +360,7 @@ func (d *daemon) installRules(ctx context.Context) (err error) {
 			break
 		}
 	}
+	d.halfDone = err != nil
 	return err
 }
 
@@ -418,20 +424,26 @@ func (d *daemon) status() string {
 	return fmt.Sprintf("%d sessions inspected, %d terminated", d.inspector.Count(), d.terminating.Count())
 }
 
-// reloads reads the policy again at SIGHUP, and certificates when they were renewed. A bad file leaves the old ones in
-// force.
-func (d *daemon) reloads(ctx context.Context, tasks *errgroup.Group) error {
+// obey reads the policy again at SIGHUP, and certificates when they were renewed. A bad file leaves the old ones in force.
+// At SIGUSR2 it starts a successor, and gives the link to it when it is ready. One that does not get ready changes nothing.
+// One thing is done at a time: a SIGHUP that comes while a successor starts waits for who is there then.
+func (d *daemon) obey(ctx context.Context, tasks *errgroup.Group) *link {
 	renew, keep := time.NewTicker(renewEvery), time.NewTicker(keepEvery)
 	defer renew.Stop()
 	defer keep.Stop()
-	hup := make(chan os.Signal, 1)
-	signal.Notify(hup, syscall.SIGHUP)
-	defer signal.Stop(hup)
 	for {
 		select {
 		case <-ctx.Done():
 			return nil
-		case <-hup:
+		case <-d.usr2:
+			l, err := startSuccessor(ctx)
+			if err == nil {
+				return l
+			}
+			if ctx.Err() == nil {
+				d.log.Error("no handover; this process goes on", "err", err)
+			}
+		case <-d.hup:
 			d.manager.reloading()
 			if err := d.reload(ctx, tasks); err != nil {
 				d.log.Error("policy not reloaded; the old one stays in force", "file", d.policyFile, "err", err)
@@ -473,12 +485,13 @@ func (d *daemon) followNAT(ctx context.Context) (changed bool) {
 	return true
 }
 
-// keepRules keeps the rules as they have to be: when somebody has taken them away, and when what they depend on has changed.
+// keepRules keeps the rules as they have to be: when somebody has taken them away, or has kept us from installing all of them,
+// and when what they depend on has changed.
 func (d *daemon) keepRules(ctx context.Context) {
 	if d.noRules {
 		return
 	}
-	if !d.followNAT(ctx) {
+	if !d.followNAT(ctx) && !d.halfDone {
 		missing, err := rules.Present(ctx, d.backend.Rules(d.steering.config(d.policy, d.helper.Name)))
 		if err != nil || len(missing) == 0 {
 			return // what cannot be read now can be the next time
@@ -488,6 +501,18 @@ func (d *daemon) keepRules(ctx context.Context) {
 	if err := d.installRules(ctx); err != nil {
 		d.log.Error("rules not in place", "err", err)
 	}
+}
+
+// restoreRules puts those of the policy in force back where a reload has left others behind. If that fails keepRules tries
+// again.
+func (d *daemon) restoreRules(ctx context.Context) error {
+	if !d.halfDone {
+		return nil
+	}
+	if err := d.installRules(ctx); err != nil {
+		return fmt.Errorf("put the old rules back: %w", err)
+	}
+	return nil
 }
 
 func (d *daemon) reload(ctx context.Context, tasks *errgroup.Group) error {
@@ -511,7 +536,7 @@ func (d *daemon) reload(ctx context.Context, tasks *errgroup.Group) error {
 	}
 	if err != nil {
 		d.policy = old
-		return fmt.Errorf("put the new rules in force: %w", err)
+		return errors.Join(fmt.Errorf("put the new rules in force: %w", err), d.restoreRules(ctx))
 	}
 	d.certs = certs
 	d.inspector.SetPolicy(p)

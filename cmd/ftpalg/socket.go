@@ -2,14 +2,17 @@ package main
 
 import (
 	"bufio"
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"net/netip"
 	"os"
 	"path/filepath"
+	"syscall"
 	"time"
 
 	"ftpalg/alg/audit"
@@ -18,8 +21,12 @@ import (
 // defaultSocket is where the running daemon answers root's questions.
 const defaultSocket = "/run/ftpalg/ftpalg.sock"
 
-// socketTimeout bounds one question and its answer.
-const socketTimeout = 10 * time.Second
+const (
+	// socketTimeout bounds one question and its answer.
+	socketTimeout = 10 * time.Second
+	// questionPause is the wait after a failed accept, most likely for want of descriptors.
+	questionPause = time.Second
+)
 
 // sessionRecord is a session as `ftpalg sessions --json` prints it.
 type sessionRecord struct {
@@ -50,8 +57,11 @@ func listen(path string) (net.Listener, error) {
 	if info, err := os.Lstat(path); err == nil && info.Mode().Type() != os.ModeSocket {
 		return nil, fmt.Errorf("%s: there is something that is not a socket; choose another --socket", path)
 	}
-	if c, err := net.Dial("unix", path); err == nil {
+	c, err := net.Dial("unix", path)
+	if err == nil {
 		c.Close()
+	}
+	if err == nil || errors.Is(err, syscall.EAGAIN) { // the latter: more questions wait than there is room for
 		return nil, fmt.Errorf("%s: another ftpalg is running; stop it, or choose another --socket", path)
 	}
 	if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
@@ -75,17 +85,24 @@ func listen(path string) (net.Listener, error) {
 
 // answer serves questions: one word a connection, answered by one JSON object a line.
 func (d *daemon) answer(ctx context.Context, l net.Listener) error {
-	stop := context.AfterFunc(ctx, func() { l.Close() })
-	defer stop()
+	defer l.Close() // our successor makes it anew
+	context.AfterFunc(ctx, func() { l.Close() })
 	for {
 		c, err := l.Accept()
-		if ctx.Err() != nil {
+		switch {
+		case err == nil:
+			go d.answerOne(c)
+		case ctx.Err() != nil:
 			return nil
-		}
-		if err != nil {
+		case errors.Is(err, net.ErrClosed):
 			return fmt.Errorf("socket for questions: %w", err)
+		default:
+			d.log.Warn("a question is not answered", "err", err)
+			select {
+			case <-ctx.Done():
+			case <-time.After(questionPause):
+			}
 		}
-		go d.answerOne(c)
 	}
 }
 
@@ -138,11 +155,14 @@ func ask(path, question string, each func(line []byte) error) error {
 	if _, err := fmt.Fprintln(c, question); err != nil {
 		return err
 	}
-	lines := bufio.NewScanner(c)
-	for lines.Scan() {
-		if err := each(lines.Bytes()); err != nil {
+	answer, err := io.ReadAll(c) // the daemon does not wait for a reader of ours, such as a pager
+	if err != nil {
+		return fmt.Errorf("the daemon at %s does not answer: %w", path, err)
+	}
+	for line := range bytes.Lines(answer) {
+		if err := each(bytes.TrimSuffix(line, []byte("\n"))); err != nil {
 			return err
 		}
 	}
-	return lines.Err()
+	return nil
 }

@@ -1,11 +1,18 @@
 package main
 
 import (
+	"bufio"
+	"context"
+	"errors"
+	"io"
+	"log/slog"
 	"net"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
+
+	"golang.org/x/sys/unix"
 )
 
 // TestListen: a dead daemon's socket is replaced, a living one's is not, and what is no socket stays as it is.
@@ -29,6 +36,10 @@ func TestListen(t *testing.T) {
 	} else {
 		l.Close()
 	}
+	crowded(t, path)
+	if _, err := listen(path); err == nil || !strings.Contains(err.Error(), "another ftpalg is running") {
+		t.Errorf("beside a daemon that has no time: %v", err)
+	}
 	file := filepath.Join(dir, "file")
 	if err := os.WriteFile(file, []byte("kept"), 0o600); err != nil {
 		t.Fatal(err)
@@ -40,5 +51,93 @@ func TestListen(t *testing.T) {
 	}
 	if kept, err := os.ReadFile(file); string(kept) != "kept" {
 		t.Errorf("the file has become %q (%v)", kept, err)
+	}
+}
+
+// crowded makes a socket on which nobody answers, and as many wait as can.
+func crowded(t *testing.T, path string) {
+	t.Helper()
+	fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = unix.Close(fd) })
+	if err := errors.Join(unix.Bind(fd, &unix.SockaddrUnix{Name: path}), unix.Listen(fd, 0)); err != nil {
+		t.Fatal(err)
+	}
+	for {
+		c, err := net.Dial("unix", path)
+		if errors.Is(err, unix.EAGAIN) {
+			return
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { c.Close() })
+	}
+}
+
+// scarce is a listener that finds no descriptor free at first.
+type scarce struct {
+	net.Listener
+	failed bool
+}
+
+func (s *scarce) Accept() (net.Conn, error) {
+	if !s.failed {
+		s.failed = true
+		return nil, &net.OpError{Op: "accept", Err: os.NewSyscallError("accept4", unix.EMFILE)}
+	}
+	return s.Listener.Accept()
+}
+
+// TestAnswerGoesOn: a question that cannot be taken does not end the daemon, and the next is answered.
+func TestAnswerGoesOn(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "socket")
+	l, err := listen(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, stop := context.WithCancel(t.Context())
+	ended := make(chan error, 1)
+	d := &daemon{log: slog.New(slog.DiscardHandler)}
+	go func() { ended <- d.answer(ctx, &scarce{Listener: l}) }()
+	if err := ask(path, "none", func([]byte) error { return io.ErrUnexpectedEOF }); err != nil {
+		t.Error(err)
+	}
+	stop()
+	if err := <-ended; err != nil {
+		t.Error(err)
+	}
+}
+
+// TestAskPatiently: the daemon can give all of a long answer while the first line of it is still being read.
+func TestAskPatiently(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "socket")
+	l, err := listen(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	const lines = 100_000
+	given := make(chan error, 1)
+	go func() {
+		c, err := l.Accept()
+		if err == nil {
+			_, _ = bufio.NewReader(c).ReadString('\n')
+			_, err = io.WriteString(c, strings.Repeat("a session of somebody's\n", lines))
+			c.Close()
+		}
+		given <- err
+	}()
+	n := 0
+	err = ask(path, "sessions", func([]byte) error {
+		if n++; n == 1 {
+			return <-given
+		}
+		return nil
+	})
+	if err != nil || n != lines {
+		t.Errorf("%d of %d lines: %v", n, lines, err)
 	}
 }

@@ -1,6 +1,7 @@
 package lab
 
 import (
+	"bufio"
 	"bytes"
 	"context"
 	"encoding/json"
@@ -9,10 +10,13 @@ import (
 	"io"
 	"net"
 	"os"
+	"os/exec"
 	"strings"
 	"syscall"
 	"testing"
 	"time"
+
+	"ftpalg/nfq/rules"
 )
 
 // manager is a service manager as the daemon sees it: a socket that takes messages (sd_notify(3)).
@@ -328,6 +332,122 @@ func TestHandoverKilled(t *testing.T) {
 		}
 		s.stopped(t, last)
 	}
+}
+
+// Outcome: signals never end a process that has handed over, and with it its sessions: it leaves a reload to its successor,
+// and another handover to whom it is for.
+func TestSignalsBehindHandover(t *testing.T) {
+	s, policy := halfOpened(t, Servers[2])
+	serve(t, s, policy)
+	old := s.ready(t, 0)
+	terminated := s.connect(t, explicitPASV)
+	mark := s.Daemon.Mark()
+	if err := syscall.Kill(old, syscall.SIGUSR2); err != nil {
+		t.Fatal(err)
+	}
+	now := s.ready(t, mark)
+	for signal, answer := range map[syscall.Signal]string{
+		syscall.SIGUSR2: "no handover: this process has handed over already",
+		syscall.SIGHUP:  "policy reloaded",
+	} {
+		mark := s.Daemon.Mark()
+		if err := syscall.Kill(old, signal); err != nil {
+			t.Fatal(err)
+		}
+		waitLog(t, s.Daemon, mark, answer, "")
+	}
+	if _, code := terminated.get("LIST"); code != 226 {
+		t.Errorf("LIST: %d", code)
+	}
+	do(t, terminated.control, 221, "QUIT")
+	waitGone(t, old)
+	s.stopped(t, now)
+}
+
+// Outcome: a process that is told to end does so although the successor that it has just started hangs, and that one ends
+// as well.
+func TestStoppedWhileSuccessorStarts(t *testing.T) {
+	s, policy := halfOpened(t, Servers[2])
+	serve(t, s, policy)
+	old := s.ready(t, 0)
+	file := s.Lab.Path("policy.yaml")
+	if err := errors.Join(os.Remove(file), syscall.Mkfifo(file, 0o600)); err != nil {
+		t.Fatal(err)
+	}
+	if err := syscall.Kill(old, syscall.SIGUSR2); err != nil {
+		t.Fatal(err)
+	}
+	text, err := os.OpenFile(file, os.O_WRONLY, 0) // waits for the successor to read it
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer text.Close()
+	s.stopped(t, old)
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	defer cancel()
+	err = Wait(ctx, "the successor to end", func() (bool, error) {
+		_, err := text.WriteString("#")
+		return errors.Is(err, syscall.EPIPE), nil
+	})
+	if err != nil {
+		t.Error(err)
+	}
+}
+
+// Outcome: a log that nobody reads any more costs its lines and nothing else.
+func TestLogReaderGone(t *testing.T) {
+	s, policy := halfOpened(t, Servers[2])
+	serve(t, s, policy)
+	s.stopped(t, s.ready(t, 0)) // it has left the policy
+	binary, err := buildDaemon()
+	if err != nil {
+		t.Fatal(err)
+	}
+	read, write, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	daemon := exec.Command("ip", s.Lab.inside(Gateway, binary, []string{"run", "--policy", s.Lab.Path("policy.yaml"), "--socket", s.Daemon.Socket})...)
+	daemon.Stderr = write
+	if err := errors.Join(daemon.Start(), write.Close()); err != nil {
+		t.Fatal(err)
+	}
+	for lines := bufio.NewScanner(read); lines.Scan() && !strings.Contains(lines.Text(), "msg="+msgReady); {
+	}
+	read.Close()
+	c := s.connect(t, explicitPASV) // of which there are lines
+	if _, code := c.get("LIST"); code != 226 {
+		t.Errorf("LIST: %d", code)
+	}
+	if err := errors.Join(daemon.Process.Signal(syscall.SIGTERM), daemon.Wait()); err != nil {
+		t.Errorf("the end: %v", err)
+	}
+	if left := ruleset(t, s.Lab); strings.Contains(left, "FTPALG") {
+		t.Errorf("left:\n%s", left)
+	}
+}
+
+// Outcome: a policy whose rules cannot all be installed leaves those of the old policy, and its sessions go on.
+func TestReloadFailsHalfway(t *testing.T) {
+	s := unguarded(t, Servers[2])
+	d := startFTPAlg(t, s.Lab, Policy())
+	before := ruleset(t, s.Lab)
+	c := login(t, s, plainPASV)
+	table := fmt.Sprint(rules.DefaultTerminate.Table)
+	if _, err := s.Lab.Run(t.Context(), Gateway, "ip", "-6", "rule", "add", "to", "2001:db8:9::/64", "lookup", table); err != nil {
+		t.Fatal(err)
+	}
+	terminating := Termination{}.Policy(s.Server) // IPv4's rules go in first
+	mark := d.Mark()
+	if err := errors.Join(os.WriteFile(s.Lab.Path("policy.yaml"), []byte(terminating), 0o600), d.Reload()); err != nil {
+		t.Fatal(err)
+	}
+	waitLog(t, d, mark, "policy not reloaded; the old one stays in force", "")
+	if after := ruleset(t, s.Lab); after != before {
+		t.Errorf("the rules were\n%s\nand are\n%s", before, after)
+	}
+	download(t, s, c, plainPASV)
+	download(t, s, login(t, s, plainPASV), plainPASV)
 }
 
 // Outcome: the manager hears of a reload's beginning and end, and nothing of a daemon that hangs.
