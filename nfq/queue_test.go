@@ -218,7 +218,6 @@ func TestQueueClose(t *testing.T) {
 	}
 }
 
-// TestQueueFull holds every packet, so that the kernel's queue fills.
 // TestQueueClosesBehindVerdicts: who has decided on a packet when the queue closes still tells the kernel so. It will act as if
 // the packet had gone on, and nobody else knows what it has decided.
 func TestQueueClosesBehindVerdicts(t *testing.T) {
@@ -244,6 +243,7 @@ func TestQueueClosesBehindVerdicts(t *testing.T) {
 	}
 }
 
+// TestQueueFull holds every packet, so that the kernel's queue fills.
 func TestQueueFull(t *testing.T) {
 	lab.Build(t)
 	for _, failOpen := range []bool{false, true} {
