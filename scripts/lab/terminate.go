@@ -2,6 +2,7 @@ package lab
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net/netip"
 	"slices"
@@ -149,9 +150,11 @@ func (s *Stage) waitEnded(mark int) error {
 		}
 		return open == 0, nil
 	})
-	if err != nil {
-		return err
-	}
+	return errors.Join(err, s.nothingExpected())
+}
+
+// nothingExpected fails if the gateway's kernel expects a connection.
+func (s *Stage) nothingExpected() error {
 	kernel, err := s.kernel()
 	if err != nil {
 		return err
@@ -159,7 +162,7 @@ func (s *Stage) waitEnded(mark int) error {
 	defer kernel.Close()
 	left, err := kernel.Expectations()
 	if err == nil && len(left) > 0 {
-		err = fmt.Errorf("when the sessions had ended the kernel expected %v", left)
+		err = fmt.Errorf("when the session is over the kernel expects %v", left)
 	}
 	return err
 }
