@@ -7,6 +7,7 @@ import (
 	"net/netip"
 	"slices"
 	"strings"
+	"time"
 
 	"ftpalg/conntrack"
 )
@@ -53,13 +54,16 @@ func indent(by int, lines []string) string {
 	return text.String()
 }
 
+// handshakeTimeout is ftpalg's default where machines are not slow: an emulated one may take seconds for what takes milliseconds.
+var handshakeTimeout = min(patient(10*time.Second), time.Minute)
+
 // policy returns the policy file for a data path. With auto it says which server insists on session reuse; how ftpalg finds
 // that out by itself has a test of its own.
 func (s *Stage) policy(data DataPath) string {
 	if data == Closed {
 		return s.nat.publish(Policy())
 	}
-	t := Termination{Rule: []string{"data: " + string(data)}}
+	t := Termination{Rule: []string{"data: " + string(data)}, Limits: []string{fmt.Sprint("handshake-timeout: ", handshakeTimeout)}}
 	if data == Auto && s.Server.Kind.insists {
 		t.Upstream = []string{"session-reuse: required"}
 	}
