@@ -32,7 +32,7 @@ var expectationGroups = regexp.MustCompile(`(?m)^\S+ +12 +\d+ +00000038 `)
 
 // watchExpectations returns when the kernel reports.
 func (l *Lab) watchExpectations(ctx context.Context) (*watch, error) {
-	proc, err := l.Start(context.WithoutCancel(ctx), Gateway, "conntrack", "-E", "expect", "-o", "timestamp", "-b", "8388608")
+	proc, err := l.Start(context.WithoutCancel(ctx), Gateway, "conntrack", "-E", "expect", "-o", "timestamp")
 	if err != nil {
 		return nil, err
 	}
