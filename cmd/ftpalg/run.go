@@ -340,7 +340,8 @@ func (d *daemon) chooseBackend(ctx context.Context) error {
 	return nil
 }
 
-// installAttempts bounds how often rules are tried whose helper somebody else takes away meanwhile.
+// installAttempts bounds how often rules are tried whose helper somebody else may take away meanwhile, and define again: afterwards
+// one cannot see whether it was that.
 const installAttempts = 5
 
 // installRules puts the rules in force, with the helper that they name. That is the whole machine's: an ftpalg that ends in
@@ -354,9 +355,6 @@ func (d *daemon) installRules(ctx context.Context) (err error) {
 		}
 		err = rules.Install(ctx, d.backend.Rules(d.steering.config(d.policy, d.helper.Name)))
 		if err == nil || !d.helper.Own {
-			break
-		}
-		if there, missing := conntrack.HasOwnHelper(); there || missing != nil {
 			break
 		}
 	}
