@@ -30,7 +30,7 @@ func newRules() *cobra.Command {
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			switch {
 			case remove:
-				return removeRules(cmd.Context())
+				return removeAll(cmd.Context())
 			case policyFile == "":
 				return fmt.Errorf("%w: name the policy with --policy FILE, or give --remove", errUsage)
 			}
@@ -56,8 +56,9 @@ func newRules() *cobra.Command {
 	return cmd
 }
 
-// removeRules takes all of ours out of the kernel: the rules, and the helper that they name.
-func removeRules(ctx context.Context) error {
+// removeAll takes all of ours out of the kernel: the rules, and the helper that they name. An ftpalg that ends leaves the helper,
+// for the next one and for others in other network namespaces.
+func removeAll(ctx context.Context) error {
 	if err := rules.Remove(ctx); err != nil {
 		return err
 	}

@@ -344,8 +344,8 @@ func (d *daemon) chooseBackend(ctx context.Context) error {
 // one cannot see whether it was that.
 const installAttempts = 5
 
-// installRules puts the rules in force, with the helper that they name. That is the whole machine's: an ftpalg that ends in
-// another network namespace takes it away as long as no rule names it.
+// installRules puts the rules in force, with the helper that they name: 'rules --remove' takes it away as long as no rule names it,
+// in another network namespace as well.
 func (d *daemon) installRules(ctx context.Context) (err error) {
 	for range installAttempts {
 		if d.helper.Own {
@@ -369,7 +369,7 @@ func (d *daemon) removeRules() {
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
 	defer cancel()
-	if err := removeRules(ctx); err != nil {
+	if err := rules.Remove(ctx); err != nil {
 		d.log.Error("rules not removed; run 'ftpalg rules --remove'", "err", err)
 	}
 }

@@ -67,9 +67,6 @@ func Read(ctx context.Context, s Subject) *Facts {
 	if s.Config.Policy != nil {
 		want = s.Config.Policy.Helper
 	}
-	if had, err := conntrack.HasOwnHelper(); err == nil && !had {
-		defer func() { _ = conntrack.RemoveOwnHelper() }() // which looking for a helper defines; rules may name it by now
-	}
 	translates, _ := rules.SourceNAT(ctx) // what cannot be read is said of the tables
 	f.helper, f.helperErr = conntrack.DetectHelper(want, translates)
 	f.rewrites = conntrack.RewritesFTP()

@@ -113,6 +113,9 @@ func Churn(ctx context.Context, config Config, rounds int, seed uint64) (err err
 	if err := errors.Join(s.Daemon.Stop(), s.same(ctx, before)); err != nil {
 		return err
 	}
+	if _, err := s.Lab.Run(ctx, Gateway, s.config.Binary, "rules", "--remove"); err != nil {
+		return err
+	}
 	if there, err := conntrack.HasOwnHelper(); err != nil || there {
 		return errors.Join(err, errors.New("ftpalg's conntrack helper is left, and no connection carries it"))
 	}
