@@ -64,7 +64,7 @@ func (c *Control) command(line ftp.Line, fx []Effect) (kind, Reason, []Effect) {
 	if line.Flaws&ftp.RawIAC != 0 && c.restricted(line.Text) || c.swallowed(line) {
 		return other, BadCharacters, fx
 	}
-	if why := rulingReason(c.rule.Command(cmd.Verb, cmd.Arg, c.cwd.path)); why != NoReason {
+	if why := rulingReason(c.rule.Command(cmd.Verb, cmd.Arg, c.cwd.Path)); why != NoReason {
 		return other, why, fx
 	}
 	switch cmd.Verb {

@@ -151,7 +151,7 @@ func (c *Control) Ended() bool { return c.phase == ended }
 func (c *Control) LoggedIn() bool { return c.login == loggedIn }
 
 // Opaque says whether one side's bytes are TLS that we cannot read.
-func (c *Control) Opaque(from Side) bool { return c.phase == records && !c.tls.cleared[from] }
+func (c *Control) Opaque(from Side) bool { return c.phase == records && !c.tls.Cleared[from] }
 
 // Feed takes the next bytes of one side, in stream order, and appends what should happen to fx. The bytes are not kept.
 func (c *Control) Feed(now time.Time, from Side, b []byte, fx []Effect) []Effect {
@@ -191,7 +191,7 @@ func (c *Control) feedTLS(now time.Time, from Side, b []byte, fx []Effect) (int,
 	case ev&badRecord != 0:
 		return n, c.end(NotTLS, fx)
 	case ev&backToClear != 0:
-		if c.tls.cleared == [2]bool{true, true} {
+		if c.tls.Cleared == [2]bool{true, true} {
 			c.phase, c.tls, c.jit, c.secured = clear, nil, jit{}, false
 			fx = append(fx, Effect{Kind: Protect, Protection: c.Protection()})
 		}
@@ -224,7 +224,7 @@ func (c *Control) Lose(from Side, n int) {
 		c.phase = clear
 	}
 	if c.tls != nil {
-		c.tls.side[from].have, c.tls.side[from].left = 0, 0
+		c.tls.Side[from].Have, c.tls.Side[from].Left = 0, 0
 	}
 }
 

@@ -9,19 +9,20 @@ import (
 
 // jit is the account of a session's just-in-time pinholes: at most one credit, earned by a request and its reply inside
 // TLS, spent by one new four-tuple, lapsing by itself. So a client that scans gets one port and not a range.
+// It is a part of Memory.
 type jit struct {
-	until time.Time // the credit's end; zero without one
-	from  netip.AddrPort
-	to    netip.AddrPort // with from: the four-tuple that the last credit went to
-	isn   uint32         // the sequence number of its SYN
-	spent time.Time      // and when
+	Until time.Time // the credit's end; zero without one
+	From  netip.AddrPort
+	To    netip.AddrPort // with From: the four-tuple that the last credit went to
+	ISN   uint32         // the sequence number of its SYN
+	Spent time.Time      // and when
 }
 
-func (j *jit) earn(until time.Time) { j.until = until }
+func (j *jit) earn(until time.Time) { j.Until = until }
 
 // HasCredit says whether a SYN at now would get a pinhole.
 func (c *Control) HasCredit(now time.Time) bool {
-	return c.phase == records && now.Before(c.jit.until)
+	return c.phase == records && now.Before(c.jit.Until)
 }
 
 // SYN decides on the first packet of a data connection between the two hosts, from either of them, with sequence number
@@ -35,11 +36,11 @@ func (c *Control) SYN(now time.Time, from, to netip.AddrPort, isn uint32, fx []E
 		return SYNRepeated, fx
 	case !c.promised(from, to):
 		return OutsideRange, fx
-	case !now.Before(c.jit.until):
+	case !now.Before(c.jit.Until):
 		return NoCredit, fx
 	}
 	fx = c.closePinhole(NextDataCommand, fx)
-	c.jit = jit{from: from, to: to, isn: isn, spent: now}
+	c.jit = jit{From: from, To: to, ISN: isn, Spent: now}
 	c.pinhole = c.toServer(policy.JIT, from, to.Port())
 	if from.Addr() == c.seen().server && to.Addr() == c.seen().client {
 		c.pinhole = c.toClient(policy.JIT, from, to.Port())
@@ -50,7 +51,7 @@ func (c *Control) SYN(now time.Time, from, to netip.AddrPort, isn uint32, fx []E
 // Repeated says whether a SYN is the one again that the last credit went to. Another sequence number is another connection:
 // a server's source port is always 20 in active mode, and a client may announce the same port twice.
 func (c *Control) Repeated(now time.Time, from, to netip.AddrPort, isn uint32) bool {
-	return c.jit.from == from && c.jit.to == to && c.jit.isn == isn && now.Before(c.jit.spent.Add(c.policy.PinholeTimeout))
+	return c.jit.From == from && c.jit.To == to && c.jit.ISN == isn && now.Before(c.jit.Spent.Add(c.policy.PinholeTimeout))
 }
 
 // promised says whether the policy has room for a data connection from from to to: into the server's passive range, or

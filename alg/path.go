@@ -11,33 +11,33 @@ const maxPath = 4096
 
 // workingDirectory follows the user's working directory for path rules, as far as the control connection tells it.
 // An empty path means that it is not known: after login until PWD or an absolute CWD is answered, and while a change is
-// under way, because a command behind it in the same segment would be judged by the wrong one.
+// under way, because a command behind it in the same segment would be judged by the wrong one. It is a part of Memory.
 type workingDirectory struct {
-	path    string
-	before  string // the path before the change that is under way
-	next    string // what it will be if that is accepted; empty when that cannot be told
-	changes int    // under way
-	lost    bool   // it cannot be known any more in this session
+	Path    string
+	Before  string // the path before the change that is under way
+	Next    string // what it will be if that is accepted; empty when that cannot be told
+	Changes int    // under way
+	Lost    bool   // it cannot be known any more in this session
 }
 
 // lose gives up following: which reply belongs to which command cannot be told any more.
-func (w *workingDirectory) lose() { *w = workingDirectory{lost: true} }
+func (w *workingDirectory) lose() { *w = workingDirectory{Lost: true} }
 
 // reset is for another user, who begins in a directory of his own.
-func (w *workingDirectory) reset() { *w = workingDirectory{lost: w.lost} }
+func (w *workingDirectory) reset() { *w = workingDirectory{Lost: w.Lost} }
 
 // request notes CWD, or CDUP with "..". Without path rules nothing is followed.
 func (w *workingDirectory) request(follow bool, arg []byte) {
-	if !follow || w.lost {
+	if !follow || w.Lost {
 		return
 	}
-	if w.changes == 0 {
-		w.before, w.next = w.path, w.target(string(arg))
+	if w.Changes == 0 {
+		w.Before, w.Next = w.Path, w.target(string(arg))
 	} else {
-		w.before, w.next = "", "" // several at once: which reply is whose cannot be trusted
+		w.Before, w.Next = "", "" // several at once: which reply is whose cannot be trusted
 	}
-	w.path = ""
-	w.changes++
+	w.Path = ""
+	w.Changes++
 }
 
 // target is where a change leads, or empty where servers differ: blanks around the path, another system's separators,
@@ -48,32 +48,32 @@ func (w *workingDirectory) target(arg string) string {
 		return ""
 	case arg[0] == '/':
 		return path.Clean(arg)
-	case w.path != "":
-		return path.Join(w.path, arg)
+	case w.Path != "":
+		return path.Join(w.Path, arg)
 	}
 	return ""
 }
 
 // answered takes the reply to CWD, CDUP or PWD.
 func (w *workingDirectory) answered(k kind, ok bool, text []byte) {
-	if w.lost {
+	if w.Lost {
 		return
 	}
 	if k == pwd {
-		if ok && w.changes == 0 && w.path == "" {
-			w.path = quotedPath(text)
+		if ok && w.Changes == 0 && w.Path == "" {
+			w.Path = quotedPath(text)
 		}
 		return
 	}
-	if w.changes == 0 {
+	if w.Changes == 0 {
 		return
 	}
-	if w.changes--; w.changes > 0 {
+	if w.Changes--; w.Changes > 0 {
 		return
 	}
-	w.path = w.before
+	w.Path = w.Before
 	if ok {
-		w.path = w.next
+		w.Path = w.Next
 	}
 }
 

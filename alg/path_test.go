@@ -38,8 +38,8 @@ func TestWorkingDirectory(t *testing.T) {
 				w.answered(pwd, true, []byte(step))
 			}
 		}
-		if w.path != test.want {
-			t.Errorf("%s: %q, want %q", test.name, w.path, test.want)
+		if w.Path != test.want {
+			t.Errorf("%s: %q, want %q", test.name, w.Path, test.want)
 		}
 	}
 }

@@ -59,8 +59,8 @@ type queue struct {
 }
 
 type run struct {
-	kind kind
-	n    uint16
+	Kind kind
+	N    uint16
 }
 
 // push adds the newest command, unless limit are outstanding already, or too many runs.
@@ -68,8 +68,8 @@ func (q *queue) push(k kind, limit int) bool {
 	switch {
 	case int(q.n) >= min(limit, math.MaxUint16):
 		return false
-	case q.used > 0 && q.runs[q.used-1].kind == k:
-		q.runs[q.used-1].n++
+	case q.used > 0 && q.runs[q.used-1].Kind == k:
+		q.runs[q.used-1].N++
 	case q.used == maxRuns:
 		return false
 	default:
@@ -85,7 +85,7 @@ func (q *queue) oldest() kind {
 	if q.used == 0 {
 		return other
 	}
-	return q.runs[0].kind
+	return q.runs[0].Kind
 }
 
 // pop takes the oldest command out.
@@ -98,7 +98,7 @@ func (q *queue) pop() {
 // take removes one command of run i.
 func (q *queue) take(i int) {
 	q.n--
-	if q.runs[i].n--; q.runs[i].n == 0 {
+	if q.runs[i].N--; q.runs[i].N == 0 {
 		q.used--
 		copy(q.runs[i:], q.runs[i+1:q.used+1])
 	}
@@ -117,7 +117,7 @@ func (q *queue) popStat() bool {
 func (q *queue) skipTo(k kind) bool {
 	i := q.find(k)
 	for ; i > 0; i-- {
-		q.n -= q.runs[0].n
+		q.n -= q.runs[0].N
 		q.used--
 		copy(q.runs[:], q.runs[1:q.used+1])
 	}
@@ -127,7 +127,7 @@ func (q *queue) skipTo(k kind) bool {
 // transfer gives the direction of the oldest transfer.
 func (q *queue) transfer() Direction {
 	for _, r := range q.runs[:q.used] {
-		if d := r.kind.direction(); d != NoTransfer {
+		if d := r.Kind.direction(); d != NoTransfer {
 			return d
 		}
 	}
@@ -135,5 +135,5 @@ func (q *queue) transfer() Direction {
 }
 
 func (q *queue) find(k kind) int {
-	return slices.IndexFunc(q.runs[:q.used], func(r run) bool { return r.kind == k })
+	return slices.IndexFunc(q.runs[:q.used], func(r run) bool { return r.Kind == k })
 }

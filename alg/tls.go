@@ -30,25 +30,25 @@ const (
 	replySeen                     // application data from the server after a request from the client
 )
 
-// follower follows the TLS records of both directions without opening them.
+// follower follows the TLS records of both directions without opening them. It is a part of Memory.
 type follower struct {
-	side    [2]recordSide
-	hello   []byte // the server's first handshake record, until the version is known
-	version uint16 // 0 until the ServerHello; tls13 or lower
-	finLen  int    // length of a client's Finished record in TLS 1.3
-	state   handshake
-	request bool    // the client sent application data that no reply followed yet
-	cleared [2]bool // this side is clear text again
+	Side    [2]recordSide
+	Hello   []byte // the server's first handshake record, until the version is known
+	Version uint16 // 0 until the ServerHello; tls13 or lower
+	FinLen  int    // length of a client's Finished record in TLS 1.3
+	State   handshake
+	Request bool    // the client sent application data that no reply followed yet
+	Cleared [2]bool // this side is clear text again
 }
 
 // recordSide is where one direction stands in its current record.
 type recordSide struct {
-	header  [recordHeader]byte
-	have    uint8 // bytes of the header so far
-	started bool
-	secret  bool // ChangeCipherSpec seen: what follows is encrypted (TLS 1.2)
-	closing bool // close_notify seen
-	left    int  // bytes of the record still to come
+	Header  [recordHeader]byte
+	Have    uint8 // bytes of the header so far
+	Started bool
+	Secret  bool // ChangeCipherSpec seen: what follows is encrypted (TLS 1.2)
+	Closing bool // close_notify seen
+	Left    int  // bytes of the record still to come
 }
 
 // handshake is how far the handshake is, as far as it matters for credits.
@@ -62,41 +62,41 @@ const (
 
 // resume takes the handshake as done.
 func (f *follower) resume() {
-	f.state = open
-	f.side[Client].started, f.side[Server].started = true, true
-	f.side[Client].secret, f.side[Server].secret = true, true
+	f.State = open
+	f.Side[Client].Started, f.Side[Server].Started = true, true
+	f.Side[Client].Secret, f.Side[Server].Secret = true, true
 }
 
 // untouched says whether no TLS byte has come from either side.
-func (f *follower) untouched() bool { return !f.side[Client].started && !f.side[Server].started }
+func (f *follower) untouched() bool { return !f.Side[Client].Started && !f.Side[Server].Started }
 
 // feed takes the next bytes of one side. It stops before the first byte that is clear text again.
 func (f *follower) feed(from Side, b []byte) (n int, ev event) {
-	s := &f.side[from]
+	s := &f.Side[from]
 	for n < len(b) {
-		if s.left > 0 {
-			take := min(s.left, len(b)-n)
+		if s.Left > 0 {
+			take := min(s.Left, len(b)-n)
 			f.body(from, b[n:n+take])
-			s.left -= take
+			s.Left -= take
 			n += take
-			if s.left == 0 {
+			if s.Left == 0 {
 				ev |= f.recordEnds(from)
 			}
 			continue
 		}
-		if s.have == 0 && f.closing() && !looksLikeTLS(b[n:]) {
-			f.cleared[from] = true
+		if s.Have == 0 && f.closing() && !looksLikeTLS(b[n:]) {
+			f.Cleared[from] = true
 			return n, ev | backToClear
 		}
-		s.header[s.have] = b[n]
-		s.have++
+		s.Header[s.Have] = b[n]
+		s.Have++
 		n++
-		if !s.plausible() || from == Server && !f.side[Client].started {
+		if !s.plausible() || from == Server && !f.Side[Client].Started {
 			return n, ev | badRecord
 		}
-		if s.have == recordHeader {
-			s.started = true
-			s.left = s.length()
+		if s.Have == recordHeader {
+			s.Started = true
+			s.Left = s.length()
 		}
 	}
 	return n, ev
@@ -104,19 +104,19 @@ func (f *follower) feed(from Side, b []byte) (n int, ev event) {
 
 // closing says whether TLS may be over. Clients in use go on in clear text without a close_notify of their own once they
 // have the server's, and the server, which ended TLS, reads that as clear text.
-func (f *follower) closing() bool { return f.side[Client].closing || f.side[Server].closing }
+func (f *follower) closing() bool { return f.Side[Client].Closing || f.Side[Server].Closing }
 
-func (s *recordSide) kind() byte  { return s.header[0] }
-func (s *recordSide) length() int { return int(binary.BigEndian.Uint16(s.header[3:])) }
+func (s *recordSide) kind() byte  { return s.Header[0] }
+func (s *recordSide) length() int { return int(binary.BigEndian.Uint16(s.Header[3:])) }
 
 // plausible checks the header's bytes so far.
 func (s *recordSide) plausible() bool {
-	h := s.header
-	switch s.have {
+	h := s.Header
+	switch s.Have {
 	case 1:
 		// A handshake begins with handshake records or, when it fails, with an alert.
 		return h[0] >= typeCCS && h[0] <= typeHeartbeat &&
-			(s.started || h[0] == typeHandshake || h[0] == typeAlert)
+			(s.Started || h[0] == typeHandshake || h[0] == typeAlert)
 	case 2:
 		return h[1] == 3
 	case 3:
@@ -135,10 +135,10 @@ func beginsRecord(b []byte) bool {
 	if len(b) < recordHeader {
 		return false
 	}
-	s := recordSide{started: true}
+	s := recordSide{Started: true}
 	for i := range recordHeader {
-		s.header[i] = b[i]
-		if s.have++; !s.plausible() {
+		s.Header[i] = b[i]
+		if s.Have++; !s.plausible() {
 			return false
 		}
 	}
@@ -147,27 +147,27 @@ func beginsRecord(b []byte) bool {
 
 // body keeps the ServerHello while the version is not known.
 func (f *follower) body(from Side, b []byte) {
-	if from == Server && f.state == shaking && f.version == 0 && f.side[Server].kind() == typeHandshake {
-		f.hello = append(f.hello, b[:min(len(b), maxServerHello-len(f.hello))]...)
+	if from == Server && f.State == shaking && f.Version == 0 && f.Side[Server].kind() == typeHandshake {
+		f.Hello = append(f.Hello, b[:min(len(b), maxServerHello-len(f.Hello))]...)
 		f.readServerHello()
 	}
 }
 
 // recordEnds draws what a whole record tells.
 func (f *follower) recordEnds(from Side) (ev event) {
-	s := &f.side[from]
-	s.have = 0
+	s := &f.Side[from]
+	s.Have = 0
 	switch s.kind() {
 	case typeCCS:
-		s.secret = true
+		s.Secret = true
 	case typeAlert:
 		// In TLS 1.2 the alert is encrypted by then; after a handshake it can only be close_notify, or fatal, and
 		// behind a fatal one nothing comes.
-		s.closing = s.closing || s.secret
+		s.Closing = s.Closing || s.Secret
 	case typeData:
 		// Two bytes of text would look the same, but then more records follow.
-		s.closing = (f.version == tls13 || f.version == 0) && f.state == open && s.length() == closeNotify13
-		if !s.closing {
+		s.Closing = (f.Version == tls13 || f.Version == 0) && f.State == open && s.length() == closeNotify13
+		if !s.Closing {
 			ev = f.data(from, s.length())
 		}
 	}
@@ -179,32 +179,32 @@ func (f *follower) recordEnds(from Side) (ev event) {
 // certificates in one record with it, padding), with the server's answer to it.
 func (f *follower) data(from Side, length int) (ev event) {
 	switch {
-	case f.state == open:
-	case f.version == 0:
+	case f.State == open:
+	case f.Version == 0:
 		return 0 // early data, or data before a ServerHello: counts for nothing
-	case f.version < tls13:
-		f.state = open
-	case from == Client && f.state == shaking && length == f.finLen:
-		f.state = open
+	case f.Version < tls13:
+		f.State = open
+	case from == Client && f.State == shaking && length == f.FinLen:
+		f.State = open
 		return 0
 	case from == Client:
-		f.state = finished
-		if length == f.finLen {
-			f.state = open
+		f.State = finished
+		if length == f.FinLen {
+			f.State = open
 		}
 		return 0
-	case f.state == finished:
-		f.state = open
+	case f.State == finished:
+		f.State = open
 		return 0
 	default:
 		return 0 // the server's encrypted handshake flight
 	}
 	if from == Client {
-		f.request = true
+		f.Request = true
 		return 0
 	}
-	if f.request {
-		f.request = false
+	if f.Request {
+		f.Request = false
 		return replySeen
 	}
 	return 0
@@ -212,13 +212,13 @@ func (f *follower) data(from Side, length int) (ev event) {
 
 // readServerHello finds version and cipher suite as soon as enough of the message is there (RFC 8446 section 4.1.3).
 func (f *follower) readServerHello() {
-	m := f.hello
+	m := f.Hello
 	const fixed = 4 + 2 + 32 // header, legacy version, random
 	if len(m) < 1 {
 		return
 	}
 	if m[0] != typeServerHello {
-		f.version, f.hello = 0x0303, nil // HelloRequest and the like: not TLS 1.3
+		f.Version, f.Hello = 0x0303, nil // HelloRequest and the like: not TLS 1.3
 		return
 	}
 	if len(m) < fixed+1 {
@@ -229,16 +229,16 @@ func (f *follower) readServerHello() {
 	if len(m) < min(size, maxServerHello) {
 		return
 	}
-	f.version, f.hello = 0x0303, nil
+	f.Version, f.Hello = 0x0303, nil
 	if at+5 > len(m) {
 		return
 	}
 	suite := binary.BigEndian.Uint16(m[at:])
 	if supportedVersion(m[at+5:]) == tls13 {
-		f.version = tls13
-		f.finLen = finishedOverhead + 32
+		f.Version = tls13
+		f.FinLen = finishedOverhead + 32
 		if suite == 0x1302 { // TLS_AES_256_GCM_SHA384
-			f.finLen = finishedOverhead + 48
+			f.FinLen = finishedOverhead + 48
 		}
 	}
 }

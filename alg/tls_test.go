@@ -24,6 +24,7 @@ type tap struct {
 	control *Control
 	effects []Effect
 	now     time.Time
+	before  func() // each write; nil for nothing
 }
 
 // tapped is one side's socket: what is written is fed to the engine first.
@@ -35,6 +36,9 @@ type tapped struct {
 
 func (s tapped) Write(b []byte) (int, error) {
 	s.tap.mu.Lock()
+	if s.tap.before != nil {
+		s.tap.before()
+	}
 	s.tap.effects = s.tap.control.Feed(s.tap.now, s.from, b, s.tap.effects)
 	s.tap.mu.Unlock()
 	return s.Conn.Write(b)
@@ -143,8 +147,11 @@ func TestCredit(t *testing.T) {
 		{"TLS 1.3, retry of the hello", &tls.Config{CurvePreferences: []tls.CurveID{tls.X25519, tls.CurveP384}},
 			&tls.Config{Certificates: base.Certificates, CurvePreferences: []tls.CurveID{tls.CurveP384}}},
 	} {
-		t.Run(test.name, func(t *testing.T) {
+		testCredit := func(t *testing.T, handsOver bool) {
 			x, client, server := newTap(t, 990)
+			if handsOver {
+				x.before = func() { x.control = handOver(t, x.control) }
+			}
 			test.client.InsecureSkipVerify, test.client.ServerName = true, "server"
 			c, s := shake(t, client, server, test.client, test.server)
 			x.expectCredit(t, "after the handshake", false)
@@ -163,7 +170,9 @@ func TestCredit(t *testing.T) {
 			x.expectCredit(t, "after two requests", true)
 			x.spend(t)
 			x.expectCredit(t, "credits do not add up", false)
-		})
+		}
+		t.Run(test.name, func(t *testing.T) { testCredit(t, false) })
+		t.Run(test.name+", handed over", func(t *testing.T) { testCredit(t, true) })
 	}
 }
 
@@ -240,28 +249,36 @@ func TestSamePortsAgain(t *testing.T) {
 func TestCCC(t *testing.T) {
 	for _, version := range []uint16{tls.VersionTLS12, tls.VersionTLS13} {
 		for _, from := range [][]Side{{Server, Client}, {Client, Server}, {Server}, {Client}} {
-			x, client, server := newTap(t, 21)
-			c, s := x.explicit(t, client, server, version)
-			exchange(t, c, s, "CCC\r\n")
-			exchange(t, s, c, "200 clear it is\r\n")
-			for _, side := range from {
-				if side == Server {
-					closeNotify(t, s, c)
-				} else {
-					closeNotify(t, c, s)
-				}
-			}
-			exchange(t, client, server, "PASV\r\n")
-			exchange(t, server, client, "227 (198,51,100,2,195,80)\r\n")
-			if p := x.control.Pinhole(); p.Mode != policy.PASV || p.To.Port() != 50000 {
-				t.Errorf("TLS %#x: after close_notify from %v: pinhole %+v, effects %q", version, from, p, describeAll(x.effects))
-			}
-			x.control.rule.RequireTLS = true
-			exchange(t, client, server, "USER a\r\n")
-			if got := describeAll(x.effects); !slices.Contains(got, "deny tls-required") {
-				t.Errorf("TLS %#x: a login after CCC where TLS is required: %q", version, got)
-			}
+			testCCC(t, version, from, false)
+			testCCC(t, version, from, true)
 		}
+	}
+}
+
+func testCCC(t *testing.T, version uint16, from []Side, handsOver bool) {
+	x, client, server := newTap(t, 21)
+	if handsOver {
+		x.before = func() { x.control = handOver(t, x.control) }
+	}
+	c, s := x.explicit(t, client, server, version)
+	exchange(t, c, s, "CCC\r\n")
+	exchange(t, s, c, "200 clear it is\r\n")
+	for _, side := range from {
+		if side == Server {
+			closeNotify(t, s, c)
+		} else {
+			closeNotify(t, c, s)
+		}
+	}
+	exchange(t, client, server, "PASV\r\n")
+	exchange(t, server, client, "227 (198,51,100,2,195,80)\r\n")
+	if p := x.control.Pinhole(); p.Mode != policy.PASV || p.To.Port() != 50000 {
+		t.Errorf("TLS %#x: after close_notify from %v: pinhole %+v, effects %q", version, from, p, describeAll(x.effects))
+	}
+	x.control.rule.RequireTLS = true
+	exchange(t, client, server, "USER a\r\n")
+	if got := describeAll(x.effects); !slices.Contains(got, "deny tls-required") {
+		t.Errorf("TLS %#x: a login after CCC where TLS is required: %q", version, got)
 	}
 }
 

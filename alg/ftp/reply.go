@@ -17,11 +17,11 @@ func (r Reply) Positive() bool { return r.Code < 400 }
 
 // Replies puts lines together to replies. The zero value waits for a first line.
 type Replies struct {
-	code uint16 // of the multi-line reply that is open; 0 outside of one
+	Code uint16 // of the multi-line reply that is open; 0 outside of one
 }
 
 // Open says whether a multi-line reply has begun and not ended.
-func (r *Replies) Open() bool { return r.code != 0 }
+func (r *Replies) Open() bool { return r.Code != 0 }
 
 // Line reads the next line. Inside a multi-line reply everything counts as text until the same code followed by a
 // space (RFC 959 section 4.2; lines in between may begin with digits). A code that ends its line stands for one with an
@@ -29,9 +29,9 @@ func (r *Replies) Open() bool { return r.code != 0 }
 func (r *Replies) Line(text []byte) (Reply, error) {
 	code, more, ok := replyCode(text)
 	if r.Open() {
-		reply := Reply{Code: int(r.code), Text: text}
-		if ok && !more && code == int(r.code) {
-			r.code = 0
+		reply := Reply{Code: int(r.Code), Text: text}
+		if ok && !more && code == int(r.Code) {
+			r.Code = 0
 			reply.Text, reply.Last = afterCode(text), true
 		}
 		return reply, nil
@@ -40,7 +40,7 @@ func (r *Replies) Line(text []byte) (Reply, error) {
 		return Reply{}, fmt.Errorf("%w: a code of three digits (100 to 699) and a space or hyphen expected", ErrReply)
 	}
 	if more {
-		r.code = uint16(code)
+		r.Code = uint16(code)
 	}
 	return Reply{Code: code, Text: afterCode(text), Last: !more}, nil
 }

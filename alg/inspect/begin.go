@@ -12,8 +12,8 @@ import (
 )
 
 // begin makes a session, or says why there can be none. One that is over a limit, or denied by what it would be, is made
-// to be refused: so both its ends learn of it.
-func (in *Inspector) begin(sh *shard, now time.Time, k Key, entry conntrack.Entry, resumed bool) (*session, alg.Reason) {
+// to be refused: so both its ends learn of it. m is nil for one that begins now, and else what is remembered of it.
+func (in *Inspector) begin(sh *shard, now time.Time, k Key, entry conntrack.Entry, m *Memory) (*session, alg.Reason) {
 	p := in.policy.Load()
 	d := p.Decide(k.Client.Addr(), k.Server)
 	translated := natted(entry)
@@ -26,8 +26,14 @@ func (in *Inspector) begin(sh *shard, now time.Time, k Key, entry conntrack.Entr
 	}
 	why := alg.Admit(d)
 	s := &session{
-		key: k, id: entry.ID, number: in.number(), policy: p, rule: d.Rule,
-		began: now, lastSeen: now, implicit: d.Implicit, resumed: resumed,
+		key: k, id: entry.ID, policy: p, rule: d.Rule,
+		began: now, lastSeen: now, implicit: d.Implicit, resumed: m != nil,
+	}
+	if s.resumed {
+		s.number = m.Number
+	}
+	if s.number == 0 {
+		s.number = in.number()
 	}
 	if why == alg.NoReason {
 		why = in.countIn(s)
@@ -48,7 +54,7 @@ func (in *Inspector) begin(sh *shard, now time.Time, k Key, entry conntrack.Entr
 		return s, alg.NoReason
 	}
 	sh.sessions[k] = s
-	in.startSession(sh, s, d, now)
+	in.startSession(sh, s, d, m, now)
 	if entry.Helper == conntrack.KernelFTP {
 		s.readAlong = true
 		s.control.ReadAlong()
@@ -62,9 +68,12 @@ func (in *Inspector) begin(sh *shard, now time.Time, k Key, entry conntrack.Entr
 }
 
 // startSession gives a session its engine, and tells of it.
-func (in *Inspector) startSession(sh *shard, s *session, d policy.Decision, now time.Time) {
+func (in *Inspector) startSession(sh *shard, s *session, d policy.Decision, m *Memory, now time.Time) {
 	if s.resumed {
 		s.control = alg.Resume(s.policy, d, s.key.Client, s.key.Server)
+		if m.Number != 0 {
+			in.recall(sh, s, m, now)
+		}
 		in.event(s.event(now, audit.Event{Kind: audit.EventSession, Reason: alg.SessionResumed}))
 	} else {
 		s.control = alg.New(s.policy, d, s.key.Client, s.key.Server)
@@ -98,20 +107,15 @@ func (in *Inspector) countOut(s *session) {
 
 // Begin makes a session between two hosts whatever the port is, for front ends that know it is one.
 func (in *Inspector) Begin(now time.Time, k Key) {
-	in.start(now, k, conntrack.Untranslated(k.tuple()), false)
+	in.start(now, k, conntrack.Untranslated(k.tuple()), nil)
 }
 
-// Resume makes a session that was there before us, so that its first segments are not taken for a beginning.
-func (in *Inspector) Resume(now time.Time, entry conntrack.Entry) {
-	in.start(now, Key{Client: entry.Orig.Src, Server: entry.Orig.Dst}, entry, true)
-}
-
-func (in *Inspector) start(now time.Time, k Key, entry conntrack.Entry, resumed bool) {
+func (in *Inspector) start(now time.Time, k Key, entry conntrack.Entry, m *Memory) {
 	sh := in.shard(k.Client.Addr(), k.Server.Addr())
 	sh.mu.Lock()
 	defer sh.mu.Unlock()
 	if sh.sessions[k] == nil {
-		in.begin(sh, now, k, entry, resumed)
+		in.begin(sh, now, k, entry, m)
 	}
 }
 

@@ -365,14 +365,14 @@ func TestExpire(t *testing.T) {
 // TestResume: a session that was there before us goes on, in clear text or inside TLS.
 func TestResume(t *testing.T) {
 	w := newWire(t, policy.AllowAll(), clientAddr, serverAddr)
-	w.in.Resume(clock, conntrack.Untranslated(w.key.tuple()))
+	w.in.Resume(clock, conntrack.Untranslated(w.key.tuple()), Memory{})
 	w.say(alg.Server, []byte(" end of a long reply\r\n211 End\r\n"))
 	w.say(alg.Client, []byte("PASV\r\n"))
 	w.say(alg.Server, []byte("227 (198,51,100,2,195,80)\r\n"))
 	w.expect(t, "pinhole none PASV 192.0.2.2:0 198.51.100.2:50000")
 
 	w = newWire(t, policy.AllowAll(), clientAddr, serverAddr)
-	w.in.Resume(clock, conntrack.Untranslated(w.key.tuple()))
+	w.in.Resume(clock, conntrack.Untranslated(w.key.tuple()), Memory{})
 	w.say(alg.Client, record(30))
 	w.say(alg.Server, record(40))
 	w.syn("192.0.2.2:41000", "198.51.100.2:50000")
@@ -407,7 +407,7 @@ func (w *wire) syn(from, to string) {
 // TestScan: a client inside TLS that tries a whole range gets one port for one request and reply.
 func TestScan(t *testing.T) {
 	w := newWire(t, policy.AllowAll(), clientAddr, serverAddr)
-	w.in.Resume(clock, conntrack.Untranslated(w.key.tuple()))
+	w.in.Resume(clock, conntrack.Untranslated(w.key.tuple()), Memory{})
 	scan := func() (got int) {
 		before := len(w.events)
 		for port := 50000; port < 50100; port++ {

@@ -233,7 +233,7 @@ func (in *Inspector) find(sh *shard, now time.Time, packet Packet, seg *nfq.Segm
 		seg.Src, seg.Dst = entry.Orig.Dst, entry.Orig.Src
 		return nil, from, alg.NoReason
 	}
-	s, why := in.begin(sh, now, k, entry, false)
+	s, why := in.begin(sh, now, k, entry, nil)
 	return s, from, why
 }
 

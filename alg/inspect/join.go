@@ -71,7 +71,7 @@ func (st *stream) leave(e alg.Effect, current *segment) bool {
 		return start == st.inHand[0].seq
 	}
 	whole := current.payload[len(current.payload)-1] == '\n'
-	cutAlready := st.shifted != nil && current.holds(st.shifted.from)
+	cutAlready := st.shifted != nil && current.holds(st.shifted.From)
 	return start == current.seq || whole && !cutAlready
 }
 
@@ -80,7 +80,7 @@ func (g *segment) holds(seq uint32) bool { return before(g.seq, seq) && before(s
 
 // cutShort ends a segment before the line that was left to the kernel last.
 func (st *stream) cutShort(g *segment) {
-	if st.shifted != nil && g.holds(st.shifted.from) {
-		g.carry(g.payload[:st.shifted.from-g.seq])
+	if st.shifted != nil && g.holds(st.shifted.From) {
+		g.carry(g.payload[:st.shifted.From-g.seq])
 	}
 }

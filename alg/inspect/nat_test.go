@@ -301,7 +301,7 @@ func TestNATSlowReply(t *testing.T) {
 // TestNATJustInTime: the SYN of a data connection is known by what its own sender sees, in both directions.
 func TestNATJustInTime(t *testing.T) {
 	w, ct := underNAT(t, "sane")
-	w.in.Resume(clock, ct.entries[0])
+	w.in.Resume(clock, ct.entries[0], Memory{})
 	credit := func() {
 		w.say(alg.Client, record(30))
 		w.say(alg.Server, record(30))
@@ -400,7 +400,7 @@ func (*mistaken) Lookup(conntrack.Tuple) (conntrack.Entry, error) { panic("a mis
 // TestNATMistake: a mistake on the way of an active data connection's SYN drops that packet and nothing else.
 func TestNATMistake(t *testing.T) {
 	w, ct := underNAT(t, "sane")
-	w.in.Resume(clock, ct.entries[0])
+	w.in.Resume(clock, ct.entries[0], Memory{})
 	w.say(alg.Client, record(30))
 	w.say(alg.Server, record(30))
 	var told []audit.Event

@@ -65,19 +65,19 @@ func (st *stream) sync(seq uint32) {
 }
 
 // shifted is how far a receiver's sequence numbers are from the sender's, because the kernel changed the length of a line
-// behind us (NAT): conntrack translates, but only after us.
+// behind us (NAT): conntrack translates, but only after us. It is a part of Memory.
 type shifted struct {
-	from, at      uint32 // the sender's numbers of the line's first byte, and of the first from which on now holds
-	before, since int32
+	From, At      uint32 // the sender's numbers of the line's first byte, and of the first from which on Since holds
+	Before, Since int32
 }
 
 // shift notes that the line of so many bytes at seq becomes longer, or shorter.
 func (st *stream) shift(seq uint32, length, grows int) {
 	var before int32
 	if st.shifted != nil {
-		before = st.shifted.since
+		before = st.shifted.Since
 	}
-	st.shifted = &shifted{from: seq, at: seq + uint32(length), before: before, since: before + int32(grows)}
+	st.shifted = &shifted{From: seq, At: seq + uint32(length), Before: before, Since: before + int32(grows)}
 }
 
 // sent gives the sender's number for one of the receiver's.
@@ -85,10 +85,10 @@ func (st *stream) sent(ack uint32) uint32 {
 	if st.shifted == nil {
 		return ack
 	}
-	if since := ack - uint32(st.shifted.since); !before(since, st.shifted.at) {
+	if since := ack - uint32(st.shifted.Since); !before(since, st.shifted.At) {
 		return since
 	}
-	return ack - uint32(st.shifted.before)
+	return ack - uint32(st.shifted.Before)
 }
 
 // seqAt gives the sequence number of one of the offsets that the engine counts in.

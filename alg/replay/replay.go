@@ -218,7 +218,7 @@ func (c *capture) recognise(at time.Time, conn *connection, fromClient bool, seg
 	case greeted && !known:
 		c.inspector.Begin(at, conn.key)
 	case seg.Flags&nfq.SYN == 0:
-		c.inspector.Resume(at, conntrack.Untranslated(conntrack.Tuple{Src: conn.key.Client, Dst: conn.key.Server}))
+		c.inspector.Resume(at, conntrack.Untranslated(conntrack.Tuple{Src: conn.key.Client, Dst: conn.key.Server}), inspect.Memory{})
 	}
 }
 

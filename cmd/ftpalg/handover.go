@@ -15,15 +15,18 @@ import (
 
 	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
+
+	"ftpalg/alg/inspect"
 )
 
 // A handover puts a new process in the place of the running one, for a new version: the daemon starts its successor, which
 // first does all that can fail without harm, and then takes the queues, the listeners and the rules. The old process keeps
 // the terminated sessions that it has until they end. Their data connections come to the listeners, so to the successor,
-// which passes on what nobody promised it.
+// which passes on what nobody promised it. Inspected sessions go on in the successor, with what the old process knows of them.
 const (
-	sayReady    = "ready"    // successor: the policy is good, and the kernel answers
+	sayReady    = "ready"    // successor: the policy is good, and the kernel answers; behind it the memory's format that it reads
 	sayListener = "listener" // predecessor, with one of its listeners
+	sayMemory   = "memory"   // predecessor, with a file: what it knows of the inspected sessions
 	sayTake     = "take"     // predecessor: the rest is free; behind it the number of the newest session
 	sayRunning  = "running"  // successor: the queues are bound, and the rules in force
 	sayMain     = "main"     // predecessor: the service manager knows that the successor is the main process
@@ -48,6 +51,7 @@ var (
 type link struct {
 	*net.UnixConn
 	process *os.Process // the successor; nil at its own end
+	recalls bool        // the successor reads our memory
 }
 
 // newLink makes a pair: our end, and the other for a child to inherit.
@@ -171,7 +175,8 @@ func startSuccessor(ctx context.Context) (*link, error) {
 	l.process = cmd.Process
 	go func() { _ = cmd.Wait() }() // the link tells when it ends
 	stop := context.AfterFunc(ctx, func() { l.Close() })
-	_, err = l.expect(sayReady)
+	format, err := l.expect(sayReady)
+	l.recalls = format == strconv.Itoa(inspect.MemoryFormat)
 	if !stop() {
 		err = ctx.Err()
 	}
@@ -189,7 +194,7 @@ func (d *daemon) handOver(l *link) error {
 			return fmt.Errorf("hand over: %w", err)
 		}
 	}
-	if err := l.send(fmt.Sprint(sayTake, " ", d.sessions.Load()), nil); err != nil {
+	if err := errors.Join(d.passMemory(l), l.send(fmt.Sprint(sayTake, " ", d.sessions.Load()), nil)); err != nil {
 		return fmt.Errorf("hand over: %w", err)
 	}
 	if _, err := l.expect(sayRunning); err != nil {
@@ -206,7 +211,8 @@ func (d *daemon) takeOver(ctx context.Context, tasks *errgroup.Group) error {
 	if l == nil {
 		return nil
 	}
-	if err := errors.Join(l.send(sayReady, nil), l.SetReadDeadline(time.Now().Add(handoverTimeout))); err != nil {
+	ready := fmt.Sprint(sayReady, " ", inspect.MemoryFormat)
+	if err := errors.Join(l.send(ready, nil), l.SetReadDeadline(time.Now().Add(handoverTimeout))); err != nil {
 		return err
 	}
 	var listeners []*net.TCPListener
@@ -224,6 +230,10 @@ func (d *daemon) takeOver(ctx context.Context, tasks *errgroup.Group) error {
 			d.sessions.Store(number)
 			d.accept(ctx, tasks, listeners)
 			return l.SetReadDeadline(time.Time{})
+		}
+		if text == sayMemory {
+			d.readMemory(socket)
+			continue
 		}
 		listener, err := net.FileListener(socket)
 		if err := errors.Join(err, socket.Close()); err != nil {

@@ -110,9 +110,10 @@ type daemon struct {
 
 	hup, usr2   chan os.Signal
 	manager     *notifier
-	predecessor *link // to the daemon that we take over from, or nil
-	hasRules    bool  // to be removed: they are in force, or half so, and no successor has them
-	halfDone    bool  // the last installation failed: what is in force may be of two policies
+	predecessor *link                          // to the daemon that we take over from, or nil
+	remembered  map[inspect.Key]inspect.Memory // what it knows of inspected sessions, until they are resumed
+	hasRules    bool                           // to be removed: they are in force, or half so, and no successor has them
+	halfDone    bool                           // the last installation failed: what is in force may be of two policies
 }
 
 // number gives the next session's number.
@@ -287,8 +288,9 @@ func (d *daemon) resume() error {
 		if !c.Opened || c.Mark&d.steering.terminate().Control != 0 {
 			continue // it has not said anything yet, and perhaps never will; or it was terminated, and ended with us
 		}
-		d.inspector.Resume(time.Now(), c)
+		d.inspector.Resume(time.Now(), c, d.remembered[inspect.Key{Client: c.Orig.Src, Server: c.Orig.Dst}])
 	}
+	d.remembered = nil
 	return nil
 }
 

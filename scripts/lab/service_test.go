@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"bytes"
 	"context"
+	"crypto/tls"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -238,6 +239,61 @@ func (s *Stage) stopped(t *testing.T, pid int) {
 	}
 	if _, err := os.Stat(s.Daemon.Socket); err == nil {
 		t.Errorf("%s is left", s.Daemon.Socket)
+	}
+}
+
+// Outcome: a new process takes over between a command and its reply, and between a reply and the data connection: the reply is
+// taken for the command's, in clear text, and inside TLS a request and its reply earn one credit, no more. The password that the
+// old process still had in its memory gets nowhere.
+func TestHandoverInExchange(t *testing.T) {
+	l := newLab(t)
+	s := &Stage{Lab: l}
+	m := serve(t, s, Policy())
+	m.hears("READY=1")
+	pid := s.ready(t, 0)
+	handOver := func() {
+		t.Helper()
+		mark := s.Daemon.Mark()
+		if err := syscall.Kill(pid, syscall.SIGUSR2); err != nil {
+			t.Fatal(err)
+		}
+		before := pid
+		pid = s.ready(t, mark)
+		waitGone(t, before)
+	}
+	ports := Targets(Addr(Server, IPv4), NeverPassive)
+
+	clear := scripted(t, l, IPv4)
+	clear.login(t)
+	client, server := scripted(t, l, IPv4).opaque(t, tls.VersionTLS13)
+	clear.tell(t, fromClient, "PASV")
+	if err := pass(client, server, "PASV"); err != nil {
+		t.Fatal(err)
+	}
+	handOver()
+	clear.tell(t, fromServer, pasv(ports[0].Port()))
+	if n := answered(t, l, Client, ports[1:]); n != 0 {
+		t.Errorf("%d ports are open that nobody announced", n)
+	}
+	if n := answered(t, l, Client, ports[:1]); n != 1 {
+		t.Error("the announced port is closed")
+	}
+	if err := pass(server, client, "227 somewhere"); err != nil {
+		t.Fatal(err)
+	}
+	handOver()
+	if n := answered(t, l, Client, ports); n != 1 {
+		t.Errorf("inside TLS a request with its reply opened %d ports, want 1", n)
+	}
+	clear.tell(t, fromClient, "LIST")
+	clear.tell(t, fromServer, "226 done")
+	clear.tell(t, fromClient, "PASV")
+	clear.tell(t, fromServer, pasv(ports[0].Port()))
+	handOver()
+	clear.tell(t, fromClient, "EPSV") // the pinhole before it goes
+	s.stopped(t, pid)
+	if strings.Contains(s.Daemon.Output(), Password) {
+		t.Error("ftpalg logged the password")
 	}
 }
 

@@ -1,0 +1,123 @@
+package inspect
+
+import (
+	"iter"
+	"slices"
+	"time"
+
+	"ftpalg/alg"
+	"ftpalg/conntrack"
+)
+
+// MemoryFormat is the number of what the fields of Memory, and of alg.Memory in it, mean. Who knows another number must not use
+// them.
+const MemoryFormat = 1
+
+// Memory is what an inspector knows of a session and no packet tells again, for the one that goes on with it (Resume). It is
+// there for encoding/gob. It has what was typed last, perhaps a password: it must not be written anywhere.
+type Memory struct {
+	Key          Key
+	ID           uint32 // of its conntrack entry
+	Number       uint64
+	User         string
+	Began        time.Time
+	LastSeen     time.Time
+	PinholeUntil time.Time
+	Refused      bool
+	Told         [2]bool
+	Granted      bool // its credit was spent, and the SYN may be repeated
+	Streams      [2]place
+	Control      *alg.Memory // nil in the middle of a line: then its bytes are read as those of a session that nobody knows
+}
+
+// place is where one direction of a session is.
+type place struct {
+	Synced, FIN, Known  bool
+	Origin, Next, Acked uint32
+	Kept                []byte
+	Shifted             *shifted
+}
+
+// Remember gives the memory of each session, for when packets come here no more. What is held is not part of it: its senders
+// repeat it.
+func (in *Inspector) Remember() iter.Seq[Memory] {
+	return func(yield func(Memory) bool) {
+		for i := range in.shards {
+			sh := &in.shards[i]
+			sh.mu.Lock()
+			for _, s := range sh.sessions {
+				if m, ok := sh.remember(s); ok && !yield(m) {
+					sh.mu.Unlock()
+					return
+				}
+			}
+			sh.mu.Unlock()
+		}
+	}
+}
+
+func (sh *shard) remember(s *session) (m Memory, ok bool) {
+	if s.turnedAway {
+		return Memory{}, false
+	}
+	m = Memory{
+		Key: s.key, ID: s.id, Number: s.number, User: s.user, Began: s.began, LastSeen: s.lastSeen,
+		PinholeUntil: s.pinholeUntil, Refused: s.refused, Told: s.told,
+	}
+	if p := sh.pairs[s.key.hosts()]; p != nil {
+		m.Granted = slices.Contains(p.granted, s)
+	}
+	if control, ok := s.control.Remember(); ok {
+		m.Control = &control
+		for from := range s.streams {
+			m.Streams[from] = s.streams[from].place()
+		}
+	}
+	return m, true
+}
+
+func (st *stream) place() place {
+	return place{
+		Synced: st.synced, FIN: st.fin, Known: st.known, Origin: st.origin, Next: st.next, Acked: st.acked,
+		Kept: st.kept, Shifted: st.shifted,
+	}
+}
+
+func (p place) stream() stream {
+	return stream{
+		synced: p.Synced, fin: p.FIN, known: p.Known, origin: p.Origin, next: p.Next, acked: p.Acked,
+		kept: p.Kept, shifted: p.Shifted,
+	}
+}
+
+// Resume makes a session that was there before us, so that its first segments are not taken for a beginning. m is what was
+// remembered of it, or the zero value.
+func (in *Inspector) Resume(now time.Time, entry conntrack.Entry, m Memory) {
+	if k := (Key{Client: entry.Orig.Src, Server: entry.Orig.Dst}); m.Key != k || m.ID != entry.ID {
+		m = Memory{Key: k}
+	}
+	in.start(now, m.Key, entry, &m)
+}
+
+// recall gives a session that has just been made what was remembered of it.
+func (in *Inspector) recall(sh *shard, s *session, m *Memory, now time.Time) {
+	s.user, s.began, s.lastSeen, s.refused, s.told = m.User, m.Began, m.LastSeen, m.Refused, m.Told
+	if s.refused || m.Control == nil || !s.control.Recall(*m.Control) {
+		return
+	}
+	s.pinholeUntil = m.PinholeUntil
+	for from := range s.streams {
+		s.streams[from] = m.Streams[from].stream()
+	}
+	if p := s.control.Pinhole(); !p.IsZero() {
+		sh.open[door{p.From, p.To}] = s
+		in.counts.pinholes.Add(1)
+	}
+	if s.control.HasCredit(now) {
+		sh.credit(s)
+	}
+	if m.Granted {
+		p := sh.pair(s)
+		p.granted = append(p.granted, s)
+	}
+}

@@ -1,0 +1,55 @@
+package alg
+
+import "ftpalg/alg/ftp"
+
+// Memory is what a state machine has learned from packets that will not come again. Whoever goes on with its control connection
+// (Recall) needs it, so that the reply to a command is taken for that command's, and that a credit can be spent. It is there
+// for encoding/gob.
+type Memory struct {
+	Phase       phase
+	Login       login
+	EPSVAll     bool
+	Secured     bool
+	Resumed     bool
+	DataLevel   Level
+	Outstanding []run
+	Fed         [2]uint64 // bytes of each side
+	Replies     ftp.Replies
+	Pinhole     Pinhole
+	TLS         *follower
+	Credit      jit
+	Directory   workingDirectory
+}
+
+// Remember gives the memory of a control connection, unless that is in the middle of a line: what has been fed of it would have
+// to be known as well.
+func (c *Control) Remember() (m Memory, ok bool) {
+	if c.inDenied || c.lines[Client].Partial() > 0 || c.lines[Server].Partial() > 0 {
+		return Memory{}, false
+	}
+	return Memory{
+		Phase: c.phase, Login: c.login, EPSVAll: c.epsvAll, Secured: c.secured, Resumed: c.resumed, DataLevel: c.dataLevel,
+		Outstanding: c.kinds.runs[:c.kinds.used],
+		Fed:         [2]uint64{c.lines[Client].Offset(), c.lines[Server].Offset()},
+		Replies:     c.replies, Pinhole: c.pinhole, TLS: c.tls, Credit: c.jit, Directory: c.cwd,
+	}, true
+}
+
+// Recall goes on where m was made, in a state machine that comes from Resume and has been fed nothing, and says whether it does:
+// where the policy has come to forbid TLS meanwhile it stays with what Resume takes for granted.
+func (c *Control) Recall(m Memory) bool {
+	if (m.Phase == authSent || m.Phase == records) && !c.rule.OpaquePinhole || (m.Phase == records) != (m.TLS != nil) {
+		return false
+	}
+	c.phase, c.login, c.epsvAll, c.secured, c.resumed, c.dataLevel = m.Phase, m.Login, m.EPSVAll, m.Secured, m.Resumed, m.DataLevel
+	c.kinds = queue{}
+	c.kinds.used = uint8(copy(c.kinds.runs[:], m.Outstanding))
+	for _, r := range c.kinds.runs {
+		c.kinds.n += r.N
+	}
+	for from, fed := range m.Fed {
+		c.lines[from].Skip(int(fed))
+	}
+	c.replies, c.pinhole, c.tls, c.jit, c.cwd = m.Replies, m.Pinhole, m.TLS, m.Credit, m.Directory
+	return true
+}
