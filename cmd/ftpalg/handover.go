@@ -43,6 +43,7 @@ const (
 )
 
 var (
+	errNotTaken      = errors.New("the new process has not taken over")
 	errDrained       = errors.New("the last session that began before the handover has ended")
 	errSuccessorGone = errors.New("the process that took over is gone")
 )
@@ -50,8 +51,9 @@ var (
 // link is one end of the connection between a daemon and its successor.
 type link struct {
 	*net.UnixConn
-	process *os.Process // the successor; nil at its own end
-	recalls bool        // the successor reads our memory
+	process *os.Process   // the successor; nil at its own end
+	gone    chan struct{} // closed when that has ended
+	recalls bool          // the successor reads our memory
 }
 
 // newLink makes a pair: our end, and the other for a child to inherit.
@@ -172,8 +174,11 @@ func startSuccessor(ctx context.Context) (*link, error) {
 	if err != nil {
 		return nil, errors.Join(err, l.Close())
 	}
-	l.process = cmd.Process
-	go func() { _ = cmd.Wait() }() // the link tells when it ends
+	l.process, l.gone = cmd.Process, make(chan struct{})
+	go func() {
+		_ = cmd.Wait() // how it ended is in its log
+		close(l.gone)
+	}()
 	stop := context.AfterFunc(ctx, func() { l.Close() })
 	format, err := l.expect(sayReady)
 	l.recalls = format == strconv.Itoa(inspect.MemoryFormat)
@@ -187,28 +192,36 @@ func startSuccessor(ctx context.Context) (*link, error) {
 	return l, nil
 }
 
-// handOver gives the successor what it needs. Our work is over.
+// handOver gives the successor what it needs, and lets go of it. Our work is over then, unless the error is errNotTaken: the
+// successor has ended, and everything is free again.
 func (d *daemon) handOver(l *link) error {
-	for _, listener := range d.listeners {
-		if err := errors.Join(l.send(sayListener, listener), listener.Close()); err != nil {
-			return fmt.Errorf("hand over: %w", err)
-		}
-	}
-	if err := errors.Join(d.passMemory(l), l.send(fmt.Sprint(sayTake, " ", d.sessions.Load()), nil)); err != nil {
-		return fmt.Errorf("hand over: %w", err)
-	}
-	if _, err := l.expect(sayRunning); err != nil {
-		return fmt.Errorf("hand over: %w", err)
+	if err := d.pass(l); err != nil {
+		_ = l.process.Kill() // it may have ended by itself
+		<-l.gone
+		return errors.Join(fmt.Errorf("%w: %w", errNotTaken, err), l.Close())
 	}
 	d.hasRules = false
 	d.manager.say(fmt.Sprintf("MAINPID=%d", l.process.Pid))
 	return l.send(sayMain, nil)
 }
 
+// pass gives the successor everything, and waits until it works. The listeners are closed in any case.
+func (d *daemon) pass(l *link) (err error) {
+	for _, listener := range d.listeners {
+		err = errors.Join(err, l.send(sayListener, listener), listener.Close())
+	}
+	d.listeners = nil
+	if err = errors.Join(err, d.passMemory(l), l.send(fmt.Sprint(sayTake, " ", d.sessions.Load()), nil)); err != nil {
+		return err
+	}
+	_, err = l.expect(sayRunning)
+	return err
+}
+
 // takeOver waits until the predecessor has let go of everything, and takes its listeners.
 func (d *daemon) takeOver(ctx context.Context, tasks *errgroup.Group) error {
 	l := d.predecessor
-	if l == nil {
+	if l == nil || d.succeeded {
 		return nil
 	}
 	ready := fmt.Sprint(sayReady, " ", inspect.MemoryFormat)
@@ -245,9 +258,10 @@ func (d *daemon) takeOver(ctx context.Context, tasks *errgroup.Group) error {
 
 // tookOver tells the predecessor that we have everything. If it was killed meanwhile there is nobody left but us.
 func (d *daemon) tookOver() {
-	if d.predecessor == nil {
+	if d.predecessor == nil || d.succeeded {
 		return
 	}
+	d.succeeded = true
 	err := d.predecessor.send(sayRunning, nil)
 	if err == nil {
 		_, err = d.predecessor.expect(sayMain)

@@ -111,6 +111,7 @@ type daemon struct {
 	hup, usr2   chan os.Signal
 	manager     *notifier
 	predecessor *link                          // to the daemon that we take over from, or nil
+	succeeded   bool                           // we have taken over from it
 	remembered  map[inspect.Key]inspect.Memory // what it knows of inspected sessions, until they are resumed
 	hasRules    bool                           // to be removed: they are in force, or half so, and no successor has them
 	halfDone    bool                           // the last installation failed: what is in force may be of two policies
@@ -175,6 +176,10 @@ func (d *daemon) serve(ctx context.Context) error {
 	defer d.removeRules()
 	life.Go(func() error {
 		successor, err := d.work(ctx)
+		for errors.Is(err, errNotTaken) && ctx.Err() == nil {
+			d.log.Error("no handover; this process goes on", "err", err)
+			successor, err = d.work(ctx)
+		}
 		if err != nil || successor == nil {
 			return err
 		}
@@ -188,7 +193,7 @@ func (d *daemon) serve(ctx context.Context) error {
 }
 
 // work opens the queues, installs the rules and runs every task until the first ends, or until a successor has taken over,
-// to which it gives the link. The order matters: sessions that were there before us are known before their packets come,
+// to which it gives the link. Behind errNotTaken it may run again. The order matters: sessions that were there before us are known before their packets come,
 // and rules that queue go in after the queues.
 func (d *daemon) work(ctx context.Context) (successor *link, err error) {
 	ctx, stop := context.WithCancel(ctx)

@@ -350,6 +350,54 @@ func TestHandoverFails(t *testing.T) {
 	s.stopped(t, old)
 }
 
+// Outcome: a successor that fails when it has everything already, because its rules cannot be installed, costs nobody a session:
+// the old process takes all of it back, with its own policy, and hands over to the next one that works.
+func TestHandoverFailsHalfway(t *testing.T) {
+	s, policy := halfOpened(t, Servers[2])
+	serve(t, s, policy)
+	old := s.ready(t, 0)
+	before := ruleset(t, s.Lab)
+	inspected, terminated := s.connect(t, plainIPv6), s.connect(t, explicitPASV)
+	table := fmt.Sprint(rules.DefaultTerminate.Table)
+	if _, err := s.Lab.Run(t.Context(), Gateway, "ip", "-6", "rule", "add", "to", "2001:db8:9::/64", "lookup", table); err != nil {
+		t.Fatal(err)
+	}
+	file := s.Lab.Path("policy.yaml")
+	if err := os.WriteFile(file, []byte(Termination{}.Policy(s.Server)), 0o600); err != nil { // its rules need that table
+		t.Fatal(err)
+	}
+	mark := s.Daemon.Mark()
+	if err := syscall.Kill(old, syscall.SIGUSR2); err != nil {
+		t.Fatal(err)
+	}
+	waitLog(t, s.Daemon, mark, "no handover; this process goes on", "")
+	if again := s.ready(t, mark); again != old {
+		t.Errorf("process %d works, and not %d", again, old)
+	}
+	if after := ruleset(t, s.Lab); after != before {
+		t.Errorf("the rules were\n%s\nand are\n%s", before, after)
+	}
+	for _, c := range []*ftpClient{inspected, terminated, s.connect(t, plainIPv6), s.connect(t, explicitPASV)} {
+		if _, code := c.get("LIST"); code != 226 {
+			t.Errorf("LIST: %d", code)
+		}
+	}
+	if err := os.WriteFile(file, []byte(policy), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	mark = s.Daemon.Mark()
+	if err := syscall.Kill(old, syscall.SIGUSR2); err != nil {
+		t.Fatal(err)
+	}
+	now := s.ready(t, mark)
+	for _, c := range []*ftpClient{inspected, terminated} {
+		if _, code := c.get("LIST"); code != 226 {
+			t.Errorf("LIST: %d", code)
+		}
+	}
+	s.stopped(t, now)
+}
+
 // Outcome: whichever process is killed, the gateway works: without the old one the new goes on, and behind the new one, with
 // which the old one ends, a third process takes its place.
 func TestHandoverKilled(t *testing.T) {
