@@ -46,7 +46,7 @@ func (in *Inspector) Remember() iter.Seq[Memory] {
 			sh := &in.shards[i]
 			sh.mu.Lock()
 			for _, s := range sh.sessions {
-				if m, ok := sh.remember(s); ok && !yield(m) {
+				if !s.turnedAway && !yield(sh.remember(s)) {
 					sh.mu.Unlock()
 					return
 				}
@@ -56,11 +56,8 @@ func (in *Inspector) Remember() iter.Seq[Memory] {
 	}
 }
 
-func (sh *shard) remember(s *session) (m Memory, ok bool) {
-	if s.turnedAway {
-		return Memory{}, false
-	}
-	m = Memory{
+func (sh *shard) remember(s *session) Memory {
+	m := Memory{
 		Key: s.key, ID: s.id, Number: s.number, User: s.user, Began: s.began, LastSeen: s.lastSeen,
 		PinholeUntil: s.pinholeUntil, Refused: s.refused, Told: s.told,
 	}
@@ -73,7 +70,7 @@ func (sh *shard) remember(s *session) (m Memory, ok bool) {
 			m.Streams[from] = s.streams[from].place()
 		}
 	}
-	return m, true
+	return m
 }
 
 func (st *stream) place() place {

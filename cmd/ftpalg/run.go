@@ -193,8 +193,8 @@ func (d *daemon) serve(ctx context.Context) error {
 }
 
 // work opens the queues, installs the rules and runs every task until the first ends, or until a successor has taken over,
-// to which it gives the link. Behind errNotTaken it may run again. The order matters: sessions that were there before us are known before their packets come,
-// and rules that queue go in after the queues.
+// to which it gives the link. Behind errNotTaken it may run again. The order matters: sessions that were there before us are
+// known before their packets come, and rules that queue go in after the queues.
 func (d *daemon) work(ctx context.Context) (successor *link, err error) {
 	ctx, stop := context.WithCancel(ctx)
 	defer stop()
