@@ -2,7 +2,9 @@ package lab
 
 import (
 	"context"
+	"crypto/tls"
 	"fmt"
+	"net/netip"
 	"slices"
 	"testing"
 	"time"
@@ -98,5 +100,55 @@ func TestWindows(t *testing.T) {
 	all := w.since(0)
 	if len(all) != 1 || all[0].PortSeconds() != 0.5 || !all[0].From.IsSingleIP() || all[0].To.String() != "203.0.113.2:50006" {
 		t.Errorf("got %v", all)
+	}
+}
+
+// Outcome: NAT of IPv6 is NAT. A client behind masquerade reaches a server behind DNAT with EPSV and with EPRT, in clear text,
+// where the kernel puts the gateway's address into EPRT, and inside TLS with EPSV.
+func TestNATOfIPv6(t *testing.T) {
+	l := newLab(t)
+	const public = "2001:db8:3::2"
+	own := Addr(Server, IPv6)
+	err := l.each(t.Context(), Gateway,
+		"ip -6 addr add "+public+"/128 dev lo", "ip6tables -w -A INPUT -p tcp -j DROP",
+		fmt.Sprintf("ip6tables -w -t nat -A PREROUTING -d %s -p tcp --dport 21 -j DNAT --to-destination [%s]:21", public, own),
+		"ip6tables -w -t nat -A POSTROUTING -s 2001:db8:1::/64 -o server -j MASQUERADE")
+	if err != nil {
+		t.Fatal(err)
+	}
+	startFTPAlg(t, l, policyWith(t, "    passive:", "    public: [{addresses: [\""+public+"\"]}]\n    passive:"))
+	reached := netip.AddrPortFrom(netip.MustParseAddr(public), ExplicitPort)
+
+	e := connectTo(t, l, netip.AddrPortFrom(own, ExplicitPort), reached)
+	e.login(t)
+	e.tell(t, fromClient, "EPSV")
+	e.tell(t, fromServer, "229 Extended (|||50050|)")
+	port := netip.AddrPortFrom(reached.Addr(), 50050)
+	if n := answered(t, l, Client2, []netip.AddrPort{port}); n != 0 {
+		t.Error("another host reaches the announced port")
+	}
+	if n := answered(t, l, Client, []netip.AddrPort{port}); n != 1 {
+		t.Error("the announced port is closed")
+	}
+	client := addrPort(e.client.LocalAddr())
+	listener := listen(t, l, Client, netip.AddrPortFrom(client.Addr(), 0))
+	defer listener.Close()
+	command := fmt.Sprintf("EPRT |2|%s|%d|\r\n", client.Addr(), addrPort(listener.Addr()).Port())
+	if _, err := e.client.Write([]byte(command)); err != nil {
+		t.Fatal(err)
+	}
+	want := fmt.Sprintf("EPRT |2|%s|%d|\r\n", addrPort(e.server.RemoteAddr()).Addr(), addrPort(listener.Addr()).Port())
+	if heard, err := hear(e.server, len(want), patience); heard != want {
+		t.Fatalf("the server heard %q, %v, and not %q", heard, err, want)
+	}
+	seen := netip.AddrPortFrom(addrPort(e.server.RemoteAddr()).Addr(), addrPort(listener.Addr()).Port())
+	if n := answered(t, l, Server, []netip.AddrPort{seen}); n != 1 {
+		t.Error("the server does not reach the client")
+	}
+
+	inside, server := connectTo(t, l, netip.AddrPortFrom(own, ExplicitPort), reached).opaque(t, tls.VersionTLS13)
+	exchange(t, inside, server)
+	if n := answered(t, l, Client, Targets(reached.Addr(), NeverPassive)); n != 1 {
+		t.Errorf("an exchange inside TLS opened %d ports, want 1", n)
 	}
 }

@@ -78,10 +78,17 @@ func addrPort(a net.Addr) netip.AddrPort { return a.(*net.TCPAddr).AddrPort() }
 // scripted connects the client host to the server host's control port. Both ends go away with the test.
 func scripted(t *testing.T, l *Lab, family Family) *ends {
 	t.Helper()
+	at := netip.AddrPortFrom(Addr(Server, family), ExplicitPort)
+	return connectTo(t, l, at, at)
+}
+
+// connectTo is scripted with a server that listens at an address of its own, and is reached at one that may be another.
+func connectTo(t *testing.T, l *Lab, at, reached netip.AddrPort) *ends {
+	t.Helper()
 	e := &ends{}
-	listener := listen(t, l, Server, netip.AddrPortFrom(Addr(Server, family), ExplicitPort))
+	listener := listen(t, l, Server, at)
 	defer listener.Close()
-	e.client = dial(t, l, Client, addrPort(listener.Addr()))
+	e.client = dial(t, l, Client, reached)
 	if err := listener.SetDeadline(time.Now().Add(patience)); err != nil {
 		t.Fatal(err)
 	}
