@@ -7,6 +7,7 @@ import (
 	"crypto/x509"
 	"errors"
 	"fmt"
+	"maps"
 	"net"
 	"net/netip"
 	"slices"
@@ -244,6 +245,17 @@ func (g *Gateway) Sessions() []audit.SessionInfo {
 	}
 	slices.SortFunc(list, func(a, b audit.SessionInfo) int { return int(a.Number) - int(b.Number) })
 	return list
+}
+
+// Servers are the addresses at which sessions' clients reach their servers, sorted, each once.
+func (g *Gateway) Servers() []netip.Addr {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	found := make(map[netip.Addr]struct{})
+	for s := range g.sessions {
+		found[s.server.Addr()] = struct{}{}
+	}
+	return slices.SortedFunc(maps.Keys(found), netip.Addr.Compare)
 }
 
 // errHandshakes says that there are as many TLS handshakes under way as there may be.

@@ -6,18 +6,34 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net/netip"
 	"os"
+	"slices"
 
 	"golang.org/x/sys/unix"
 
 	"ftpalg/alg/inspect"
 )
 
-// passMemory gives the successor what we know of the inspected sessions, in a file that is nowhere but in memory: a reply on its
-// way is to be taken for its command's. Our queues are closed by now, and what comes meanwhile is dropped, so that nothing
-// passes unread between what we know and what the successor sees. Where the policy fails open it may, and nothing is given.
+// handed is what a predecessor knows and no packet tells.
+type handed struct {
+	draining []netip.Addr                   // the servers of its terminated sessions
+	sessions map[inspect.Key]inspect.Memory // that it inspected; until they are resumed
+}
+
+// draining are the servers of terminated sessions: ours, and those of a predecessor that is there.
+func (d *daemon) draining() []netip.Addr {
+	all := d.terminating.Servers()
+	if d.predecessor.open() {
+		all = append(all, d.handed.draining...)
+	}
+	slices.SortFunc(all, netip.Addr.Compare)
+	return slices.Compact(all)
+}
+
+// passMemory gives the successor what we know, in a file that is nowhere but in memory.
 func (d *daemon) passMemory(l *link) error {
-	if !l.recalls || d.policy.FailOpen {
+	if !l.recalls {
 		return nil
 	}
 	fd, err := unix.MemfdCreate("ftpalg-sessions", unix.MFD_CLOEXEC)
@@ -35,10 +51,19 @@ func (d *daemon) passMemory(l *link) error {
 	return l.send(sayMemory, file)
 }
 
+// writeMemory writes the servers, and then each inspected session: a reply on its way is to be taken for its command's. Our
+// queues are closed by now, and what comes meanwhile is dropped, so that nothing passes unread between what we know and what the
+// successor sees. Where the policy fails open it may: then no session is written.
 func (d *daemon) writeMemory(w io.Writer) error {
 	buffered := bufio.NewWriter(w)
 	enc := gob.NewEncoder(buffered)
+	if err := enc.Encode(d.draining()); err != nil {
+		return fmt.Errorf("remember servers: %w", err)
+	}
 	for m := range d.inspector.Remember() {
+		if d.policy.FailOpen {
+			break
+		}
 		if err := enc.Encode(m); err != nil {
 			return fmt.Errorf("remember session %d: %w", m.Number, err)
 		}
@@ -49,17 +74,16 @@ func (d *daemon) writeMemory(w io.Writer) error {
 // readMemory reads what the predecessor knows. What cannot be read is not needed: such sessions go on as behind a restart.
 func (d *daemon) readMemory(file *os.File) {
 	defer file.Close()
-	d.remembered = map[inspect.Key]inspect.Memory{}
+	d.handed.sessions = map[inspect.Key]inspect.Memory{}
 	dec := gob.NewDecoder(bufio.NewReader(file))
-	for {
+	err := dec.Decode(&d.handed.draining)
+	for err == nil {
 		var m inspect.Memory
-		switch err := dec.Decode(&m); {
-		case errors.Is(err, io.EOF):
-			return
-		case err != nil:
-			d.log.Warn("what the predecessor knows of inspected sessions cannot be read", "err", err)
-			return
+		if err = dec.Decode(&m); err == nil {
+			d.handed.sessions[m.Key] = m
 		}
-		d.remembered[m.Key] = m
+	}
+	if !errors.Is(err, io.EOF) {
+		d.log.Warn("what the predecessor knows cannot be read", "err", err)
 	}
 }

@@ -110,11 +110,11 @@ type daemon struct {
 
 	hup, usr2   chan os.Signal
 	manager     *notifier
-	predecessor *link                          // to the daemon that we take over from, or nil
-	succeeded   bool                           // we have taken over from it
-	remembered  map[inspect.Key]inspect.Memory // what it knows of inspected sessions, until they are resumed
-	hasRules    bool                           // to be removed: they are in force, or half so, and no successor has them
-	halfDone    bool                           // the last installation failed: what is in force may be of two policies
+	predecessor *link  // to the daemon that we take over from, or nil
+	succeeded   bool   // we have taken over from it
+	handed      handed // what it knows
+	hasRules    bool   // to be removed: they are in force, or half so, and no successor has them
+	inForce     string // the text of the rules; empty when their installation failed: they may be of two policies
 }
 
 // number gives the next session's number.
@@ -293,9 +293,9 @@ func (d *daemon) resume() error {
 		if !c.Opened || c.Mark&d.steering.terminate().Control != 0 {
 			continue // it has not said anything yet, and perhaps never will; or it was terminated, and ended with us
 		}
-		d.inspector.Resume(time.Now(), c, d.remembered[inspect.Key{Client: c.Orig.Src, Server: c.Orig.Dst}])
+		d.inspector.Resume(time.Now(), c, d.handed.sessions[inspect.Key{Client: c.Orig.Src, Server: c.Orig.Dst}])
 	}
-	d.remembered = nil
+	d.handed.sessions = nil
 	return nil
 }
 
@@ -351,21 +351,32 @@ func (d *daemon) chooseBackend(ctx context.Context) error {
 // one cannot see whether it was that.
 const installAttempts = 5
 
+// rules are those that have to be in force now.
+func (d *daemon) rules() rules.Rules {
+	config := d.steering.config(d.policy, d.helper.Name)
+	config.Draining = d.draining()
+	return d.backend.Rules(config)
+}
+
 // installRules puts the rules in force, with the helper that they name: 'rules --remove' takes it away as long as no rule names it,
 // in another network namespace as well.
 func (d *daemon) installRules(ctx context.Context) (err error) {
+	wanted := d.rules()
+	d.inForce = ""
 	for range installAttempts {
 		if d.helper.Own {
 			if err := conntrack.RegisterOwnHelper(); err != nil {
 				return err
 			}
 		}
-		err = rules.Install(ctx, d.backend.Rules(d.steering.config(d.policy, d.helper.Name)))
+		err = rules.Install(ctx, wanted)
+		if err == nil {
+			d.inForce = wanted.String()
+		}
 		if err == nil || !d.helper.Own {
 			break
 		}
 	}
-	d.halfDone = err != nil
 	return err
 }
 
@@ -471,23 +482,20 @@ func (d *daemon) chooseHelper(sourceNAT bool) error {
 	return err
 }
 
-// followNAT chooses the helper again where source NAT has come or gone since, as a firewall may be loaded after us, and says
-// whether that is another. Connections that are there keep theirs.
-func (d *daemon) followNAT(ctx context.Context) (changed bool) {
+// followNAT chooses the helper again where source NAT has come or gone since, as a firewall may be loaded after us. Connections
+// that are there keep theirs.
+func (d *daemon) followNAT(ctx context.Context) {
 	translates, err := rules.SourceNAT(ctx)
 	if err != nil || translates == d.sourceNAT {
-		return false // what cannot be read now can be the next time
+		return // what cannot be read now can be the next time
 	}
 	before := d.helper
 	if err := d.chooseHelper(translates); err != nil {
 		d.log.Error("source NAT has come or gone; the helper stays", "helper", before.Name, "err", err)
-		return false
 	}
-	if d.helper == before {
-		return false
+	if d.helper != before {
+		d.log.Info("helper", "helper", d.helper.Name, "before", before.Name, "source_nat", translates)
 	}
-	d.log.Info("helper", "helper", d.helper.Name, "before", before.Name, "source_nat", translates)
-	return true
 }
 
 // keepRules keeps the rules as they have to be: when somebody has taken them away, or has kept us from installing all of them,
@@ -496,14 +504,15 @@ func (d *daemon) keepRules(ctx context.Context) {
 	if d.noRules {
 		return
 	}
-	if !d.followNAT(ctx) && !d.halfDone {
-		missing, err := rules.Present(ctx, d.backend.Rules(d.steering.config(d.policy, d.helper.Name)))
+	d.followNAT(ctx)
+	if wanted := d.rules(); wanted.String() == d.inForce {
+		missing, err := rules.Present(ctx, wanted)
 		if err != nil || len(missing) == 0 {
 			return // what cannot be read now can be the next time
 		}
 		d.log.Warn("somebody has taken rules away; they are put back", "missing", len(missing), "first", missing[0])
 	}
-	if err := d.installRules(ctx); err != nil {
+	if err := d.installRules(ctx); err != nil && ctx.Err() == nil {
 		d.log.Error("rules not in place", "err", err)
 	}
 }
@@ -511,7 +520,7 @@ func (d *daemon) keepRules(ctx context.Context) {
 // restoreRules puts those of the policy in force back where a reload has left others behind. If that fails keepRules tries
 // again.
 func (d *daemon) restoreRules(ctx context.Context) error {
-	if !d.halfDone {
+	if d.inForce != "" || d.noRules {
 		return nil
 	}
 	if err := d.installRules(ctx); err != nil {

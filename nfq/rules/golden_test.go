@@ -3,6 +3,7 @@ package rules
 import (
 	"flag"
 	"fmt"
+	"net/netip"
 	"os"
 	"strings"
 	"testing"
@@ -120,9 +121,12 @@ func TestGolden(t *testing.T) {
 	open.FailOpen, open.Queues, open.Variant, open.NoAccept = true, [2]uint16{5, 5}, Legacy, true
 	terminateOpen.NoAccept = true
 	terminateOpen.Terminate = Terminate{Port: 2190, Table: 90}.WithMarks(0x100)
+	draining := terminating(t)
+	draining.Policy.Rules[2].Action = policy.Inspect
+	draining.Draining = []netip.Addr{netip.MustParseAddr("198.51.100.2")}
 	for name, cfg := range map[string]Config{
 		"default": config(t), "open-noaccept-legacy": open, "terminate": terminating(t), "terminate-noaccept": terminateOpen,
-		"public": public(t),
+		"public": public(t), "draining": draining,
 	} {
 		golden(t, "testdata/"+name+".sh", IPTables(cfg).String())
 		golden(t, "testdata/"+name+".nft", NFTables(cfg).String())

@@ -182,6 +182,9 @@ func (n *nft) allSets() {
 		add("set", "active", " . "+address, b.each(b.active))
 		add("set", "terminated", "", b.terminated(func(s server) []string { return texts(addresses(s.faces)) }))
 		add("map", "terminate", " . inet_service : verdict", b.terminated(func(s server) []string {
+			if b.lastTerminate(s) < 0 {
+				return nil
+			}
 			return suffixed(endPoints(s.faces), " : jump "+n.chain("terminate", s.Server))
 		}))
 	}
@@ -419,8 +422,10 @@ func (n *nft) terminate() {
 		}
 		c.add("Terminated control connections without a socket (yet, with SYN cookies; or any more): never forwarded.",
 			"%s daddr . tcp dport @control%s ct mark & %#x == %#x goto %s", b.ip(), b.digit(), t.Control, t.Control, toListenerChain)
-		c.add("New control connections: the policy's rules in their order say which are terminated.",
-			"ct state new %s daddr . tcp dport vmap @terminate%s", b.ip(), b.digit())
+		if n.has("terminate" + b.digit()) {
+			c.add("New control connections: the policy's rules in their order say which are terminated.",
+				"ct state new %s daddr . tcp dport vmap @terminate%s", b.ip(), b.digit())
+		}
 		address := netip.AddrFrom4([4]byte{127, 0, 0, 1})
 		if b.v6 {
 			address = netip.IPv6Loopback()

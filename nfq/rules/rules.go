@@ -5,6 +5,7 @@ package rules
 
 import (
 	"fmt"
+	"net/netip"
 	"slices"
 	"strings"
 
@@ -26,6 +27,9 @@ type Config struct {
 	Terminate Terminate // the zero value means DefaultTerminate
 	Flowtable []string  // interfaces between which data connections go past the rules; nft alone can do that
 	Policy    *policy.Policy
+
+	// Draining are the addresses of servers to which terminated sessions go on that may have begun under another policy.
+	Draining []netip.Addr
 }
 
 func (c Config) withDefaults() Config {

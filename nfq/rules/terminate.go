@@ -39,8 +39,16 @@ const (
 	tproxyChain = prefix + "TPROXY"
 )
 
-// terminates reports whether a rule of the policy terminates connections from clients of this family to a server.
-func (b *builder) terminates(s server) bool { return b.lastTerminate(s) >= 0 }
+// terminates reports whether a rule of the policy terminates connections from clients of this family to a server, or some are
+// left that one did.
+func (b *builder) terminates(s server) bool { return b.lastTerminate(s) >= 0 || b.drains(s) }
+
+// drains reports whether terminated sessions go on with a server.
+func (b *builder) drains(s server) bool {
+	return slices.ContainsFunc(b.cfg.Draining, func(a netip.Addr) bool {
+		return slices.ContainsFunc(s.faces, func(f face) bool { return f.address.Contains(a) })
+	})
+}
 
 // lastTerminate is the position of the last such rule, or -1.
 func (b *builder) lastTerminate(s server) int {

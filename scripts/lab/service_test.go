@@ -398,6 +398,47 @@ func TestHandoverFailsHalfway(t *testing.T) {
 	s.stopped(t, now)
 }
 
+// Outcome: a policy that terminates nothing any more, be it by a reload or with a new process, leaves the terminated sessions
+// that there are: they transfer as before, while new ones are inspected. With the last of them their rules go.
+func TestTerminatesNoMore(t *testing.T) {
+	for name, signal := range map[string]syscall.Signal{"reload": syscall.SIGHUP, "handover": syscall.SIGUSR2} {
+		t.Run(name, func(t *testing.T) {
+			s, policy := halfOpened(t, Servers[2])
+			serve(t, s, policy)
+			pid := s.ready(t, 0)
+			c := s.connect(t, explicitPASV)
+			if err := os.WriteFile(s.Lab.Path("policy.yaml"), []byte(Policy()), 0o600); err != nil {
+				t.Fatal(err)
+			}
+			mark := s.Daemon.Mark()
+			if err := syscall.Kill(pid, signal); err != nil {
+				t.Fatal(err)
+			}
+			if signal == syscall.SIGHUP {
+				waitLog(t, s.Daemon, mark, "policy reloaded", "")
+			} else {
+				pid = s.ready(t, mark)
+			}
+			for range 2 {
+				if _, code := c.get("LIST"); code != 226 {
+					t.Errorf("LIST: %d", code)
+				}
+			}
+			download(t, s, login(t, s, plainPASV), plainPASV)
+			do(t, c.control, 221, "QUIT")
+			ctx, cancel := context.WithTimeout(t.Context(), patient(30*time.Second))
+			defer cancel()
+			err := Wait(ctx, "the rules for terminated sessions to go", func() (bool, error) {
+				return !strings.Contains(ruleset(t, s.Lab), "TPROXY"), nil
+			})
+			if err != nil {
+				t.Error(err)
+			}
+			s.stopped(t, pid)
+		})
+	}
+}
+
 // Outcome: whichever process is killed, the gateway works: without the old one the new goes on, and behind the new one, with
 // which the old one ends, a third process takes its place.
 func TestHandoverKilled(t *testing.T) {
