@@ -2,6 +2,7 @@ package conntrack
 
 import (
 	"cmp"
+	"net/netip"
 	"slices"
 	"sync"
 )
@@ -81,6 +82,15 @@ func (f *Fake) Withdraw(x Expectation) error {
 	}
 	f.calls = append(f.calls, Call{"withdraw", x, err})
 	return err
+}
+
+// Use is a connection's first packet, which takes the expectation that it meets with it, if there is one.
+func (f *Fake) Use(from, to netip.AddrPort) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.open = slices.DeleteFunc(f.open, func(x Expectation) bool {
+		return x.To == to && (x.From == from || x.From == netip.AddrPortFrom(from.Addr(), 0))
+	})
 }
 
 // Open gives the expectations that stand, oldest first.

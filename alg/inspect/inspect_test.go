@@ -382,6 +382,55 @@ func TestResume(t *testing.T) {
 	}
 }
 
+// TestMissed: a SYN that the kernel drops behind our back, with the queue that it waits in, has its pinhole when it comes again;
+// in another process as well, once more if need be, and not when it was used.
+func TestMissed(t *testing.T) {
+	const from, to = "192.0.2.2:41000", "198.51.100.2:50000"
+	for name, announce := range map[string]func(w *wire){
+		"clear text": func(w *wire) {
+			w.say(alg.Client, []byte("PASV\r\n"))
+			w.say(alg.Server, []byte("227 (198,51,100,2,195,80)\r\n"))
+		},
+		"TLS": func(w *wire) {
+			w.say(alg.Client, record(30))
+			w.say(alg.Server, record(40))
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			w := newWire(t, policy.AllowAll(), clientAddr, serverAddr)
+			entry := conntrack.Untranslated(w.key.tuple())
+			w.in.Resume(clock, entry, Memory{})
+			announce(w)
+			opened := func() (n int) {
+				for _, e := range w.events {
+					if strings.HasPrefix(e, "pinhole none") {
+						n++
+					}
+				}
+				return n
+			}
+			for want := 1; want <= 2; want++ {
+				w.loses = true
+				w.syn(from, to)
+				w.loses = false
+				if n := opened(); n != want {
+					t.Fatalf("%d pinholes, want %d: %q", n, want, w.events)
+				}
+			}
+			w.handOver(t, entry)
+			w.syn("192.0.2.2:41001", to) // another one gets nothing
+			w.syn(from, to)
+			if n := opened(); n != 3 {
+				t.Errorf("%d pinholes, want 3: %q", n, w.events)
+			}
+			w.syn(from, to) // it was used
+			if n, open := opened(), w.ct.Open(); n != 3 || len(open) != 0 {
+				t.Errorf("%d pinholes, want 3, and %v stand: %q", n, open, w.events)
+			}
+		})
+	}
+}
+
 // record is a TLS record of application data.
 func record(n int) []byte {
 	return append([]byte{23, 3, 3, 0, byte(n)}, make([]byte, n)...)

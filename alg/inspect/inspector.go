@@ -83,6 +83,7 @@ type shard struct {
 	sessions map[Key]*session
 	pairs    map[hosts]*pair
 	open     map[door]*session     // pinholes that stand
+	missed   map[door]*session     // by the ends of a SYN that did not use its pinhole
 	holding  map[*session]struct{} // sessions that may have packets without a verdict
 	fx       []alg.Effect
 	swept    time.Time // when sessions that are closing were looked for last
@@ -113,6 +114,7 @@ func New(o Options) *Inspector {
 		in.shards[i].sessions = map[Key]*session{}
 		in.shards[i].pairs = map[hosts]*pair{}
 		in.shards[i].open = map[door]*session{}
+		in.shards[i].missed = map[door]*session{}
 		in.shards[i].holding = map[*session]struct{}{}
 	}
 	return in
@@ -301,6 +303,7 @@ func (in *Inspector) forget(sh *shard, s *session, now time.Time, why alg.Reason
 		in.event(s.event(now, audit.Event{Kind: audit.EventEnd, Reason: why}))
 	}
 	sh.dropPair(s)
+	sh.dropMissed(s)
 	delete(sh.holding, s)
 	delete(sh.sessions, s.key)
 	if s.view != nil {

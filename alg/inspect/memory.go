@@ -25,6 +25,7 @@ type Memory struct {
 	PinholeUntil time.Time
 	Refused      bool
 	Told         [2]bool
+	Missed       *missed
 	Granted      bool // its credit was spent, and the SYN may be repeated
 	Streams      [2]place
 	Control      *alg.Memory // nil in the middle of a line: then its bytes are read as those of a session that nobody knows
@@ -59,7 +60,7 @@ func (in *Inspector) Remember() iter.Seq[Memory] {
 func (sh *shard) remember(s *session) Memory {
 	m := Memory{
 		Key: s.key, ID: s.id, Number: s.number, User: s.user, Began: s.began, LastSeen: s.lastSeen,
-		PinholeUntil: s.pinholeUntil, Refused: s.refused, Told: s.told,
+		PinholeUntil: s.pinholeUntil, Refused: s.refused, Told: s.told, Missed: s.missed,
 	}
 	if p := sh.pairs[s.key.hosts()]; p != nil {
 		m.Granted = slices.Contains(p.granted, s)
@@ -109,6 +110,9 @@ func (in *Inspector) recall(sh *shard, s *session, m *Memory, now time.Time) {
 	if p := s.control.Pinhole(); !p.IsZero() {
 		sh.open[door{p.From, p.To}] = s
 		in.counts.pinholes.Add(1)
+	}
+	if s.missed = m.Missed; s.missed != nil {
+		sh.missed[door{s.missed.From, s.missed.To}] = s
 	}
 	if s.control.HasCredit(now) {
 		sh.credit(s)

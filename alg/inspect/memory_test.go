@@ -171,7 +171,9 @@ func TestMemoryFormat(t *testing.T) {
 }
 
 const memoryShape = `{Key {Client netip.AddrPort; Server netip.AddrPort; }; ID uint32; Number uint64; User string; Began time.Time; ` +
-	`LastSeen time.Time; PinholeUntil time.Time; Refused bool; Told array bool; Granted bool; Streams array {Synced bool; FIN bool; ` +
+	`LastSeen time.Time; PinholeUntil time.Time; Refused bool; Told array bool; Missed ptr {From netip.AddrPort; To netip.AddrPort; ` +
+	`ISN uint32; Pinhole {Mode uint8; Shared bool; From netip.AddrPort; To netip.AddrPort; Real netip.AddrPort; }; Until time.Time; }; ` +
+	`Granted bool; Streams array {Synced bool; FIN bool; ` +
 	`Known bool; Origin uint32; Next uint32; Acked uint32; Kept slice uint8; Shifted ptr {From uint32; At uint32; Before int32; ` +
 	`Since int32; }; }; Control ptr {Phase uint8; Login uint8; EPSVAll bool; Secured bool; Resumed bool; DataLevel uint8; ` +
 	`Outstanding slice {Kind uint8; N uint16; }; Fed array uint64; Replies {Code uint16; }; Pinhole {Mode uint8; Shared bool; ` +

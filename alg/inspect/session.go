@@ -23,6 +23,7 @@ type session struct {
 	began    time.Time
 	lastSeen time.Time
 
+	missed       *missed // the last SYN, if it did not use its pinhole
 	pinholeUntil time.Time
 	implicit     bool
 	resumed      bool

@@ -16,7 +16,7 @@ func (in *Inspector) syn(sh *shard, now time.Time, p Packet, seg *nfq.Segment) {
 		in.beginning(now, p, seg)
 		return
 	}
-	if in.announced(sh, now, p, seg) {
+	if in.promised(sh, now, p, seg) {
 		return
 	}
 	s, why := in.justInTime(sh, now, hosts{seg.Src.Addr(), seg.Dst.Addr()}, seg)
@@ -26,17 +26,17 @@ func (in *Inspector) syn(sh *shard, now time.Time, p Packet, seg *nfq.Segment) {
 	if why != alg.CreditSpent && why != alg.SYNRepeated {
 		in.event(audit.Event{Time: now, Kind: audit.EventAudit, Reason: why, From: seg.Src, To: seg.Dst})
 	}
-	in.pass(sh, s, now, p)
+	in.pass(sh, s, now, p, seg)
 }
 
-// announced lets a SYN go on for which a pinhole stands, as it was announced in clear text.
-func (in *Inspector) announced(sh *shard, now time.Time, p Packet, seg *nfq.Segment) bool {
-	s := sh.open[door{netip.AddrPortFrom(seg.Src.Addr(), 0), seg.Dst}]
-	if s == nil {
-		return false
+// promised lets a SYN go on for which a pinhole stands, as it was announced in clear text, or which is one again that has not
+// used its own.
+func (in *Inspector) promised(sh *shard, now time.Time, p Packet, seg *nfq.Segment) bool {
+	if s := sh.open[door{netip.AddrPortFrom(seg.Src.Addr(), 0), seg.Dst}]; s != nil {
+		in.pass(sh, s, now, p, seg)
+		return true
 	}
-	in.pass(sh, s, now, p)
-	return true
+	return in.again(sh, now, p, seg)
 }
 
 // activeSYN decides on the SYN of an active data connection under NAT, and says whether it is one: it has the addresses that
@@ -61,14 +61,14 @@ func (in *Inspector) activeBetween(h hosts, now time.Time, p Packet, seg *nfq.Se
 			decided = true
 		}
 	}()
-	if in.announced(sh, now, p, seg) {
+	if in.promised(sh, now, p, seg) {
 		return true
 	}
 	s, why := in.justInTime(sh, now, h, seg)
 	if why != alg.CreditSpent && why != alg.SYNRepeated {
 		return false
 	}
-	in.pass(sh, s, now, p)
+	in.pass(sh, s, now, p, seg)
 	return true
 }
 
@@ -108,13 +108,53 @@ func (in *Inspector) justInTime(sh *shard, now time.Time, h hosts, seg *nfq.Segm
 	return nil, alg.NoCredit
 }
 
-// pass lets a SYN go on, and closes the pinhole of s that it uses, if s is not nil. By the time that the verdict is given the
-// SYN has been through conntrack and the expectation is gone, but for one case: conntrack may take a SYN between the ports of
-// a connection that was reset for a part of that one.
-func (in *Inspector) pass(sh *shard, s *session, now time.Time, p Packet) {
+// pass lets a SYN go on, and closes the pinhole of s that it uses, if s is not nil.
+func (in *Inspector) pass(sh *shard, s *session, now time.Time, p Packet, seg *nfq.Segment) {
 	in.verdict(p, nfq.Verdict{Accept: true, AtOnce: s != nil})
 	if s != nil {
-		in.closed(sh, s, now, s.control.Pinhole(), alg.Used)
+		in.used(sh, s, now, s.control.Pinhole(), seg)
 		s.control.Expire()
+	}
+}
+
+// missed is a SYN that did not use its pinhole.
+type missed struct {
+	From, To netip.AddrPort
+	ISN      uint32
+	Pinhole  alg.Pinhole
+	Until    time.Time
+}
+
+// used closes the pinhole of a SYN that has gone on. It has been through conntrack, and the expectation is gone, but in two cases:
+// conntrack may take a SYN between the ports of a connection that was reset for a part of that one; and the kernel drops all that
+// waits in queues when a table of nft's with hooks is replaced, anybody's, so that a verdict may come too late. Then the SYN comes
+// again.
+func (in *Inspector) used(sh *shard, s *session, now time.Time, p alg.Pinhole, seg *nfq.Segment) {
+	if stood := in.closed(sh, s, now, p, alg.Used); stood && !in.lossy {
+		s.missed = &missed{From: seg.Src, To: seg.Dst, ISN: seg.Seq, Pinhole: p, Until: now.Add(s.policy.PinholeTimeout)}
+		sh.missed[door{seg.Src, seg.Dst}] = s
+	}
+}
+
+// again opens a pinhole once more for the SYN that has not used it, and says whether this is one.
+func (in *Inspector) again(sh *shard, now time.Time, p Packet, seg *nfq.Segment) bool {
+	s := sh.missed[door{seg.Src, seg.Dst}]
+	if s == nil || s.refused || s.missed.ISN != seg.Seq || now.After(s.missed.Until) {
+		return false
+	}
+	pinhole := s.missed.Pinhole
+	if in.open(sh, s, now, pinhole) != alg.NoReason {
+		return false
+	}
+	in.verdict(p, nfq.Verdict{Accept: true, AtOnce: true})
+	in.used(sh, s, now, pinhole, seg)
+	return true
+}
+
+// dropMissed forgets the SYN of a session that has not used its pinhole.
+func (sh *shard) dropMissed(s *session) {
+	if s.missed != nil {
+		delete(sh.missed, door{s.missed.From, s.missed.To})
+		s.missed = nil
 	}
 }

@@ -127,6 +127,7 @@ func (in *Inspector) login(s *session, now time.Time, e alg.Effect) {
 
 // open installs a pinhole. NoReason means that it stands.
 func (in *Inspector) open(sh *shard, s *session, now time.Time, p alg.Pinhole) alg.Reason {
+	sh.dropMissed(s)
 	d := door{p.From, p.To}
 	if other := sh.open[d]; other != nil && !p.Shared {
 		// The kernel holds one expectation for two ends; it is this session's now.
@@ -147,15 +148,16 @@ func (in *Inspector) open(sh *shard, s *session, now time.Time, p alg.Pinhole) a
 	return alg.NoReason
 }
 
-// closed withdraws a pinhole. If it is not there any more it was used, or has timed out.
-func (in *Inspector) closed(sh *shard, s *session, now time.Time, p alg.Pinhole, why alg.Reason) {
+// closed withdraws a pinhole, and says whether it stood. If it did not any more it was used, or has timed out.
+func (in *Inspector) closed(sh *shard, s *session, now time.Time, p alg.Pinhole, why alg.Reason) (stood bool) {
 	d := door{p.From, p.To}
 	if sh.open[d] != s {
-		return
+		return false
 	}
 	delete(sh.open, d)
 	in.counts.pinholes.Add(-1)
 	err := in.conntrack.Withdraw(s.expectation(p))
+	stood = err == nil
 	if errors.Is(err, conntrack.ErrNotFound) {
 		err = nil
 		if why != alg.TimedOut {
@@ -163,6 +165,7 @@ func (in *Inspector) closed(sh *shard, s *session, now time.Time, p alg.Pinhole,
 		}
 	}
 	in.event(s.event(now, audit.Event{Kind: audit.EventClosed, Reason: why, Mode: p.Mode, From: p.From, To: p.To, Err: err}))
+	return stood
 }
 
 func (s *session) expectation(p alg.Pinhole) conntrack.Expectation {

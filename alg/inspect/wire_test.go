@@ -37,6 +37,7 @@ type wire struct {
 	verdicts  map[uint32]nfq.Verdict
 	nextID    uint32
 	receivers [2]receiver // by the sending side
+	loses     bool        // the kernel drops what waits in the queue
 	resets    [2]uint32   // sequence number of the reset that a side was sent, by the side whose packet became it
 }
 
@@ -95,6 +96,9 @@ func (w *wire) Verdict(id uint32, v nfq.Verdict) error {
 	}
 	v.Payload = bytes.Clone(v.Payload)
 	w.verdicts[id] = v
+	if w.loses {
+		return nil
+	}
 	packet, known := w.packets[id]
 	if !known {
 		w.t.Errorf("verdict on unknown packet %d", id)
@@ -112,6 +116,9 @@ func (w *wire) Verdict(id uint32, v nfq.Verdict) error {
 	from := alg.Client
 	if seg.Src == w.key.Server || seg.Src == w.view.Server {
 		from = alg.Server
+	}
+	if isSYN(&seg) {
+		w.ct.Use(seg.Src, seg.Dst)
 	}
 	if seg.Flags&nfq.RST != 0 {
 		w.resets[from] = seg.Seq
