@@ -198,6 +198,7 @@ func (d *daemon) handOver(l *link) error {
 	if err := d.pass(l); err != nil {
 		_ = l.process.Kill() // it may have ended by itself
 		<-l.gone
+		d.inForce = "" // it may have had others
 		return errors.Join(fmt.Errorf("%w: %w", errNotTaken, err), l.Close())
 	}
 	d.hasRules = false

@@ -13,19 +13,27 @@ import (
 	"golang.org/x/sys/unix"
 
 	"ftpalg/alg/inspect"
+	"ftpalg/nfq/rules"
 )
 
 // handed is what a predecessor knows and no packet tells.
 type handed struct {
-	draining []netip.Addr                   // the servers of its terminated sessions
+	general
 	sessions map[inspect.Key]inspect.Memory // that it inspected; until they are resumed
+}
+
+// general is what belongs to no session. It is there for encoding/gob.
+type general struct {
+	Backend  rules.Backend // of the rules: to try nft drops what waits in queues
+	InForce  string        // the text of the rules
+	Draining []netip.Addr  // the servers of terminated sessions
 }
 
 // draining are the servers of terminated sessions: ours, and those of a predecessor that is there.
 func (d *daemon) draining() []netip.Addr {
 	all := d.terminating.Servers()
 	if d.predecessor.open() {
-		all = append(all, d.handed.draining...)
+		all = append(all, d.handed.Draining...)
 	}
 	slices.SortFunc(all, netip.Addr.Compare)
 	return slices.Compact(all)
@@ -51,14 +59,14 @@ func (d *daemon) passMemory(l *link) error {
 	return l.send(sayMemory, file)
 }
 
-// writeMemory writes the servers, and then each inspected session: a reply on its way is to be taken for its command's. Our
+// writeMemory writes what is general, and then each inspected session: a reply on its way is to be taken for its command's. Our
 // queues are closed by now, and what comes meanwhile is dropped, so that nothing passes unread between what we know and what the
 // successor sees. Where the policy fails open it may: then no session is written.
 func (d *daemon) writeMemory(w io.Writer) error {
 	buffered := bufio.NewWriter(w)
 	enc := gob.NewEncoder(buffered)
-	if err := enc.Encode(d.draining()); err != nil {
-		return fmt.Errorf("remember servers: %w", err)
+	if err := enc.Encode(general{Backend: d.backend, InForce: d.inForce, Draining: d.draining()}); err != nil {
+		return fmt.Errorf("remember: %w", err)
 	}
 	for m := range d.inspector.Remember() {
 		if d.policy.FailOpen {
@@ -76,7 +84,7 @@ func (d *daemon) readMemory(file *os.File) {
 	defer file.Close()
 	d.handed.sessions = map[inspect.Key]inspect.Memory{}
 	dec := gob.NewDecoder(bufio.NewReader(file))
-	err := dec.Decode(&d.handed.draining)
+	err := dec.Decode(&d.handed.general)
 	for err == nil {
 		var m inspect.Memory
 		if err = dec.Decode(&m); err == nil {

@@ -264,11 +264,16 @@ func (d *daemon) open(ctx context.Context, tasks *errgroup.Group) error {
 		return err
 	}
 	if !d.noRules {
-		if err := d.chooseBackend(ctx); err != nil {
-			return err
+		if d.backend == "" {
+			if err := d.chooseBackend(ctx); err != nil {
+				return err
+			}
 		}
 		d.hasRules = true
-		if err := d.installRules(ctx); err != nil {
+		if d.handed.InForce != "" {
+			d.inForce, d.handed.InForce = d.handed.InForce, ""
+		}
+		if err := d.ensureRules(ctx); err != nil {
 			return err
 		}
 	}
@@ -331,13 +336,15 @@ func (d *daemon) openQueue(ctx context.Context, num uint16) (*nfq.Queue, error) 
 // chooseBackend settles the language of the rules, and warns of a firewall that will not heed them.
 func (d *daemon) chooseBackend(ctx context.Context) error {
 	config := d.steering.config(d.policy, d.helper.Name)
-	backend, why, err := d.steering.choose(ctx, config)
-	if err != nil {
-		return err
+	why := "as before the handover"
+	if d.backend = d.handed.Backend; d.backend == "" {
+		var err error
+		if d.backend, why, err = d.steering.choose(ctx, config); err != nil {
+			return err
+		}
 	}
-	d.backend = backend
 	d.log.Info("rules", "backend", string(d.backend), "why", why)
-	obstacles, err := doctor.Obstacles(ctx, doctor.Subject{Config: config, Backend: backend, PolicyFile: d.policyFile})
+	obstacles, err := doctor.Obstacles(ctx, doctor.Subject{Config: config, Backend: d.backend, PolicyFile: d.policyFile})
 	for _, o := range obstacles {
 		d.log.Warn("rules", "warning", o.String(), "mend", o.Mend)
 	}
@@ -356,6 +363,17 @@ func (d *daemon) rules() rules.Rules {
 	config := d.steering.config(d.policy, d.helper.Name)
 	config.Draining = d.draining()
 	return d.backend.Rules(config)
+}
+
+// ensureRules puts the rules in force unless they are. To replace them may cost what waits in queues, anybody's: the kernel drops
+// that when a chain with a hook goes, or a rule that gives out a helper.
+func (d *daemon) ensureRules(ctx context.Context) error {
+	if wanted := d.rules(); wanted.String() == d.inForce {
+		if missing, err := rules.Present(ctx, wanted); err == nil && len(missing) == 0 {
+			return nil
+		}
+	}
+	return d.installRules(ctx)
 }
 
 // installRules puts the rules in force, with the helper that they name: 'rules --remove' takes it away as long as no rule names it,
@@ -546,7 +564,7 @@ func (d *daemon) reload(ctx context.Context, tasks *errgroup.Group) error {
 	err = d.listenTransparently(ctx, tasks)
 	if err == nil && !d.noRules {
 		d.followNAT(ctx)
-		err = d.installRules(ctx)
+		err = d.ensureRules(ctx)
 	}
 	if err != nil {
 		d.policy = old

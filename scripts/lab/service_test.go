@@ -13,9 +13,12 @@ import (
 	"os"
 	"os/exec"
 	"strings"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
+
+	"golang.org/x/sync/errgroup"
 
 	"ftpalg/nfq/rules"
 )
@@ -295,6 +298,55 @@ func TestHandoverInExchange(t *testing.T) {
 	if strings.Contains(s.Daemon.Output(), Password) {
 		t.Error("ftpalg logged the password")
 	}
+}
+
+// Outcome: of transfers without a pause, in clear text and inside TLS that stays closed, no handover costs one.
+func TestHandoverUnderTransfers(t *testing.T) {
+	s := unguarded(t, Servers[2]) // which lets data connections have any TLS session
+	s.write(t, "down.bin", []byte(strings.Repeat("contents ", 10000)))
+	serve(t, s, Policy())
+	pid := s.ready(t, 0)
+	clients, ctx := errgroup.WithContext(t.Context())
+	over, done := make(chan struct{}), atomic.Int64{}
+	for i := range 6 {
+		c := &churned{stage: s, scenario: Scenario{Mode: EPSV, Family: []Family{IPv4, IPv6}[i%2], Protection: Plain}}
+		if i >= 3 {
+			c.scenario.Protection = Explicit
+		}
+		c.control = login(t, s, c.scenario)
+		clients.Go(func() error {
+			for {
+				select {
+				case <-over:
+					return nil
+				default:
+				}
+				if err := c.fetch(nil); err != nil {
+					return fmt.Errorf("%s: %w", c.scenario.Protection, err)
+				}
+				done.Add(1)
+			}
+		})
+	}
+	for range 10 {
+		mark := s.Daemon.Mark()
+		if err := syscall.Kill(pid, syscall.SIGUSR2); err != nil {
+			t.Fatal(err)
+		}
+		pid = s.ready(t, mark)
+		if ctx.Err() != nil {
+			break
+		}
+	}
+	close(over)
+	if err := clients.Wait(); err != nil {
+		t.Errorf("behind %d transfers: %v", done.Load(), err)
+	}
+	if n := strings.Count(s.Daemon.Output(), "the kernel refused a verdict"); n > 0 {
+		t.Errorf("%d packets were dropped while they waited in the queue: rules were replaced by the same", n)
+	}
+	t.Logf("%d transfers", done.Load())
+	s.stopped(t, pid)
 }
 
 // Outcome: sessions of three processes at once; each data connection finds its own.
