@@ -8,7 +8,7 @@ import (
 )
 
 // Where the kernel lets user space define helpers, as Debian's does, control connections carry ftpalg's own, which conntrack
-// shows, and elsewhere a silent one of the kernel's. ftpalg takes its own away when it ends.
+// shows, and elsewhere a silent one of the kernel's.
 func TestHelperShown(t *testing.T) {
 	requireRoot(t)
 	binary, err := buildDaemon()
