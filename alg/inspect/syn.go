@@ -127,8 +127,8 @@ type missed struct {
 
 // used closes the pinhole of a SYN that has gone on. It has been through conntrack, and the expectation is gone, but in two cases:
 // conntrack may take a SYN between the ports of a connection that was reset for a part of that one; and the kernel drops all that
-// waits in queues when a table of nft's with hooks is replaced, anybody's, so that a verdict may come too late. Then the SYN comes
-// again.
+// waits in queues when somebody takes away a chain of nft's that has a hook, or a rule that gives out a helper, so that a verdict
+// may come too late. Then the SYN comes again.
 func (in *Inspector) used(sh *shard, s *session, now time.Time, p alg.Pinhole, seg *nfq.Segment) {
 	if stood := in.closed(sh, s, now, p, alg.Used); stood && !in.lossy {
 		s.missed = &missed{From: seg.Src, To: seg.Dst, ISN: seg.Seq, Pinhole: p, Until: now.Add(s.policy.PinholeTimeout)}
