@@ -53,8 +53,8 @@ func (h *half) closeWrite() error {
 	return h.tcp.CloseWrite()
 }
 
-// truncate ends what is sent without saying that it is the whole: TLS without close_notify (RFC 8446 section 6.1), and a
-// reset where there is no TLS.
+// truncate passes on that TLS ended without close_notify (RFC 8446 section 6.1): the same where there is TLS, and a reset
+// where there is none.
 func (h *half) truncate() {
 	if h.tls != nil {
 		_ = h.tcp.CloseWrite()
@@ -69,7 +69,8 @@ type relay struct {
 	halves  [2]*half
 }
 
-// cut breaks both halves off.
+// cut breaks both halves off. What one end broke off reaches the other as a reset, in TLS as well: most servers take a FIN
+// without close_notify for the end of the file, and would keep a part of one as the whole.
 func (r *relay) cut() {
 	for _, h := range r.halves {
 		reset(h.tcp)
@@ -115,8 +116,7 @@ func (r *relay) move(from alg.Side, limit int64) error {
 		if n > 0 {
 			left -= n
 			if err := c.unload(); err != nil {
-				reset(src.tcp)
-				dst.truncate()
+				r.cut()
 				return nil
 			}
 		}
@@ -127,8 +127,7 @@ func (r *relay) move(from alg.Side, limit int64) error {
 			r.ended(src, dst)
 			return nil
 		case err != nil && !(timedOut(err) && r.moves()):
-			reset(src.tcp)
-			dst.truncate()
+			r.cut()
 			return nil
 		}
 	}
@@ -196,7 +195,7 @@ func (r *relay) tooLarge(from alg.Side) error {
 		_ = client.tcp.CloseWrite()
 		return errTooLarge
 	}
-	server.truncate()
+	reset(server.tcp)
 	r.promise.settle()
 	_ = client.closeWrite() // it may be gone
 	_ = client.tcp.SetReadDeadline(time.Now().Add(drainTimeout))
