@@ -494,6 +494,9 @@ func (r *relay) secure() error {
 			continue
 		}
 		h, config := r.halves[side], n.configs[side]
+		if alg.Side(side) == alg.Client && n.transfer == alg.Upload {
+			config = withoutNewTickets(config)
+		}
 		both.Go(func() error {
 			over := func(c net.Conn) *tls.Conn { return tls.Server(c, config) }
 			if alg.Side(side) == alg.Server {

@@ -129,6 +129,23 @@ func (t tickets) data(base *tls.Config, resumed string) *tls.Config {
 	return config
 }
 
+// withoutNewTickets gives a configuration for one connection, whose server takes tickets and sends none in TLS 1.3. There they
+// come behind the handshake (RFC 8446 section 4.6.1), and a client that uploads may never read them: when it closes, what it
+// has not read makes a reset of the end, and what it has sent last is lost. crypto/tls asks whether it is to send any when it
+// has looked for a session and, without one, for a certificate.
+func withoutNewTickets(base *tls.Config) *tls.Config {
+	config := base.Clone()
+	config.UnwrapSession = func(identity []byte, cs tls.ConnectionState) (*tls.SessionState, error) {
+		config.SessionTicketsDisabled = true
+		return base.UnwrapSession(identity, cs)
+	}
+	config.GetCertificate = func(hello *tls.ClientHelloInfo) (*tls.Certificate, error) {
+		config.SessionTicketsDisabled = true
+		return base.GetCertificate(hello)
+	}
+	return config
+}
+
 func (t tickets) wrap(base *tls.Config) func(tls.ConnectionState, *tls.SessionState) ([]byte, error) {
 	return func(cs tls.ConnectionState, ss *tls.SessionState) ([]byte, error) {
 		ss.Extra = append(slices.DeleteFunc(ss.Extra, isMark), []byte(t.own))

@@ -73,3 +73,43 @@ func TestTicketsAreBound(t *testing.T) {
 		}
 	}
 }
+
+// countedCache counts the tickets that a client gets.
+type countedCache struct {
+	tls.ClientSessionCache
+	puts int
+}
+
+func (c *countedCache) Put(key string, s *tls.ClientSessionState) {
+	c.puts++
+	c.ClientSessionCache.Put(key, s)
+}
+
+// An upload's data connection resumes, as others do, and brings no ticket that its client would have to read.
+func TestUploadsBringNoTickets(t *testing.T) {
+	base := newCertificates(t).base
+	tickets, hello := newTickets("rule"), &clientHello{}
+	cache := &countedCache{ClientSessionCache: tls.NewLRUClientSessionCache(4)}
+	client := &tls.Config{InsecureSkipVerify: true, ServerName: "server", MinVersion: tls.VersionTLS13, ClientSessionCache: cache}
+	visit(t, client, tickets.control(base, hello))
+	data := tickets.data(base, hello.resumed)
+	before := cache.puts
+	for range 2 {
+		if !visit(t, client, withoutNewTickets(data)) {
+			t.Error("an upload did not resume its control connection's session")
+		}
+	}
+	client.ClientSessionCache = &countedCache{ClientSessionCache: tls.NewLRUClientSessionCache(4)}
+	if visit(t, client, withoutNewTickets(data)) {
+		t.Error("a client without a ticket resumed")
+	}
+	if fresh := client.ClientSessionCache.(*countedCache); before == 0 || cache.puts != before || fresh.puts != 0 {
+		t.Errorf("tickets: %d on the control connection, %d then, %d without a session", before, cache.puts, fresh.puts)
+	}
+	if !visit(t, &tls.Config{InsecureSkipVerify: true, ServerName: "server", ClientSessionCache: cache}, data) {
+		t.Error("a download did not resume")
+	}
+	if cache.puts == before {
+		t.Error("a download brought no ticket")
+	}
+}
