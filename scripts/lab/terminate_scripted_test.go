@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"crypto/tls"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
@@ -467,6 +468,67 @@ func TestTruncatedUpload(t *testing.T) {
 	}
 	if code, err := c.put("STOR up.bin", contents); code != 226 || err != nil {
 		t.Errorf("a whole one: %d, %v", code, err)
+	}
+}
+
+// Outcome: an upload that is broken off by a reset does not look complete to a server that takes an end without close_notify
+// for the end of the file.
+func TestResetUpload(t *testing.T) {
+	s := opened(t, Servers[2], Termination{Rule: []string{"data: relay"}})
+	c := s.connect(t, explicitPASV)
+	raw := c.openRaw("STOR up.bin").(*net.TCPConn)
+	if _, err := tls.Client(raw, c.config).Write(contents); err != nil {
+		t.Fatal(err)
+	}
+	if err := errors.Join(raw.SetLinger(0), raw.Close()); err != nil {
+		t.Fatal(err)
+	}
+	if code, text := c.final(); code < 400 {
+		t.Errorf("%d %s", code, text)
+	}
+}
+
+// frugal takes no more from the kernel than the TLS record that is asked for, as OpenSSL does.
+type frugal struct {
+	net.Conn
+	record bytes.Buffer
+}
+
+func (f *frugal) Read(b []byte) (int, error) {
+	if f.record.Len() == 0 {
+		var header [5]byte
+		if _, err := io.ReadFull(f.Conn, header[:]); err != nil {
+			return 0, err
+		}
+		f.record.Write(header[:])
+		if _, err := io.CopyN(&f.record, f.Conn, int64(binary.BigEndian.Uint16(header[3:]))); err != nil {
+			return 0, err
+		}
+	}
+	return f.record.Read(b)
+}
+
+// Outcome: an upload arrives whole whose client reads nothing, as Perl's Net::FTP does: what it had left unread when it
+// closes would make a reset of the end.
+func TestUploadReadsNothing(t *testing.T) {
+	s := opened(t, Servers[2], Termination{Rule: []string{"data: relay"}})
+	c := s.connect(t, explicitPASV)
+	whole := bytes.Repeat(contents, 1+(1<<20)/len(contents))
+	config := c.config.Clone()
+	config.ClientSessionCache = tls.NewLRUClientSessionCache(1) // who keeps no sessions gets no tickets (RFC 8446 section 4.2.9)
+	for range 10 {                                              // the reset is in time to harm only sometimes
+		raw := c.openRaw("STOR up.bin").(*net.TCPConn)
+		secure := tls.Client(&frugal{Conn: raw}, config)
+		_, err := secure.Write(whole)
+		if err = errors.Join(err, secure.CloseWrite(), raw.Close()); err != nil {
+			t.Fatal(err)
+		}
+		if code, text := c.final(); code != 226 {
+			t.Errorf("%d %s", code, text)
+		}
+		if err := sameSum("upload", s.Server.File("up.bin"), whole); err != nil {
+			t.Error(err)
+		}
 	}
 }
 
