@@ -142,15 +142,18 @@ func (s *session) connect(ctx context.Context) (greeting []line, err error) {
 	s.peers[alg.Server] = &peer{tcp: c, in: lineReader{limit: 2 * s.policy.Limits.Line}}
 	s.greeted = time.Now().Add(s.greetingTimeout())
 	s.mu.Unlock()
+	asked := false
 	switch {
 	case channel == policy.Implicit && s.implicit:
-		err = s.secureServer() // the client says the rest
+		// What MS-FTPS 1.3 takes for granted may be the client's to say all the same: some servers have no PROT without PBSZ.
+		err = s.secureServer()
 	case channel == policy.Implicit || channel == policy.Explicit:
 		greeting, err = s.negotiate(channel)
+		asked = true
 	default:
 		return nil, nil
 	}
-	s.dialogue.side[alg.Server] = protection{tls: true, pbsz: true, data: alg.TLS}
+	s.dialogue.side[alg.Server] = protection{tls: true, pbsz: asked, data: alg.TLS}
 	return greeting, err
 }
 

@@ -434,7 +434,11 @@ func TestImplicit(t *testing.T) {
 	s.say("220 ready")
 	c.hear("220 ready")
 	c.say("PBSZ 0")
-	c.hear("200 ") // assumed already, and served all the same
+	s.hear("PBSZ 0") // assumed already, and yet servers are that want it before PROT
+	s.say("200 PBSZ=0")
+	c.hear("200 PBSZ=0")
+	c.say("PBSZ 0")
+	c.hear("200 ")
 	c.say("PROT C")
 	s.hear("PROT C")
 	s.say("200 clear")
