@@ -280,10 +280,9 @@ func (d *dialogue) feature(reply ftp.Reply, l line) bool {
 	}
 	d.features = listed
 	if reply.Last {
-		if d.shows && !d.side[alg.Client].tls {
-			d.reply(" AUTH TLS")
-		}
 		if d.shows {
+			// In TLS too, as servers have it: there are clients to which PROT is not known where AUTH is not.
+			d.reply(" AUTH TLS")
 			d.reply(" PBSZ")
 			d.reply(" PROT")
 		}

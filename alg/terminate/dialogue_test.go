@@ -233,6 +233,14 @@ var scripts = []struct {
 		S: 500 what? => C< 500 what?
 		C: FEAT => S< FEAT
 		S: 211 none => C< 211-Features:, C<  AUTH TLS, C<  PBSZ, C<  PROT, C< 211 none`},
+	{name: "features in TLS", channel: policy.Implicit, change: func(_ *stageHand, d *dialogue) {
+		d.side[alg.Client] = protection{tls: true, pbsz: true, data: alg.TLS}
+	}, script: `
+		S: 220 hello => C< 220 hello
+		C: FEAT => S< FEAT
+		S: 211-Extensions supported: => C< 211-Extensions supported:
+		S:  AUTH TLS
+		S: 211 End => C<  AUTH TLS, C<  PBSZ, C<  PROT, C< 211 End`},
 	{name: "one command at a time, but for ABOR", script: `
 		S: 220 hello => C< 220 hello
 		C: RETR x => begin, S< RETR x
