@@ -120,28 +120,21 @@ func TestRelayTruncates(t *testing.T) {
 // What one end broke off reaches the other as an error and not as an end, in either direction: with TLS too there are servers
 // and clients to which an end without close_notify looks complete.
 func TestRelayBreaksOff(t *testing.T) {
-	eachProtection(t, func(t *testing.T, r *relay, client, server net.Conn) {
-		go r.pump()
-		client.Write([]byte("half of it"))
-		if _, err := io.ReadFull(server, make([]byte, 10)); err != nil {
-			t.Fatal(err)
-		}
-		reset(tcpOf(client))
-		if _, err := io.Copy(io.Discard, server); !errors.Is(err, syscall.ECONNRESET) {
-			t.Errorf("the server got %v, not a reset", err)
-		}
-	})
-	eachProtection(t, func(t *testing.T, r *relay, client, server net.Conn) {
-		go r.pump()
-		server.Write([]byte("half of it"))
-		if _, err := io.ReadFull(client, make([]byte, 10)); err != nil {
-			t.Fatal(err)
-		}
-		reset(tcpOf(server))
-		if _, err := io.Copy(io.Discard, client); !errors.Is(err, syscall.ECONNRESET) {
-			t.Errorf("the client got %v, not a reset", err)
-		}
-	})
+	for _, from := range []alg.Side{alg.Client, alg.Server} {
+		eachProtection(t, func(t *testing.T, r *relay, client, server net.Conn) {
+			go r.pump()
+			ends := [2]net.Conn{alg.Client: client, alg.Server: server}
+			broken, other := ends[from], ends[from.Other()]
+			broken.Write([]byte("half of it"))
+			if _, err := io.ReadFull(other, make([]byte, 10)); err != nil {
+				t.Fatal(err)
+			}
+			reset(tcpOf(broken))
+			if _, err := io.Copy(io.Discard, other); !errors.Is(err, syscall.ECONNRESET) {
+				t.Errorf("the %s got %v, not a reset", from.Other(), err)
+			}
+		})
+	}
 }
 
 // A transfer over the limit ends with 552, and does not look complete to the server.

@@ -8,7 +8,6 @@ import (
 	"io"
 	"net/netip"
 	"os"
-	"slices"
 
 	"golang.org/x/sys/unix"
 
@@ -27,16 +26,6 @@ type general struct {
 	Backend  rules.Backend // of the rules: to try nft drops what waits in queues
 	InForce  string        // the text of the rules
 	Draining []netip.Addr  // the servers of terminated sessions
-}
-
-// draining are the servers of terminated sessions: ours, and those of a predecessor that is there.
-func (d *daemon) draining() []netip.Addr {
-	all := d.terminating.Servers()
-	if d.predecessor.open() {
-		all = append(all, d.handed.Draining...)
-	}
-	slices.SortFunc(all, netip.Addr.Compare)
-	return slices.Compact(all)
 }
 
 // passMemory gives the successor what we know, in a file that is nowhere but in memory.
@@ -68,10 +57,10 @@ func (d *daemon) writeMemory(w io.Writer) error {
 	if err := enc.Encode(general{Backend: d.backend, InForce: d.inForce, Draining: d.draining()}); err != nil {
 		return fmt.Errorf("remember: %w", err)
 	}
+	if d.policy.FailOpen {
+		return buffered.Flush()
+	}
 	for m := range d.inspector.Remember() {
-		if d.policy.FailOpen {
-			break
-		}
 		if err := enc.Encode(m); err != nil {
 			return fmt.Errorf("remember session %d: %w", m.Number, err)
 		}

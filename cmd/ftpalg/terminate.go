@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"net"
+	"net/netip"
 	"slices"
 	"time"
 
@@ -52,6 +53,16 @@ func (d *daemon) accept(ctx context.Context, tasks *errgroup.Group, listeners []
 	for _, l := range listeners {
 		tasks.Go(func() error { return d.terminating.Accept(ctx, l) })
 	}
+}
+
+// draining are the servers of terminated sessions: ours, and those of a predecessor that is there.
+func (d *daemon) draining() []netip.Addr {
+	all := d.terminating.Servers()
+	if d.predecessor.open() {
+		all = append(all, d.handed.Draining...)
+	}
+	slices.SortFunc(all, netip.Addr.Compare)
+	return slices.Compact(all)
 }
 
 // renew loads certificates again whose files have changed. While they are wrong the old ones stay in force.
