@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/tls"
 	"crypto/x509"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -20,9 +21,18 @@ const (
 	closeTimeout = 10 * time.Second
 )
 
+// transport is what a control connection's bytes travel in.
+type transport uint8
+
+const (
+	inClear transport = iota
+	inTLS
+)
+
 // peer is one end of a control connection as we talk to it.
 type peer struct {
 	tcp     *net.TCPConn
+	state   transport   // of what we send: only a handshake that succeeded makes it inTLS, only unsecure inClear again
 	tls     *tls.Conn   // nil in clear text
 	record  *recordConn // below tls
 	leaving *tls.Conn   // what tls was before unsecure, until the peer speaks clear text as well
@@ -30,7 +40,7 @@ type peer struct {
 }
 
 func (p *peer) conn() net.Conn {
-	if p.tls != nil {
+	if p.state == inTLS {
 		return p.tls
 	}
 	return p.tcp
@@ -46,7 +56,15 @@ func (p *peer) next(idle time.Time) (line, error) {
 	return p.in.next(p.conn(), idle)
 }
 
-func (p *peer) send(text []byte) error {
+// errTransport says that a peer is not in TLS although it was said to be, or the other way round.
+var errTransport = errors.New("the connection is not protected as it was agreed")
+
+// send writes text to a peer that has to be protected as said: inTLS or inClear. It is the one way to write to a peer, so that
+// nothing that is meant for TLS can go out in clear text.
+func (p *peer) send(text []byte, said transport) error {
+	if said != p.state {
+		return errTransport
+	}
 	if err := p.tcp.SetWriteDeadline(time.Now().Add(writeTimeout)); err != nil {
 		return err
 	}
@@ -68,7 +86,7 @@ func (p *peer) secure(deadline time.Time, over func(net.Conn) *tls.Conn) error {
 	if err := c.HandshakeContext(ctx); err != nil {
 		return err
 	}
-	p.tls = c
+	p.tls, p.state = c, inTLS
 	return nil
 }
 
@@ -82,7 +100,7 @@ func (p *peer) unsecure() error {
 		return err
 	}
 	p.in.discard()
-	p.tls, p.leaving = nil, p.tls
+	p.state, p.tls, p.leaving = inClear, nil, p.tls
 	return nil
 }
 
@@ -96,7 +114,8 @@ func (p *peer) leave(idle time.Time) error {
 		return err
 	}
 	if !beginsRecord(first[0]) {
-		p.in.buf, p.leaving = append(p.in.buf, first[0]), nil
+		p.in.buf = append(p.in.buf, first[0])
+		p.leaving = nil
 		return nil
 	}
 	p.record.unread(first[0])
@@ -112,7 +131,7 @@ func (p *peer) leave(idle time.Time) error {
 
 // certificate is the peer's own, or nil.
 func (p *peer) certificate() *x509.Certificate {
-	if p.tls == nil {
+	if p.state != inTLS {
 		return nil
 	}
 	if shown := p.tls.ConnectionState().PeerCertificates; len(shown) > 0 {
@@ -123,7 +142,7 @@ func (p *peer) certificate() *x509.Certificate {
 
 // goodbye says that we are done, in TLS if there is any. The peer may still be speaking: see drain.
 func (p *peer) goodbye() {
-	if p.tls != nil {
+	if p.state == inTLS {
 		_ = p.tls.CloseWrite() // here and below an error means that the peer is gone
 	}
 	_ = p.tcp.CloseWrite()

@@ -173,7 +173,14 @@ func isMark(extra []byte) bool { return strings.HasPrefix(string(extra), ticketM
 const maxGreeting = 64
 
 // errRefused says that the server refused a command that the policy depends on.
-var errRefused = errors.New("the server refuses")
+var errRefused = fmt.Errorf("%w: the server refuses", errUpstreamTLS)
+
+// errTurnedAway says that the server greeted with a refusal, such as 421 for too many connections.
+var errTurnedAway = errors.New("the server turns the client away")
+
+// errGreeting says that a server with which the policy wants TLS did not greet with 220, so that no AUTH can follow (RFC 959
+// section 5.4). Whatever else it said is not passed on: the client would go on without TLS to the server.
+var errGreeting = fmt.Errorf("%w: the server's greeting is not 220", errUpstreamTLS)
 
 // negotiate speaks to a server that the policy wants TLS with, whatever the client does: greeting, AUTH and handshake in
 // their order, and protection of the data connections. It asks for that in implicit mode too, which not every server takes
@@ -186,40 +193,60 @@ func (s *session) negotiate(channel policy.Channel) (greeting []line, err error)
 		}
 	}
 	greeting, code, err := s.answer(deadline)
-	if err != nil || code != 220 {
-		return greeting, err // a refusal is the client's to read
+	switch {
+	case err != nil:
+		return nil, err
+	case code >= 400:
+		return nil, fmt.Errorf("%w: %q", errTurnedAway, lastText(greeting))
+	case code != 220:
+		return nil, fmt.Errorf("%w: %q", errGreeting, lastText(greeting))
 	}
 	if channel == policy.Explicit {
-		if err := s.mustAsk(deadline, "AUTH TLS", "AUTH SSL"); err != nil {
+		if err := s.mustAsk(deadline, inClear, beginsTLS, "AUTH TLS", "AUTH SSL"); err != nil {
 			return nil, err
 		}
 		if err := s.secureServer(); err != nil {
 			return nil, err
 		}
 	}
-	if err := s.mustAsk(deadline, "PBSZ 0"); err != nil {
+	if err := s.mustAsk(deadline, inTLS, completes, "PBSZ 0"); err != nil {
 		return nil, err
 	}
-	return greeting, s.mustAsk(deadline, "PROT P")
+	return greeting, s.mustAsk(deadline, inTLS, completes, "PROT P")
 }
 
-// mustAsk gives the server a command, and others if it does not know that one.
-func (s *session) mustAsk(deadline time.Time, commands ...string) error {
+// beginsTLS reports whether the reply to AUTH says that TLS begins: 234 alone does (RFC 4217 section 4).
+func beginsTLS(code int) bool { return code == 234 }
+
+// completes reports whether a command was carried out (RFC 959 section 4.2).
+func completes(code int) bool { return code >= 200 && code < 300 }
+
+// mustAsk gives the server a command, and others if it does not know that one. Its reply has to be one that will do.
+func (s *session) mustAsk(deadline time.Time, said transport, willDo func(code int) bool, commands ...string) error {
 	for _, command := range commands {
-		if err := s.peers[alg.Server].send([]byte(command + "\r\n")); err != nil {
+		if err := s.peers[alg.Server].send([]byte(command+"\r\n"), said); err != nil {
 			return err
 		}
 		lines, code, err := s.answer(deadline)
 		switch {
 		case err != nil:
 			return err
-		case code >= 200 && code < 300:
+		case willDo(code):
 			return nil
 		case code != 500 && code != 502 && code != 504:
-			return fmt.Errorf("%w %s: %q", errRefused, command, lines[len(lines)-1].text)
+			return fmt.Errorf("%w %s: %q", errRefused, command, lastText(lines))
 		}
 	}
 	return fmt.Errorf("%w %s", errRefused, commands[0])
+}
+
+// maxQuoted bounds what an error quotes of a reply, in bytes.
+const maxQuoted = 200
+
+// lastText is the last line of a reply, as an error quotes it.
+func lastText(lines []line) []byte {
+	text := lines[len(lines)-1].text
+	return text[:min(len(text), maxQuoted)]
 }
 
 // answer reads one final reply of the server's.

@@ -88,6 +88,9 @@ func (s *session) run(ctx context.Context) {
 	if err != nil {
 		why := failure(err)
 		s.report(audit.Event{Kind: audit.EventEnd, Reason: why, Err: err})
+		if server := s.peers[alg.Server]; server != nil {
+			_ = server.tcp.Close() // it need not wait until the client has read why
+		}
 		s.turnAway(why)
 		return
 	}
@@ -347,7 +350,7 @@ func (s *session) close() {
 func (s *session) turnAway(why alg.Reason) {
 	client := s.peers[alg.Client]
 	if !s.implicit {
-		_ = client.send([]byte(why.Reply() + "\r\n")) // it is told if it listens
+		_ = client.send([]byte(why.Reply()+"\r\n"), inClear) // it is told if it listens
 		client.goodbye()
 		client.drain()
 		return
@@ -369,7 +372,13 @@ func (s *session) send(to alg.Side, text []byte) {
 	if s.over || to == alg.Client && s.due {
 		return
 	}
-	if err := s.peers[to].send(text); err != nil {
+	said := inClear
+	if s.dialogue.side[to].tls {
+		said = inTLS
+	}
+	if err := s.peers[to].send(text, said); errors.Is(err, errTransport) {
+		s.end(audit.Event{Kind: audit.EventEnd, Reason: alg.InternalError, Err: fmt.Errorf("%s: %w", to, err)})
+	} else if err != nil {
 		s.lost(err)
 	}
 }

@@ -653,3 +653,81 @@ func TestReplyOfOneTransfer(t *testing.T) {
 	server.say("226 nothing to send")
 	w.client.hear("226 ")
 }
+
+// A server with which the policy wants TLS says 220 before AUTH, or nothing of the session goes on: no word of the client's may
+// reach it in clear text.
+func TestGreetingsWithoutTLS(t *testing.T) {
+	for _, greeting := range []string{"230 in", "200 ok", "331 password", "332 account", "234 go on", "334 more", "421 too many", "530 no", "120 soon\r\n230 in"} {
+		for _, implicit := range []bool{false, true} {
+			w := newWorld(t, implicit, func(p *policy.Policy) { p.Servers[0].Upstream.Control = policy.Explicit })
+			s := w.accept()
+			s.say(greeting)
+			if implicit {
+				if err := tlsClient(w.client.c).Handshake(); err == nil {
+					t.Errorf("%q: TLS began with the client", greeting)
+				}
+			} else {
+				w.client.hear("421 ")
+				w.client.hearEnd()
+			}
+			s.hearEnd() // and not a word before
+			w.client.c.Close()
+		}
+	}
+}
+
+// Only 234 begins TLS, and a server that refuses PBSZ or PROT is not spoken to.
+func TestServersThatRefuseTLS(t *testing.T) {
+	for name, replies := range map[string][]string{
+		"AUTH is done":    {"200 ok"},
+		"AUTH logs in":    {"230 in"},
+		"AUTH wants more": {"334 more"},
+		"AUTH refused":    {"534 no"},
+		"AUTH unknown":    {"500 what?", "500 what?"},
+		"no PBSZ":         {"234 go on", "503 no"},
+		"no PROT":         {"234 go on", "200 ok", "536 no"},
+	} {
+		w := newWorld(t, false, func(p *policy.Policy) { p.Servers[0].Upstream.Control = policy.Explicit })
+		s := w.accept()
+		s.say("220 ready")
+		for _, reply := range replies {
+			if _, err := s.r.ReadString('\n'); err != nil {
+				t.Fatalf("%s: %v", name, err)
+			}
+			s.say(reply)
+			if strings.HasPrefix(reply, "234") {
+				s.secure(w.tlsServer)
+			}
+		}
+		w.client.hear("421 ")
+		w.client.hearEnd()
+		s.hearEnd()
+		w.client.c.Close()
+	}
+}
+
+// What is said to be in TLS and is not cannot be written to.
+func TestTransportHasToBeAsAgreed(t *testing.T) {
+	l := listen(t)
+	far := dial(t, l)
+	defer far.Close()
+	near, err := l.Accept()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer near.Close()
+	p := &peer{tcp: near.(*net.TCPConn)}
+	if err := p.send([]byte("PASS secret\r\n"), inTLS); !errors.Is(err, errTransport) {
+		t.Errorf("in TLS, to a peer in clear text: %v", err)
+	}
+	if err := p.send([]byte("220 ready\r\n"), inClear); err != nil {
+		t.Error(err)
+	}
+	p.state = inTLS
+	if err := p.send([]byte("220 ready\r\n"), inClear); !errors.Is(err, errTransport) {
+		t.Errorf("in clear text, to a peer in TLS: %v", err)
+	}
+	if got, err := bufio.NewReader(far).ReadString('\n'); got != "220 ready\r\n" {
+		t.Errorf("the peer read %q (%v)", got, err)
+	}
+}
