@@ -95,10 +95,12 @@ func (b *builder) limits(raw *rawLimits) {
 		{"sessions", raw.Sessions, 1, 10_000_000},
 		{"sessions-per-client", raw.SessionsPerClient, 1, 10_000_000},
 		{"pinholes", raw.Pinholes, 1, 1_000_000},
+		{"pinholes-per-client", raw.PinholesPerClient, 1, 1_000_000},
 		{"gap", raw.Gap, 1460, 16 << 20}, // one full segment at least, or no loss could be mended
 		{"outstanding", raw.Outstanding, 1, 4096},
 		{"audit-rate", raw.AuditRate, 1, 100_000},
 		{"handshakes", raw.Handshakes, 1, 10_000}, // each costs a processor about a millisecond
+		{"handshakes-per-client", raw.HandshakesPerClient, 1, 10_000},
 		{"login-failures", raw.LoginFailures, 1, 1000},
 	} {
 		if l.value < l.least || l.value > l.top {

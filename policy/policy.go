@@ -172,17 +172,19 @@ type Rule struct {
 type Limits struct {
 	Line              int // bytes of one command or reply line
 	Sessions          int // control connections followed at once
-	SessionsPerClient int // the same, of one client address
+	SessionsPerClient int // the same, of one client: an IPv4 address or an IPv6 network of 64 bits
 	Pinholes          int // open pinholes in all
+	PinholesPerClient int // the same, of one client
 	Gap               int // bytes that one session may hold while a segment is missing
 	Outstanding       int // commands of one session without a reply yet
 	AuditRate         int // audit lines a second
 
 	// Of terminated connections.
-	Handshakes       int           // TLS handshakes in flight
-	HandshakeTimeout time.Duration // from the connection to the end of its handshake
-	IdleTimeout      time.Duration // without a command and without a transfer
-	LoginFailures    int           // of one control connection
+	Handshakes          int           // TLS handshakes in flight
+	HandshakesPerClient int           // the same, of one client
+	HandshakeTimeout    time.Duration // from the connection to the end of its handshake
+	IdleTimeout         time.Duration // without a command and without a transfer
+	LoginFailures       int           // of one control connection
 }
 
 // Test is one entry of the file's own tests. Running it takes the engine, which package alg has.

@@ -147,7 +147,7 @@ func TestFullPolicy(t *testing.T) {
 		p.PinholeTimeout != time.Minute || p.CreditLifetime != 2*time.Second {
 		t.Errorf("settings: %+v", p)
 	}
-	if want := (Limits{1024, 10, 5, 20, 32768, 8, 1, 16, 5 * time.Second, 90 * time.Minute, 3}); p.Limits != want {
+	if want := (Limits{1024, 10, 5, 20, 7, 32768, 8, 1, 16, 6, 5 * time.Second, 90 * time.Minute, 3}); p.Limits != want {
 		t.Errorf("limits are %+v, want %+v", p.Limits, want)
 	}
 	if s := p.Servers[0]; s.Passive != (PortRange{50000, 50100}) || !slices.Equal(s.Explicit, []uint16{21, 2121}) || len(s.Implicit) != 0 {
@@ -161,8 +161,8 @@ func TestFullPolicy(t *testing.T) {
 		t.Errorf("deny is %q, want %q", r.Deny, want)
 	}
 	test := p.Tests[0]
-	want := []Line{{false, "220 ready ", 111}, {true, `SITE "x" # no comment`, 113}, {true, "USER a", 114}}
-	if !slices.Equal(test.Dialogue, want) || test.Expect != "deny" || test.Line != 107 {
+	want := []Line{{false, "220 ready ", 113}, {true, `SITE "x" # no comment`, 115}, {true, "USER a", 116}}
+	if !slices.Equal(test.Dialogue, want) || test.Expect != "deny" || test.Line != 109 {
 		t.Errorf("test: %+v", test)
 	}
 }

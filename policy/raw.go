@@ -101,17 +101,19 @@ type rawNames struct {
 }
 
 type rawLimits struct {
-	Line              int           `yaml:"line"`
-	Sessions          int           `yaml:"sessions"`
-	SessionsPerClient int           `yaml:"sessions-per-client"`
-	Pinholes          int           `yaml:"pinholes"`
-	Gap               int           `yaml:"gap"`
-	Outstanding       int           `yaml:"outstanding"`
-	AuditRate         int           `yaml:"audit-rate"`
-	Handshakes        int           `yaml:"handshakes"`
-	HandshakeTimeout  time.Duration `yaml:"handshake-timeout"`
-	IdleTimeout       time.Duration `yaml:"idle-timeout"`
-	LoginFailures     int           `yaml:"login-failures"`
+	Line                int           `yaml:"line"`
+	Sessions            int           `yaml:"sessions"`
+	SessionsPerClient   int           `yaml:"sessions-per-client"`
+	Pinholes            int           `yaml:"pinholes"`
+	PinholesPerClient   int           `yaml:"pinholes-per-client"`
+	Gap                 int           `yaml:"gap"`
+	Outstanding         int           `yaml:"outstanding"`
+	AuditRate           int           `yaml:"audit-rate"`
+	Handshakes          int           `yaml:"handshakes"`
+	HandshakesPerClient int           `yaml:"handshakes-per-client"`
+	HandshakeTimeout    time.Duration `yaml:"handshake-timeout"`
+	IdleTimeout         time.Duration `yaml:"idle-timeout"`
+	LoginFailures       int           `yaml:"login-failures"`
 }
 
 type rawTest struct {
@@ -137,17 +139,19 @@ func defaults() rawPolicy {
 		PinholeTimeout:  30 * time.Second, // long enough for a slow client, and no more than a minute's exposure
 		CreditLifetime:  10 * time.Second, // a client connects at once when the reply is read
 		Limits: rawLimits{
-			Line:              4096, // a path of PATH_MAX bytes; RFC 959 sets no bound
-			Sessions:          200000,
-			SessionsPerClient: 1000, // a NAT in front of an office is one client address
-			Pinholes:          10000,
-			Gap:               65536, // one unscaled TCP window
-			Outstanding:       1000,
-			AuditRate:         50,
-			Handshakes:        256,
-			HandshakeTimeout:  10 * time.Second,
-			IdleTimeout:       15 * time.Minute, // servers' own are shorter: this one is for those that have none
-			LoginFailures:     5,
+			Line:                4096, // a path of PATH_MAX bytes; RFC 959 sets no bound
+			Sessions:            200000,
+			SessionsPerClient:   1000, // a NAT in front of an office is one client address
+			Pinholes:            10000,
+			PinholesPerClient:   1000,  // as each session may have one
+			Gap:                 65536, // one unscaled TCP window
+			Outstanding:         1000,
+			AuditRate:           50,
+			Handshakes:          256,
+			HandshakesPerClient: 64, // a quarter: one client leaves most of it to others
+			HandshakeTimeout:    10 * time.Second,
+			IdleTimeout:         15 * time.Minute, // servers' own are shorter: this one is for those that have none
+			LoginFailures:       5,
 		},
 	}
 }

@@ -2,7 +2,6 @@ package inspect
 
 import (
 	"net/netip"
-	"sync"
 	"time"
 
 	"ftpalg/alg"
@@ -44,8 +43,7 @@ func (in *Inspector) begin(sh *shard, now time.Time, k Key, entry conntrack.Entr
 		why = in.countIn(s)
 	}
 	if why != alg.NoReason {
-		if in.counts.turnedAway.Add(1) > int64(p.Limits.Sessions) {
-			in.counts.turnedAway.Add(-1)
+		if in.books.TurnedAway.Take(k.Client.Addr(), 1) != nil {
 			return nil, why
 		}
 		s.refused, s.turnedAway = true, true
@@ -86,23 +84,21 @@ func (in *Inspector) startSession(sh *shard, s *session, d policy.Decision, m *M
 
 // countIn counts a session, unless a limit is reached.
 func (in *Inspector) countIn(s *session) alg.Reason {
-	all, own := in.counts.sessions.Add(1), in.clients.add(s.key.Client.Addr(), 1)
-	if all <= int64(s.policy.Limits.Sessions) && own <= s.policy.Limits.SessionsPerClient {
-		return alg.NoReason
+	if in.books.Sessions.Take(s.key.Client.Addr(), 1) != nil {
+		return alg.SessionLimit
 	}
-	in.counts.sessions.Add(-1)
-	in.clients.add(s.key.Client.Addr(), -1)
-	return alg.SessionLimit
+	in.count.Add(1)
+	return alg.NoReason
 }
 
 // countOut takes a session off the counts.
 func (in *Inspector) countOut(s *session) {
 	if s.turnedAway {
-		in.counts.turnedAway.Add(-1)
+		in.books.TurnedAway.Release(s.key.Client.Addr(), 1)
 		return
 	}
-	in.counts.sessions.Add(-1)
-	in.clients.add(s.key.Client.Addr(), -1)
+	in.count.Add(-1)
+	in.books.Sessions.Release(s.key.Client.Addr(), 1)
 }
 
 // Begin makes a session between two hosts whatever the port is, for front ends that know it is one.
@@ -117,23 +113,6 @@ func (in *Inspector) start(now time.Time, k Key, entry conntrack.Entry, m *Memor
 	if sh.sessions[k] == nil {
 		in.begin(sh, now, k, entry, m)
 	}
-}
-
-// clients counts the sessions of each client.
-type clients struct {
-	mu sync.Mutex
-	n  map[netip.Addr]int
-}
-
-// add changes a client's count and gives the new one.
-func (c *clients) add(client netip.Addr, change int) int {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	n := c.n[client] + change
-	if c.n[client] = n; n == 0 {
-		delete(c.n, client)
-	}
-	return n
 }
 
 // sweepClosing forgets a client's sessions that are over but for conntrack's memory of them (TIME_WAIT): they must not

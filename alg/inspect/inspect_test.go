@@ -46,7 +46,7 @@ func TestRefusedByKernel(t *testing.T) {
 	if got := string(w.receivers[alg.Client].stream()); strings.Contains(got, "PORT") || !strings.HasSuffix(got, "XX\r\nNOOP\r\n") {
 		t.Errorf("the server got %q", got)
 	}
-	if n := w.in.counts.pinholes.Load(); n != 0 {
+	if n := w.in.books.Pinholes.Used(); n != 0 {
 		t.Errorf("%d pinholes are counted", n)
 	}
 }
@@ -126,15 +126,15 @@ func TestSameDoor(t *testing.T) {
 	w.sent = [2]uint32{}
 	w.say(alg.Server, []byte("220 ready\r\n"))
 	w.say(alg.Client, []byte("PORT 192,0,2,2,156,65\r\n"))
-	if n := w.in.counts.pinholes.Load(); n != 1 || len(w.ct.Open()) != 1 {
+	if n := w.in.books.Pinholes.Used(); n != 1 || len(w.ct.Open()) != 1 {
 		t.Errorf("%d pinholes are counted, %d stand", n, len(w.ct.Open()))
 	}
 	w.in.End(clock, first, 0)
-	if n := w.in.counts.pinholes.Load(); n != 1 || len(w.ct.Open()) != 1 {
+	if n := w.in.books.Pinholes.Used(); n != 1 || len(w.ct.Open()) != 1 {
 		t.Errorf("after the first session's end: %d pinholes are counted, %d stand", n, len(w.ct.Open()))
 	}
 	w.in.End(clock, second, 0)
-	if n := w.in.counts.pinholes.Load(); n != 0 || len(w.ct.Open()) != 0 {
+	if n := w.in.books.Pinholes.Used(); n != 0 || len(w.ct.Open()) != 0 {
 		t.Errorf("after the second's: %d pinholes are counted, %d stand", n, len(w.ct.Open()))
 	}
 }
@@ -311,16 +311,71 @@ func TestLimits(t *testing.T) {
 	}
 	w.in.End(clock, w.key, 0)
 	w.in.End(clock, Key{clientAddr, serverAddr}, 0)
-	if n := w.in.counts.sessions.Load(); n != 0 {
+	if n := w.in.books.Sessions.Used(); n != 0 {
 		t.Errorf("%d sessions are left", n)
 	}
-	if n := len(w.in.clients.n); n != 0 {
+	if n := w.in.books.Sessions.Use().Clients; n != 0 {
 		t.Errorf("%d clients are left", n)
 	}
 	for i := range w.in.shards {
 		if sh := &w.in.shards[i]; len(sh.sessions)+len(sh.pairs)+len(sh.open) != 0 {
 			t.Errorf("shard %d is not empty: %+v", i, sh)
 		}
+	}
+}
+
+// One client that sends segments behind a gap uses up its share of held packets; another's line in two segments is read as a
+// whole and goes on.
+func TestHeldPacketsAreShares(t *testing.T) {
+	w := newWire(t, policy.AllowAll(), clientAddr, serverAddr)
+	greedy := func(port int) {
+		w.key.Client = netip.AddrPortFrom(clientAddr.Addr(), uint16(port))
+		w.sent = [2]uint32{}
+		w.say(alg.Server, []byte("220 ready\r\n"))
+		for i := range maxEarly {
+			w.send(alg.Client, 10+2*i, []byte("A"), nil)
+		}
+	}
+	for i := range 40 {
+		greedy(41000 + i)
+	}
+	use := w.in.books.Held.Use()
+	if use.TopUsed != use.Client || use.Used != use.Client || use.Client*2 > use.Total {
+		t.Errorf("one client holds %+v", use)
+	}
+	other := newWire(t, policy.AllowAll(), netip.MustParseAddrPort("192.0.2.9:40000"), serverAddr)
+	other.in = w.in
+	other.say(alg.Server, []byte("220 ready\r\n"))
+	other.say(alg.Client, []byte("PORT 192,0,"))
+	other.say(alg.Client, []byte("2,9,200,1\r\n"))
+	if got := other.receivers[alg.Client].stream(); string(got) != "PORT 192,0,2,9,200,1\r\n" {
+		t.Errorf("the other client's server got %q", got)
+	}
+}
+
+// One client's pinholes leave room for another's.
+func TestPinholesAreShares(t *testing.T) {
+	p := policy.AllowAll()
+	p.Limits.Pinholes, p.Limits.PinholesPerClient = 3, 2
+	in := newWire(t, p, clientAddr, serverAddr).in
+	announce := func(client string) (replies string) {
+		w := newWire(t, p, netip.MustParseAddrPort(client), serverAddr)
+		w.in = in
+		w.say(alg.Server, []byte("220 ready\r\n"))
+		w.say(alg.Client, []byte("EPSV\r\n"))
+		w.say(alg.Server, fmt.Appendf(nil, "229 ok (|||%d|)\r\n", 50000+w.key.Client.Port()))
+		return string(w.receivers[alg.Server].stream())
+	}
+	for _, client := range []string{"192.0.2.3:1025", "192.0.2.3:1026"} {
+		if got := announce(client); !strings.Contains(got, "229 ") {
+			t.Errorf("%s got %q", client, got)
+		}
+	}
+	if got := announce("192.0.2.3:1027"); strings.Contains(got, "229 ") {
+		t.Errorf("beyond the share: %q", got)
+	}
+	if got := announce("192.0.2.4:1025"); !strings.Contains(got, "229 ") {
+		t.Errorf("the other client got %q", got)
 	}
 }
 
@@ -352,12 +407,12 @@ func TestExpire(t *testing.T) {
 	w.say(alg.Client, []byte("EPSV\r\n"))
 	w.say(alg.Server, []byte("229 ok (|||50000|)\r\n"))
 	w.in.Expire(clock.Add(policy.AllowAll().PinholeTimeout))
-	if n := w.in.counts.pinholes.Load(); n != 1 {
+	if n := w.in.books.Pinholes.Used(); n != 1 {
 		t.Errorf("%d pinholes before the time", n)
 	}
 	w.in.Expire(clock.Add(policy.AllowAll().PinholeTimeout + 1))
 	w.expect(t, "pinhole-closed timed-out EPSV 192.0.2.2:0 198.51.100.2:50000")
-	if n := w.in.counts.pinholes.Load(); n != 0 {
+	if n := w.in.books.Pinholes.Used(); n != 0 {
 		t.Errorf("%d pinholes after the time", n)
 	}
 }
@@ -480,7 +535,7 @@ func TestScan(t *testing.T) {
 			t.Errorf("round %d: %d pinholes for one credit", round, n)
 		}
 	}
-	if n := w.in.counts.pinholes.Load(); n != 0 {
+	if n := w.in.books.Pinholes.Used(); n != 0 {
 		t.Errorf("%d pinholes are on the books, all were used", n)
 	}
 	w.syn("192.0.2.3:41000", "198.51.100.2:50000")

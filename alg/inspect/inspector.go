@@ -14,6 +14,7 @@ import (
 
 	"ftpalg/alg"
 	"ftpalg/alg/audit"
+	"ftpalg/alg/ledger"
 	"ftpalg/conntrack"
 	"ftpalg/nfq"
 	"ftpalg/policy"
@@ -35,9 +36,6 @@ type Conntrack interface {
 const (
 	// shardCount divides the sessions, so that several queues seldom wait for each other.
 	shardCount = 64
-	// maxHeldPackets bounds the packets without a verdict, which stay in the kernel's queue; it has to be well below
-	// nfq's queue length, or held packets would fill the queue.
-	maxHeldPackets = 2048
 	// sweepClosingEvery bounds how often a client at its limit has its sessions looked up.
 	sweepClosingEvery = time.Second
 	// endedFor is how long the memory of a session that we ended refuses its stragglers.
@@ -48,6 +46,7 @@ const (
 type Options struct {
 	Policy    *policy.Policy
 	Conntrack Conntrack
+	Books     *ledger.Books     // nil for books of its own
 	Report    func(audit.Event) // called in order for each session, with a lock held: it must not call back
 	Lossy     bool              // packets may be missing that the receiver had, as in a capture
 	Number    func() uint64     // gives the next session's number; nil counts from 1
@@ -62,19 +61,12 @@ type Inspector struct {
 	refused   uint32
 	lossy     bool
 
-	views   views
-	seed    maphash.Seed
-	shards  [shardCount]shard
-	counts  counters
-	clients clients
-	number  func() uint64 // gives the next session's number
-}
-
-type counters struct {
-	sessions   atomic.Int64 // followed
-	turnedAway atomic.Int64 // remembered only to refuse them
-	pinholes   atomic.Int64
-	held       atomic.Int64 // packets without a verdict
+	views  views
+	seed   maphash.Seed
+	shards [shardCount]shard
+	books  *ledger.Books
+	count  atomic.Int64  // sessions that are followed
+	number func() uint64 // gives the next session's number
 }
 
 // shard holds every session between some pairs of hosts: a data connection has its control connection's hosts.
@@ -108,7 +100,9 @@ func New(o Options) *Inspector {
 		var last atomic.Uint64
 		in.number = func() uint64 { return last.Add(1) }
 	}
-	in.clients.n = map[netip.Addr]int{}
+	if in.books = o.Books; in.books == nil {
+		in.books = ledger.NewBooks(func() *policy.Limits { return &in.Policy().Limits })
+	}
 	in.views = views{keys: map[Key]Key{}, hosts: map[hosts]map[hosts]int{}}
 	for i := range in.shards {
 		in.shards[i].sessions = map[Key]*session{}
@@ -127,7 +121,7 @@ func (in *Inspector) SetPolicy(p *policy.Policy) { in.policy.Store(p) }
 func (in *Inspector) Policy() *policy.Policy { return in.policy.Load() }
 
 // Count is the number of sessions that are followed.
-func (in *Inspector) Count() int { return int(in.counts.sessions.Load()) }
+func (in *Inspector) Count() int { return int(in.count.Load()) }
 
 // shard gives the shard of two hosts, in either order.
 func (in *Inspector) shard(a, b netip.Addr) *shard {

@@ -107,10 +107,7 @@ func (in *Inspector) recall(sh *shard, s *session, m *Memory, now time.Time) {
 	for from := range s.streams {
 		s.streams[from] = m.Streams[from].stream()
 	}
-	if p := s.control.Pinhole(); !p.IsZero() {
-		sh.open[door{p.From, p.To}] = s
-		in.counts.pinholes.Add(1)
-	}
+	in.recallPinhole(sh, s)
 	if s.missed = m.Missed; s.missed != nil {
 		sh.missed[door{s.missed.From, s.missed.To}] = s
 	}
@@ -120,5 +117,18 @@ func (in *Inspector) recall(sh *shard, s *session, m *Memory, now time.Time) {
 	if m.Granted {
 		p := sh.pair(s)
 		p.granted = append(p.granted, s)
+	}
+}
+
+// recallPinhole takes over the pinhole of a remembered session. One that a lower limit leaves no room for is withdrawn.
+func (in *Inspector) recallPinhole(sh *shard, s *session) {
+	p := s.control.Pinhole()
+	switch {
+	case p.IsZero():
+	case in.books.Pinholes.Take(s.key.Client.Addr(), 1) != nil:
+		_ = in.conntrack.Withdraw(s.expectation(p)) // it times out by itself
+		s.control.Expire()
+	default:
+		sh.open[door{p.From, p.To}] = s
 	}
 }

@@ -91,7 +91,7 @@ func TestHandOver(t *testing.T) {
 					t.Errorf("%s: handed over before step %d: the receiver gets %q, want %q", name, at, got, want)
 				}
 			}
-			if got, want := w.in.counts.pinholes.Load(), want.in.counts.pinholes.Load(); got != want {
+			if got, want := w.in.books.Pinholes.Used(), want.in.books.Pinholes.Used(); got != want {
 				t.Errorf("%s: handed over before step %d: %d pinholes are counted, want %d", name, at, got, want)
 			}
 		}

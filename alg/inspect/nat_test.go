@@ -323,7 +323,7 @@ func TestNATLeavesNothing(t *testing.T) {
 	w, _ := underNAT(t, "sane")
 	w.say(alg.Server, []byte("220 ready\r\n"))
 	w.in.End(clock, w.key, 7)
-	if n := len(w.in.views.keys) + len(w.in.views.hosts) + int(w.in.counts.sessions.Load()); n != 0 {
+	if n := len(w.in.views.keys) + len(w.in.views.hosts) + w.in.books.Sessions.Used(); n != 0 {
 		t.Errorf("%d leftovers: %+v", n, w.in.views.keys)
 	}
 }

@@ -129,7 +129,7 @@ func (in *Inspector) early(sh *shard, s *session, from alg.Side, now time.Time, 
 	case st.synced && !before(g.seq, st.next+window):
 		in.drop(s, now, g, alg.OutOfWindow)
 		return
-	case len(st.early) >= maxEarly, st.earlyBytes()+len(g.payload) > s.policy.Limits.Gap, !in.mayHold():
+	case len(st.early) >= maxEarly, st.earlyBytes()+len(g.payload) > s.policy.Limits.Gap, !in.mayHold(s):
 		in.drop(s, now, g, alg.StreamGap)
 		return
 	}
@@ -141,7 +141,7 @@ func (in *Inspector) early(sh *shard, s *session, from alg.Side, now time.Time, 
 		}
 		return
 	}
-	in.counts.held.Add(-1)
+	in.holdsNoMore(s, 1)
 	in.drop(s, now, g, alg.Duplicate)
 	if !st.synced {
 		// The sender repeats what we took for a later segment, so it is the first one: the engine will say what it is.
@@ -191,7 +191,7 @@ func (in *Inspector) overdue(sh *shard, s *session, now time.Time) (held bool) {
 
 // dropEarly gives up what waits behind a gap; its sender will repeat it behind what is missing.
 func (in *Inspector) dropEarly(s *session, st *stream, now time.Time) {
-	in.counts.held.Add(int64(-len(st.early)))
+	in.holdsNoMore(s, len(st.early))
 	for _, g := range st.early {
 		in.drop(s, now, g, alg.StreamGap)
 	}
@@ -235,12 +235,12 @@ func (in *Inspector) release(sh *shard, s *session, from alg.Side, now time.Time
 		return
 	}
 	if hold == 0 {
-		st.inHand = append(st.inHand, g)
-		in.counts.held.Add(1)
-		in.letGo(s, from)
+		in.forward(s, append(st.inHand, g))
+		in.holdsNoMore(s, len(st.inHand))
+		st.inHand = nil
 		return
 	}
-	if len(st.inHand) >= maxInHand || !in.mayHold() {
+	if len(st.inHand) >= maxInHand || !in.mayHold(s) {
 		// Better to refuse one line than to let a part of it go on that cannot be taken back.
 		if !s.control.Release(from) {
 			in.abandon(sh, s, from, now, &g)
@@ -260,7 +260,7 @@ func (in *Inspector) release(sh *shard, s *session, from alg.Side, now time.Time
 		done = 0
 	}
 	in.forward(s, st.inHand[:done])
-	in.counts.held.Add(int64(-done))
+	in.holdsNoMore(s, done)
 	st.inHand = append(st.inHand[:0], st.inHand[done:]...)
 	if done > 0 || len(st.inHand) == 1 {
 		in.holds(sh, s, st, now)
@@ -283,7 +283,7 @@ func (in *Inspector) abandon(sh *shard, s *session, from alg.Side, now time.Time
 func (in *Inspector) letGo(s *session, from alg.Side) {
 	st := &s.streams[from]
 	in.forward(s, st.inHand)
-	in.counts.held.Add(int64(-len(st.inHand)))
+	in.holdsNoMore(s, len(st.inHand))
 	st.inHand = nil
 }
 
@@ -293,7 +293,7 @@ func (in *Inspector) afterGap(sh *shard, s *session, from alg.Side, now time.Tim
 	for len(st.early) > 0 && !before(st.next, st.early[0].seq) {
 		g := st.early[0]
 		st.early = st.early[1:]
-		in.counts.held.Add(-1)
+		in.holdsNoMore(s, 1)
 		switch {
 		case s.refused:
 			in.refuse(&g)
@@ -314,16 +314,18 @@ func (in *Inspector) giveUpHeld(s *session, verdict func(*segment)) {
 		st := &s.streams[i]
 		for _, g := range append(st.inHand, st.early...) {
 			verdict(&g)
-			in.counts.held.Add(-1)
+			in.holdsNoMore(s, 1)
 		}
 		st.inHand, st.early, st.kept = nil, nil, nil
 	}
 }
 
-func (in *Inspector) mayHold() bool {
-	if in.counts.held.Add(1) <= maxHeldPackets {
-		return true
-	}
-	in.counts.held.Add(-1)
-	return false
+// mayHold counts one more packet without a verdict, if there may be one.
+func (in *Inspector) mayHold(s *session) bool {
+	return in.books.Held.Take(s.key.Client.Addr(), 1) == nil
+}
+
+// holdsNoMore takes so many packets off the count.
+func (in *Inspector) holdsNoMore(s *session, packets int) {
+	in.books.Held.Release(s.key.Client.Addr(), packets)
 }

@@ -134,14 +134,14 @@ func (in *Inspector) open(sh *shard, s *session, now time.Time, p alg.Pinhole) a
 		in.closed(sh, other, now, other.control.Pinhole(), alg.NextDataCommand)
 		other.control.Expire()
 	}
-	if in.counts.pinholes.Load() >= int64(s.policy.Limits.Pinholes) {
+	if in.books.Pinholes.Take(s.key.Client.Addr(), 1) != nil {
 		return alg.PinholeLimit
 	}
 	if err := in.conntrack.Expect(s.expectation(p)); err != nil {
+		in.books.Pinholes.Release(s.key.Client.Addr(), 1)
 		in.event(s.event(now, audit.Event{Kind: audit.EventAudit, Reason: alg.ExpectationFailed, Mode: p.Mode, From: p.From, To: p.To, Err: err}))
 		return alg.ExpectationFailed
 	}
-	in.counts.pinholes.Add(1)
 	sh.open[d] = s
 	s.pinholeUntil = now.Add(s.policy.PinholeTimeout)
 	in.event(s.event(now, audit.Event{Kind: audit.EventPinhole, Mode: p.Mode, From: p.From, To: p.To}))
@@ -155,7 +155,7 @@ func (in *Inspector) closed(sh *shard, s *session, now time.Time, p alg.Pinhole,
 		return false
 	}
 	delete(sh.open, d)
-	in.counts.pinholes.Add(-1)
+	in.books.Pinholes.Release(s.key.Client.Addr(), 1)
 	err := in.conntrack.Withdraw(s.expectation(p))
 	stood = err == nil
 	if errors.Is(err, conntrack.ErrNotFound) {

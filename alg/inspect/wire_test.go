@@ -193,7 +193,7 @@ func (w *wire) settled() {
 			w.t.Errorf("packet %d has no verdict", id)
 		}
 	}
-	if n := w.in.counts.held.Load(); n != 0 {
+	if n := w.in.books.Held.Used(); n != 0 {
 		w.t.Errorf("%d packets are counted as held", n)
 	}
 }

@@ -17,6 +17,7 @@ import (
 
 	"ftpalg/alg"
 	"ftpalg/alg/audit"
+	"ftpalg/alg/ledger"
 	"ftpalg/conntrack"
 	"ftpalg/policy"
 )
@@ -52,6 +53,7 @@ type Options struct {
 	Policy       *policy.Policy
 	Certificates Certificates
 	Conntrack    Conntrack
+	Books        *ledger.Books     // nil for books of its own
 	Report       func(audit.Event) // called from many goroutines
 	Number       func() uint64     // gives the next session's number
 	RelayMark    uint32            // connmark bit: data connections of such a control connection come here
@@ -64,12 +66,10 @@ type Options struct {
 // Gateway carries the terminated control connections and their relayed data connections.
 type Gateway struct {
 	Options
-	inForce    atomic.Pointer[inForce]
-	handshakes atomic.Int64
+	inForce atomic.Pointer[inForce]
 
 	mu        sync.Mutex
 	sessions  map[*session]struct{}
-	perClient map[netip.Addr]int
 	doors     map[door]*promise
 	insisting map[netip.Addr]bool // servers seen to insist on session reuse
 	relayed   map[hosts]time.Time // when a data connection between two hosts was relayed last
@@ -100,11 +100,14 @@ type door struct {
 // New gives a gateway without sessions.
 func New(o Options) *Gateway {
 	g := &Gateway{
-		Options: o, sessions: map[*session]struct{}{}, perClient: map[netip.Addr]int{},
+		Options: o, sessions: map[*session]struct{}{},
 		doors: map[door]*promise{}, insisting: map[netip.Addr]bool{}, relayed: map[hosts]time.Time{},
 	}
 	g.life, g.stop = context.WithCancel(context.Background())
 	g.SetPolicy(o.Policy, o.Certificates)
+	if g.Books == nil {
+		g.Books = ledger.NewBooks(func() *policy.Limits { return &g.inForce.Load().policy.Limits })
+	}
 	return g
 }
 
@@ -194,8 +197,8 @@ func (g *Gateway) carry(ctx context.Context, c *net.TCPConn) {
 		return
 	}
 	s := g.newSession(now, d, c)
-	if !g.begin(s) {
-		s.report(audit.Event{Kind: audit.EventDeny, Reason: alg.SessionLimit})
+	if err := g.begin(s); err != nil {
+		s.report(audit.Event{Kind: audit.EventDeny, Reason: alg.SessionLimit, Err: err})
 		s.turnAway(alg.SessionLimit)
 		return
 	}
@@ -212,27 +215,22 @@ func endpoints(c *net.TCPConn) (remote, local netip.AddrPort) {
 	return plain(c.RemoteAddr()), plain(c.LocalAddr())
 }
 
-// begin counts a session, unless a limit is reached.
-func (g *Gateway) begin(s *session) bool {
+// begin counts a session. The error says which limit is reached.
+func (g *Gateway) begin(s *session) error {
+	if err := g.Books.Sessions.Take(s.client.Addr(), 1); err != nil {
+		return err
+	}
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	client := s.client.Addr()
-	if len(g.sessions) >= s.policy.Limits.Sessions || g.perClient[client] >= s.policy.Limits.SessionsPerClient {
-		return false
-	}
 	g.sessions[s] = struct{}{}
-	g.perClient[client]++
-	return true
+	return nil
 }
 
 func (g *Gateway) end(s *session) {
+	g.Books.Sessions.Release(s.client.Addr(), 1)
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	delete(g.sessions, s)
-	client := s.client.Addr()
-	if g.perClient[client]--; g.perClient[client] == 0 {
-		delete(g.perClient, client)
-	}
 }
 
 // Sessions lists the sessions, oldest first.
@@ -258,15 +256,12 @@ func (g *Gateway) Servers() []netip.Addr {
 	return slices.SortedFunc(maps.Keys(found), netip.Addr.Compare)
 }
 
-// errHandshakes says that there are as many TLS handshakes under way as there may be.
-var errHandshakes = errors.New("the limit on TLS handshakes in flight is reached")
-
-// handshake runs one TLS handshake, if there is room for it.
-func (g *Gateway) handshake(limit int, run func() error) error {
-	defer g.handshakes.Add(-1)
-	if g.handshakes.Add(1) > int64(limit) {
-		return errHandshakes
+// handshake runs one TLS handshake of a client's session, if there is room for it.
+func (g *Gateway) handshake(client netip.Addr, run func() error) error {
+	if err := g.Books.Handshakes.Take(client, 1); err != nil {
+		return fmt.Errorf("TLS handshakes in flight: %w", err)
 	}
+	defer g.Books.Handshakes.Release(client, 1)
 	return run()
 }
 

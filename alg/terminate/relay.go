@@ -96,7 +96,7 @@ const sharedPortTries = 16
 // install puts a promise on the books, and the expectation into the kernel.
 func (s *session) install(n *promise) (why alg.Reason, err error) {
 	for range sharedPortTries {
-		if why = s.gateway.promise(n, s.policy.Limits.Pinholes); why != alg.NoReason && why != alg.ExpectationFailed {
+		if why = s.gateway.promise(n); why != alg.NoReason && why != alg.ExpectationFailed {
 			return why, nil
 		}
 		if why == alg.NoReason {
@@ -297,17 +297,19 @@ func (n *promise) door() door { return door{n.pinhole.From.Addr(), n.at} }
 // promise notes a data connection that is to come. One that another session was promised between the same ends is this
 // session's now, as the kernel holds one expectation for them; but not where several clients share an address: then it is
 // ExpectationFailed.
-func (g *Gateway) promise(n *promise, limit int) alg.Reason {
+func (g *Gateway) promise(n *promise) alg.Reason {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	if len(g.doors) >= limit {
-		return alg.PinholeLimit
-	}
-	if before := g.doors[n.door()]; before != nil {
-		if n.pinhole.Shared && before.session != n.session {
-			return alg.ExpectationFailed
-		}
+	before := g.doors[n.door()]
+	switch {
+	case before != nil && n.pinhole.Shared && before.session != n.session:
+		return alg.ExpectationFailed
+	case before != nil:
+		g.strike(before)
 		before.session.closed(before, alg.NextDataCommand, nil)
+	}
+	if g.Books.Pinholes.Take(n.session.client.Addr(), 1) != nil {
+		return alg.PinholeLimit
 	}
 	g.doors[n.door()] = n
 	return alg.NoReason
@@ -327,8 +329,14 @@ func (g *Gateway) drop(n *promise) bool {
 	if g.doors[n.door()] != n {
 		return false
 	}
-	delete(g.doors, n.door())
+	g.strike(n)
 	return true
+}
+
+// strike takes a promise off the books that is on them. g.mu must be held.
+func (g *Gateway) strike(n *promise) {
+	delete(g.doors, n.door())
+	g.Books.Pinholes.Release(n.session.client.Addr(), 1)
 }
 
 // take gives what was promised at a door, which is open no more: not in the kernel either, where conntrack may have taken the
@@ -344,7 +352,7 @@ func (g *Gateway) take(d door) *promise {
 	if err := g.Conntrack.Withdraw(n.expectation()); err != nil && !errors.Is(err, conntrack.ErrNotFound) {
 		n.session.report(audit.Event{Kind: audit.EventAudit, Reason: alg.ExpectationFailed, Mode: n.pinhole.Mode, From: n.pinhole.From, To: n.at, Err: err})
 	}
-	delete(g.doors, d)
+	g.strike(n)
 	return n
 }
 

@@ -64,9 +64,8 @@ func (k keptSession) Put(key string, s *tls.ClientSessionState) {
 }
 
 func (s *session) handshakeControl(side alg.Side, over func(net.Conn) *tls.Conn) error {
-	limits := &s.policy.Limits
-	return s.gateway.handshake(limits.Handshakes, func() error {
-		return s.peers[side].secure(time.Now().Add(limits.HandshakeTimeout), over)
+	return s.gateway.handshake(s.client.Addr(), func() error {
+		return s.peers[side].secure(time.Now().Add(s.policy.Limits.HandshakeTimeout), over)
 	})
 }
 

@@ -355,7 +355,7 @@ func (s *session) turnAway(why alg.Reason) {
 		client.drain()
 		return
 	}
-	_ = s.gateway.handshake(s.policy.Limits.Handshakes, func() error {
+	_ = s.gateway.handshake(s.client.Addr(), func() error {
 		return client.secure(time.Now().Add(s.policy.Limits.HandshakeTimeout), func(c net.Conn) *tls.Conn {
 			return tls.Server(c, &tls.Config{GetConfigForClient: func(*tls.ClientHelloInfo) (*tls.Config, error) {
 				return nil, errUpstreamTLS

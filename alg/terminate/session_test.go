@@ -397,6 +397,21 @@ func TestHandshakesInFlight(t *testing.T) {
 	second.hearEnd()
 }
 
+// A client that has used up its share of handshakes is refused, and leaves room for others.
+func TestHandshakesAreShares(t *testing.T) {
+	w := newWorld(t, true, func(p *policy.Policy) { p.Limits.Handshakes, p.Limits.HandshakesPerClient = 2, 1 })
+	w.accept() // and says nothing: the handshake with the server is under way
+	for w.gateway.Books.Handshakes.Used() != 1 {
+		runtime.Gosched()
+	}
+	second := newEnd(t, dial(t, w.front))
+	w.accept()
+	second.hearEnd()
+	if err := w.gateway.handshake(netip.MustParseAddr("192.0.2.9"), func() error { return nil }); err != nil {
+		t.Errorf("another client: %v", err)
+	}
+}
+
 // A client that does not begin its handshake is not waited for.
 func TestImplicitHandshakeTimeout(t *testing.T) {
 	w := newWorld(t, true, func(p *policy.Policy) { p.Limits.HandshakeTimeout = 100 * time.Millisecond })
@@ -576,7 +591,7 @@ func TestExpireBesideHandshake(t *testing.T) {
 	server.say("234 go ahead")
 	server.secure(w.tlsServer)
 	w.client.hear("234 ")
-	for w.gateway.handshakes.Load() != 1 { // with the client, which says nothing
+	for w.gateway.Books.Handshakes.Used() != 1 { // with the client, which says nothing
 		runtime.Gosched()
 	}
 	expired := make(chan struct{})

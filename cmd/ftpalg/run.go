@@ -22,6 +22,7 @@ import (
 	"ftpalg/alg"
 	"ftpalg/alg/audit"
 	"ftpalg/alg/inspect"
+	"ftpalg/alg/ledger"
 	"ftpalg/alg/terminate"
 	"ftpalg/alg/terminate/cert"
 	"ftpalg/conntrack"
@@ -99,6 +100,7 @@ type daemon struct {
 	backend   rules.Backend // of the rules; chosen once, so that a reload changes rules and not their language
 	told      bool          // of each queued packet's conntrack entry
 	conntrack *conntrack.Conn
+	books     *ledger.Books // of both front ends
 	inspector *inspect.Inspector
 	report    func(audit.Event)
 	policy    *policy.Policy // as last loaded; only the reload task changes it
@@ -152,8 +154,9 @@ func run(ctx context.Context, o runOptions) error {
 	}
 	defer d.conntrack.Close()
 	d.report = newReporter(log, func() int { return d.inspector.Policy().Limits.AuditRate })
+	d.books = ledger.NewBooks(func() *policy.Limits { return &d.inspector.Policy().Limits })
 	d.inspector = inspect.New(inspect.Options{
-		Policy: d.policy, Conntrack: d.conntrack, Refused: o.mark, Report: d.report, Number: d.number,
+		Policy: d.policy, Conntrack: d.conntrack, Books: d.books, Refused: o.mark, Report: d.report, Number: d.number,
 	})
 	d.terminating = d.newTerminating()
 	if d.manager, err = newNotifier(); err != nil {

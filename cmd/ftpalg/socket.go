@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"ftpalg/alg/audit"
+	"ftpalg/alg/ledger"
 )
 
 // defaultSocket is where the running daemon answers root's questions.
@@ -40,6 +41,17 @@ type sessionRecord struct {
 	Began   time.Time      `json:"began"`
 	Seen    time.Time      `json:"seen"`
 	Refused bool           `json:"refused,omitempty"`
+}
+
+// shareRecord is what clients use of something that all share, as `ftpalg sessions --shares --json` prints it.
+type shareRecord struct {
+	Of        string `json:"of"`
+	Used      int    `json:"used"`
+	Limit     int    `json:"limit"`
+	PerClient int    `json:"per_client"`          // limit
+	Clients   int    `json:"clients"`             // that have something
+	Most      string `json:"most,omitempty"`      // the client that has most
+	MostUsed  int    `json:"most_used,omitempty"` // what it has
 }
 
 // pinholeRecord is an open pinhole as `ftpalg pinholes --json` prints it.
@@ -121,6 +133,10 @@ func (d *daemon) answerOne(c net.Conn) {
 		for _, s := range d.allSessions() {
 			_ = enc.Encode(newSessionRecord(s))
 		}
+	case "shares":
+		for _, s := range d.books.Shares() {
+			_ = enc.Encode(newShareRecord(s))
+		}
 	case "pinholes":
 		for _, s := range d.allSessions() {
 			if !s.Pinhole.IsZero() {
@@ -135,6 +151,17 @@ func newSessionRecord(s audit.SessionInfo) sessionRecord {
 		Session: s.Number, Client: s.Client, Server: s.Server, Rule: s.Rule, User: s.User, Refused: s.Refused,
 		Control: s.Protection.Control.String(), Data: s.Protection.Data.String(), Began: s.Began, Seen: s.LastSeen,
 	}
+}
+
+func newShareRecord(s ledger.Share) shareRecord {
+	r := shareRecord{Of: s.Name, Used: s.Used, Limit: s.Total, PerClient: s.Client, Clients: s.Clients, MostUsed: s.TopUsed}
+	switch {
+	case s.Top.IsSingleIP():
+		r.Most = s.Top.Addr().String()
+	case s.Top.IsValid():
+		r.Most = s.Top.String()
+	}
+	return r
 }
 
 func newPinholeRecord(s audit.SessionInfo) pinholeRecord {

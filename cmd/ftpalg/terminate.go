@@ -23,8 +23,8 @@ const renewEvery = 30 * time.Second
 func (d *daemon) newTerminating() *terminate.Gateway {
 	t := d.steering.terminate()
 	return terminate.New(terminate.Options{
-		Policy: d.policy, Certificates: d.certs, Conntrack: d.conntrack, Report: d.report, Number: d.number,
-		RelayMark: t.Relay, OwnMark: t.Own, Stray: d.passOn,
+		Policy: d.policy, Certificates: d.certs, Conntrack: d.conntrack, Books: d.books, Report: d.report,
+		Number: d.number, RelayMark: t.Relay, OwnMark: t.Own, Stray: d.passOn,
 	})
 }
 

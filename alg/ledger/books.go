@@ -1,0 +1,53 @@
+package ledger
+
+import "ftpalg/policy"
+
+// Held packets stay in the kernel's queue until their verdict.
+const (
+	// maxHeld has to be well below nfq's queue length, or held packets would fill the queue.
+	maxHeld = 2048
+	// maxHeldOfClient is room for four sessions whose every segment waits behind a gap.
+	maxHeldOfClient = 256
+)
+
+// Books are the accounts of a gateway. Both front ends work with the same: a client has one share, however its connections are
+// carried.
+type Books struct {
+	Sessions   *Account // control connections that are followed
+	TurnedAway *Account // the same, remembered only to refuse them
+	Pinholes   *Account // that stand
+	Held       *Account // queued packets without a verdict
+	Handshakes *Account // of TLS, in flight
+}
+
+// Share is one account and what it counts.
+type Share struct {
+	Name string
+	Use
+}
+
+// Shares describes all accounts.
+func (b *Books) Shares() []Share {
+	return []Share{
+		{"sessions", b.Sessions.Use()},
+		{"refused sessions", b.TurnedAway.Use()},
+		{"pinholes", b.Pinholes.Use()},
+		{"held packets", b.Held.Use()},
+		{"TLS handshakes", b.Handshakes.Use()},
+	}
+}
+
+// NewBooks opens the books. limits returns those of the policy in force.
+func NewBooks(limits func() *policy.Limits) *Books {
+	account := func(pick func(*policy.Limits) Limits) *Account {
+		return New(func() Limits { return pick(limits()) })
+	}
+	sessions := func(l *policy.Limits) Limits { return Limits{l.Sessions, l.SessionsPerClient} }
+	return &Books{
+		Sessions:   account(sessions),
+		TurnedAway: account(sessions),
+		Pinholes:   account(func(l *policy.Limits) Limits { return Limits{l.Pinholes, l.PinholesPerClient} }),
+		Held:       New(Fixed(maxHeld, maxHeldOfClient)),
+		Handshakes: account(func(l *policy.Limits) Limits { return Limits{l.Handshakes, l.HandshakesPerClient} }),
+	}
+}
