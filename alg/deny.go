@@ -29,10 +29,10 @@ func (c *Control) Hold(from Side) int {
 }
 
 // Release lets the incomplete line of one side go on and says whether it may: not if it could still turn out to be a
-// command that is denied or that opens a pinhole.
+// command that is denied or that opens a pinhole, or has what no command may have.
 func (c *Control) Release(from Side) bool {
 	partial := c.lines[from].PartialText()
-	if from == Client && c.restricted(partial) || from == Server && (c.arms(partial) || c.translates() && c.kinds.oldest() == pasv) {
+	if from == Client && (c.lines[from].PartialFlaws()&ftp.Refused != 0 || c.restricted(partial)) || from == Server && (c.arms(partial) || c.translates() && c.kinds.oldest() == pasv) {
 		return false
 	}
 	c.released[from] = c.lines[from].Offset()

@@ -33,12 +33,10 @@ type Helper struct {
 	IPv6   bool   // there for IPv6 as well as for IPv4
 }
 
-// carriers are the kernel's TCP helpers in the order of preference. What each costs is in its comment.
+// carriers are the kernel's TCP helpers that are used, in the order of preference. sip, irc and pptp could carry expectations as well,
+// but what they act on is text that may be anywhere in a segment, or opens more than a port: nothing could hold them closed.
 var carriers = []Helper{
-	{Name: "sane", Silent: true}, // reacts to 5-byte payloads of the scanner protocol only
-	{Name: "pptp", Silent: true}, // IPv4 only; reads messages that begin with the PPTP magic number
-	{Name: "sip", Silent: true},  // reads SIP requests, and looks through each segment for them
-	{Name: "irc", Silent: true},  // IPv4 only; a client that writes "DCC SEND" opens a port to itself
+	{Name: "sane", Silent: true}, // reacts to requests of the scanner protocol, which never get to it (package rules, carrierGuard)
 	{Name: KernelFTP},            // reads clear-text FTP and keeps expectations of its own
 }
 
@@ -124,7 +122,7 @@ func choose(want string, found []Helper, tried []string) (Helper, error) {
 		return found[0], nil
 	}
 	if len(tried) == 0 {
-		return Helper{}, fmt.Errorf("conntrack: find a helper: %q is none of auto, %s, sane, pptp, sip, irc, ftp", want, OwnHelper)
+		return Helper{}, fmt.Errorf("conntrack: find a helper: %q is none of auto, %s, sane, ftp", want, OwnHelper)
 	}
 	return Helper{}, fmt.Errorf("conntrack: find a helper: tried %s; load one of the modules nfnetlink_cthelper, "+
 		"nf_conntrack_sane, nf_conntrack_ftp", strings.Join(tried, "; "))

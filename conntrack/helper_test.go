@@ -87,13 +87,13 @@ func TestProbeMissingHelper(t *testing.T) {
 }
 
 func TestChooseHelper(t *testing.T) {
-	irc, sip, ftp := Helper{Name: "irc", Silent: true}, Helper{Name: "sip", Silent: true, IPv6: true}, Helper{Name: "ftp", IPv6: true}
+	sane4, sane, ftp := Helper{Name: "sane", Silent: true}, Helper{Name: "sane", Silent: true, IPv6: true}, Helper{Name: "ftp", IPv6: true}
 	for _, test := range []struct {
 		found []Helper
 		want  string
 	}{
-		{[]Helper{irc, sip, ftp}, "sip"},
-		{[]Helper{irc, ftp}, "irc"},
+		{[]Helper{sane, ftp}, "sane"},
+		{[]Helper{sane4, ftp}, "sane"},
 		{[]Helper{ftp}, "ftp"},
 	} {
 		if h, err := choose("auto", test.found, nil); err != nil || h.Name != test.want {

@@ -15,9 +15,11 @@ const (
 	maxAddresses = 1024 // of one server or client
 )
 
-// helpers are the conntrack helpers that can carry an expectation on TCP; ftpalg is our own, where the kernel lets
-// user space define helpers, and the others than ftp are silent carriers.
+// helpers are the conntrack helpers that carry expectations; ftpalg is our own, where the kernel lets user space define helpers.
+// Those from unsafeHelpers on were among them: they read what clients write, and open ports of their own accord.
 var helpers = []string{"auto", "ftpalg", "sane", "ftp", "irc", "pptp", "sip"}
+
+const unsafeHelpers = 4
 
 // builder makes a Policy of the raw structs and records what does not hold. It goes on after a fault, so that one run
 // names as many as it can.
@@ -50,7 +52,7 @@ func (b *builder) settings(raw *rawPolicy) {
 	b.p.Bounce = Bounce(b.choose("bounce", raw.Bounce, bounceWords...))
 	b.p.PrivilegedPorts = b.choose("privileged-ports", raw.PrivilegedPorts, "deny", "allow") == 1
 	b.p.FailOpen = b.choose("fail", raw.Fail, "closed", "open") == 1
-	b.p.Helper = helpers[b.choose("helper", raw.Helper, helpers...)]
+	b.helper(raw.Helper)
 	b.p.PinholeTimeout = raw.PinholeTimeout
 	b.p.CreditLifetime = raw.CreditLifetime
 	b.p.Authority = b.keyPair("authority", raw.Authority)
@@ -59,6 +61,15 @@ func (b *builder) settings(raw *rawPolicy) {
 		b.fault("pinhole-timeout", "%v is not whole seconds, which is what conntrack counts in; round it", raw.PinholeTimeout)
 	}
 	b.duration("credit-lifetime", raw.CreditLifetime, time.Minute)
+}
+
+// helper takes a policy that names a helper which is not used any more, and says so.
+func (b *builder) helper(word string) {
+	chosen := b.choose("helper", word, helpers...)
+	if b.p.Helper = helpers[chosen]; chosen >= unsafeHelpers {
+		b.p.Helper = helpers[0]
+		b.warning("helper", "%q opens ports for what it reads in FTP connections, so it is not used any more: auto is taken; write auto", word)
+	}
 }
 
 // duration holds a time to at least a second and at most most.

@@ -256,6 +256,15 @@ fail: open
 	}
 }
 
+// A helper that is not used any more does not make an old file wrong.
+func TestUnsafeHelper(t *testing.T) {
+	p := parse(t, "version: 1\nhelper: irc\n"+"servers: [{name: files, addresses: 198.51.100.2}]\nrules: [{name: all, action: inspect}]\n")
+	want := `test.yaml:2:9: helper: "irc" opens ports for what it reads in FTP connections, so it is not used any more: auto is taken; write auto`
+	if len(p.Warnings) != 1 || p.Warnings[0] != want || p.Helper != "auto" {
+		t.Errorf("helper %q, warnings %q", p.Helper, p.Warnings)
+	}
+}
+
 // A file made to hang or to overflow the stack is refused, and soon. The slowest takes two seconds; the bound allows for a busy machine.
 func TestBombs(t *testing.T) {
 	aliases := "a: &a [x,x,x,x,x,x,x,x]\n"

@@ -70,6 +70,9 @@ func (l *Lines) Partial() int { return l.raw }
 // PartialText is the text of the incomplete line so far.
 func (l *Lines) PartialText() []byte { return l.text }
 
+// PartialFlaws are the flaws of the incomplete line so far.
+func (l *Lines) PartialFlaws() Flaw { return l.flaws }
+
 // PartialStart is the stream offset at which the incomplete line begins.
 func (l *Lines) PartialStart() uint64 { return l.start }
 

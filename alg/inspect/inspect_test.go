@@ -1,6 +1,7 @@
 package inspect
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"net/netip"
@@ -61,6 +62,8 @@ func TestPartialLine(t *testing.T) {
 		{"NO", "OP\r\n", releaseAfter, "NOOP\r\n"},
 		{"RETR a", "b\r\n", releaseAfter, "RETR ab\r\n"},
 		{"POR", "T 192,0,2,2,156,65\r\n", abandonAfter, "XXXXXXXXXXXXXXXXXXXXX\r\n"},
+		{"\x00\x00\x00\x07abcd", "\r\n", abandonAfter, "XXXXXXXX\r\n"},
+		{"NO\rOP", "\r\n", abandonAfter, "XXXXX\r\n"},
 	} {
 		w := plainWire(t)
 		before := len(w.receivers[alg.Client].stream())
@@ -79,6 +82,26 @@ func TestPartialLine(t *testing.T) {
 		}
 		w.settled()
 	}
+}
+
+// TestNoRequestToTheCarrier: inside TLS a segment that the helper "sane" would take for a request goes on without its last byte,
+// which the client repeats by itself.
+func TestNoRequestToTheCarrier(t *testing.T) {
+	w := plainWire(t)
+	w.say(alg.Client, []byte("AUTH TLS\r\n"))
+	w.say(alg.Server, []byte("234 go on\r\n"))
+	w.say(alg.Client, []byte{22, 3, 1, 1, 0})
+	for range 2 {
+		w.send(alg.Client, 0, []byte("\x00\x00\x00\x07abcd"), nil)
+		if got := w.passed[len(w.passed)-1]; got != "\x00\x00\x00\x07abc" {
+			t.Errorf("%q goes on", got)
+		}
+	}
+	w.send(alg.Client, 7, []byte("d"), nil)
+	if got := w.passed[len(w.passed)-1]; got != "d" || !bytes.HasSuffix(w.receivers[alg.Client].stream(), []byte("\x00\x00\x00\x07abcd")) {
+		t.Errorf("%q goes on behind it", got)
+	}
+	w.settled()
 }
 
 // TestHeldIsBounded: a line in very many segments is given up, and what waits behind a gap is dropped in time.

@@ -84,3 +84,14 @@ func (st *stream) cutShort(g *segment) {
 		g.carry(g.payload[:st.shifted.From-g.seq])
 	}
 }
+
+// saneRequest is how a segment of eight bytes begins that the helper "sane" takes for a request of its own protocol, and so for a
+// reason to open a port (nf_conntrack_sane). The rules drop what gets as far as that helper (package rules, carrierGuard).
+var saneRequest = []byte{0, 0, 0, 7}
+
+// cutRequest makes a segment that would be such a request shorter by a byte, which its sender repeats.
+func (g *segment) cutRequest() {
+	if len(g.payload) == 8 && bytes.HasPrefix(g.payload, saneRequest) {
+		g.carry(g.payload[:7])
+	}
+}

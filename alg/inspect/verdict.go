@@ -24,6 +24,7 @@ func (in *Inspector) verdict(p Packet, v nfq.Verdict) { _ = p.Queue.Verdict(p.ID
 
 // accept lets a segment go on, changed where it had to be.
 func (in *Inspector) accept(g *segment) {
+	g.cutRequest()
 	v := nfq.Verdict{Accept: true}
 	if g.changed {
 		if nfq.FixChecksums(g.data) != nil {

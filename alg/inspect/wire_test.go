@@ -125,7 +125,8 @@ func (w *wire) Verdict(id uint32, v nfq.Verdict) error {
 		return nil
 	}
 	w.passed = append(w.passed, string(seg.Payload))
-	if len(packet) != len(w.packets[id]) && !w.readAlong {
+	cut := bytes.Contains(w.packets[id], saneRequest)
+	if len(packet) != len(w.packets[id]) && !w.readAlong && !cut {
 		w.t.Errorf("packet %d changed its length from %d to %d", id, len(w.packets[id]), len(packet))
 	}
 	w.receivers[from].take(seg.Seq, seg.Payload)

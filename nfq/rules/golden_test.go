@@ -239,6 +239,44 @@ func TestPayloadProgram(t *testing.T) {
 	}
 }
 
+// TestSaneRequest runs the other program in the same way; TestCarrierGuard has the kernel run it.
+func TestSaneRequest(t *testing.T) {
+	for _, c := range []struct {
+		name      string
+		v6        bool
+		ihl, doff int
+		next      byte
+		text      string
+		want      bool
+	}{
+		{name: "request", ihl: 20, doff: 20, text: "\x00\x00\x00\x07abcd", want: true},
+		{name: "longest options", ihl: 60, doff: 60, text: "\x00\x00\x00\x07\x00\x00\x00\x07", want: true},
+		{name: "other text", ihl: 20, doff: 20, text: "\x00\x00\x00\x08abcd"},
+		{name: "shorter", ihl: 20, doff: 20, text: "\x00\x00\x00\x07abc"},
+		{name: "longer", ihl: 20, doff: 20, text: "x\x00\x00\x00\x07abcd"},
+		{name: "longer, as options would be", ihl: 20, doff: 20, text: "\x00\x00\x00\x07\x00\x00\x00\x07abcd"},
+		{name: "nothing", ihl: 20, doff: 20},
+		{name: "request", v6: true, ihl: 40, doff: 32, next: 6, text: "\x00\x00\x00\x07abcd", want: true},
+		{name: "longer", v6: true, ihl: 40, doff: 32, next: 6, text: "x\x00\x00\x00\x07abcd"},
+		{name: "extension header", v6: true, ihl: 48, doff: 20, text: "\x00\x00\x00\x07abcd", want: true},
+		{name: "extension header, other text", v6: true, ihl: 48, doff: 20, text: "\x00\x00\x00\x06abcd"},
+	} {
+		packet := append(make([]byte, c.ihl+c.doff), c.text...)
+		packet[0] = 0x40 | byte(c.ihl/4)
+		if c.v6 {
+			packet[0], packet[6] = 0x60, c.next
+		}
+		packet[c.ihl+12] = byte(c.doff/4) << 4
+		vm, err := bpf.NewVM(saneRequest(c.v6))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if n, err := vm.Run(packet); err != nil || (n > 0) != c.want {
+			t.Errorf("%s, IPv6 %v: got %d, %v; want a match: %v", c.name, c.v6, n, err, c.want)
+		}
+	}
+}
+
 func TestParseSave(t *testing.T) {
 	found := parseSave("*filter\n:FORWARD DROP [0:0]\n:FTPALG-FORWARD - [0:0]\n:FTPALG-SERVER9 - [1:2]\n" +
 		"-A FORWARD -p tcp -j FTPALG-FORWARD\n-A FORWARD -j ACCEPT\n-A FTPALG-FORWARD -p tcp -g FTPALG-SERVER9\nCOMMIT\n")

@@ -281,7 +281,7 @@ func (b *builder) mangle() Table {
 			}
 		}
 	}
-	return Table{Name: "mangle", Chains: append([]Chain{c}, more...)}
+	return Table{Name: "mangle", Chains: slices.Concat([]Chain{c}, more, b.carrierGuard())}
 }
 
 // filter decides what is forwarded, and lets ftpalg's own sockets through.

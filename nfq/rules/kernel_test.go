@@ -4,7 +4,9 @@ import (
 	"bufio"
 	"context"
 	"encoding/binary"
+	"errors"
 	"fmt"
+	"io"
 	"net"
 	"net/netip"
 	"os"
@@ -37,7 +39,8 @@ func saved(t testing.TB, v Variant) string {
 	var all string
 	for _, tool := range []string{"iptables", "ip6tables"} {
 		for _, table := range tables {
-			out, err := exec.Command(v.command(tool, "save"), "-t", table.Name).CombinedOutput()
+			// Not what it says to standard error, which would come between parts of a long table: that the other variant has one, too.
+			out, err := exec.Command(v.command(tool, "save"), "-t", table.Name).Output()
 			if err != nil {
 				t.Fatalf("%s: %v\n%s", tool, err, out)
 			}
@@ -311,6 +314,99 @@ func payloadReachesQueue(t *testing.T, change func(*Config)) {
 			}
 		})
 	}
+}
+
+// TestCarrierGuard: what the helper "sane" would act on does not get to it, from whatever client and with whatever headers. That it
+// would act on it is shown with the rules of the guard taken out.
+func TestCarrierGuard(t *testing.T) {
+	lab.NeedRoot(t)
+	install(t, func(c *Config) { c.Queues, c.Helper = [2]uint16{23, 23}, "sane" })
+	var q *nfq.Queue
+	ready := make(chan struct{})
+	q, err := nfq.Open(t.Context(), 23, nfq.Options{}, func(p *nfq.Packet) { <-ready; _ = q.Verdict(p.ID, nfq.Verdict{Accept: true}) })
+	if err != nil {
+		t.Fatal(err)
+	}
+	close(ready)
+	t.Cleanup(func() { q.Close() })
+	for _, c := range []struct {
+		name           string
+		client, server string
+		level, option  int
+		header         string
+	}{
+		{name: "IPv4", client: "192.0.2.2", server: "198.51.100.2"},
+		{name: "IPv4 with options", client: "192.0.2.2", server: "198.51.100.2", level: unix.IPPROTO_IP, option: unix.IP_OPTIONS, header: "\x94\x04\x00\x00"},
+		{name: "IPv6", client: "2001:db8:1::2", server: "2001:db8:2::2"},
+		{name: "IPv6 with a hop-by-hop header", client: "2001:db8:1::2", server: "2001:db8:2::2", level: unix.IPPROTO_IPV6, option: unix.IPV6_HOPOPTS, header: "\x00\x00\x01\x04\x00\x00\x00\x00"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			if got := askSANE(t, c.client, c.server, c.level, c.option, c.header); got != 0 {
+				t.Errorf("%d expectations", got)
+			}
+		})
+	}
+	if underTest == BackendNFT {
+		return
+	}
+	for _, tool := range []string{"iptables", "ip6tables"} {
+		lab.Run(t, tool+" -w -t mangle -F "+carrierChain)
+	}
+	if got := askSANE(t, "192.0.2.2", "198.51.100.2", 0, 0, ""); got != 1 {
+		t.Errorf("%d expectations without the guard: this test shows nothing", got)
+	}
+}
+
+// askSANE has a client send what asks for a port, and the server what names one, and gives the number of expectations then.
+func askSANE(t *testing.T, client, server string, level, option int, header string) int {
+	l := listen(t, "server", net.JoinHostPort(server, "21"))
+	defer l.Close()
+	near, err := dial(t, "client", client, net.JoinHostPort(server, "21"), patience)
+	if err != nil {
+		t.Fatal(err)
+	}
+	far, err := l.Accept()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { // a reset ends it at both ends at once
+		_ = near.(*net.TCPConn).SetLinger(0)
+		near.Close()
+		far.Close()
+	}()
+	hear := func(from, to net.Conn, text string) {
+		fmt.Fprint(from, text)
+		_ = to.SetReadDeadline(time.Now().Add(patience))
+		if n, err := io.ReadFull(to, make([]byte, len(text))); err != nil {
+			t.Fatalf("%q: %d bytes, %v", text, n, err)
+		}
+	}
+	hear(far, near, "220 ready\r\n")
+	hear(near, far, "NOOP\r\n")
+	if header != "" {
+		raw, err := near.(*net.TCPConn).SyscallConn()
+		if err == nil {
+			err = errors.Join(err, raw.Control(func(fd uintptr) { err = unix.SetsockoptString(int(fd), level, option, header) }))
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	fmt.Fprint(near, "\x00\x00\x00\x07abcd")
+	_ = far.SetReadDeadline(time.Now().Add(300 * time.Millisecond))
+	n, err := far.Read(make([]byte, 8))
+	t.Logf("the server got %d bytes, %v", n, err)
+	hear(far, near, "\x00\x00\x00\x00\x00\x00\x00\x16 port 22\r\n")
+	ct, err := conntrack.Dial()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer ct.Close()
+	all, err := ct.Expectations()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return len(all)
 }
 
 // TestForgedServer: what claims to come from a server is read if it comes from where the server is, and dropped if not.

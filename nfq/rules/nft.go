@@ -93,6 +93,7 @@ func NFTables(cfg Config) NFTable {
 	n.allSets()
 	n.raw()
 	n.mangle()
+	n.carrierGuard()
 	n.translation()
 	n.filter()
 	return n.table

@@ -100,6 +100,7 @@ func TestNFTJustInTime(t *testing.T)          { needNFT(t); TestJustInTime(t) }
 func TestNFTControlConnections(t *testing.T)  { needNFT(t); TestControlConnections(t) }
 func TestNFTInstallUnderTraffic(t *testing.T) { needNFT(t); TestInstallUnderTraffic(t) }
 func TestNFTPublicAddress(t *testing.T)       { needNFT(t); TestPublicAddress(t) }
+func TestNFTCarrierGuard(t *testing.T)        { needNFT(t); TestCarrierGuard(t) }
 func TestNFTForgedServer(t *testing.T)        { needNFT(t); TestForgedServer(t) }
 func TestNFTFailAndRefuse(t *testing.T)       { needNFT(t); TestFailAndRefuse(t) }
 func TestNFTTerminate(t *testing.T)           { needNFT(t); TestTerminate(t) }

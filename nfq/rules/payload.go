@@ -57,10 +57,13 @@ func payloadProgram(v6 bool) []bpf.Instruction {
 }
 
 // PayloadBytecode is payloadProgram in the form of iptables' "-m bpf --bytecode".
-func PayloadBytecode(v6 bool) string {
-	raw, err := bpf.Assemble(payloadProgram(v6))
+func PayloadBytecode(v6 bool) string { return bytecode(payloadProgram(v6)) }
+
+// bytecode is a program in that form.
+func bytecode(program []bpf.Instruction) string {
+	raw, err := bpf.Assemble(program)
 	if err != nil {
-		panic("rules: the payload program does not assemble: " + err.Error()) // it is constant, and tested
+		panic("rules: a packet filter program does not assemble: " + err.Error()) // they are constant, and tested
 	}
 	parts := []string{fmt.Sprint(len(raw))}
 	for _, i := range raw {

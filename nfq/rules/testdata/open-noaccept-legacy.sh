@@ -20,6 +20,7 @@ iptables-legacy-restore -w 5 --noflush <<'EOF'
 COMMIT
 *mangle
 :FTPALG-MANGLE - [0:0]
+:FTPALG-CARRIER - [0:0]
 # Data on its way, which most packets are.
 -A FTPALG-MANGLE -p tcp -m multiport ! --ports 21,990,2121 -j RETURN
 # Only segments with payload, of one byte or more, are read; the program is 'IP length > IP header + TCP header'.
@@ -27,6 +28,10 @@ COMMIT
 -A FTPALG-MANGLE -s 198.51.100.2/32 -p tcp -m multiport --sports 21,990 -m bpf --bytecode "12,177 0 0 0,80 0 0 13,69 7 0 32,80 0 0 12,84 0 0 240,116 0 0 2,12 0 0 0,7 0 0 0,128 0 0 0,45 0 1 0,6 0 0 65535,6 0 0 0" -j NFQUEUE --queue-num 5 --queue-bypass
 -A FTPALG-MANGLE -d 203.0.113.0/28 -p tcp -m multiport --dports 21,2121 -m bpf --bytecode "12,177 0 0 0,80 0 0 13,69 7 0 32,80 0 0 12,84 0 0 240,116 0 0 2,12 0 0 0,7 0 0 0,128 0 0 0,45 0 1 0,6 0 0 65535,6 0 0 0" -j NFQUEUE --queue-num 5 --queue-bypass
 -A FTPALG-MANGLE -s 203.0.113.0/28 -p tcp -m multiport --sports 21,2121 -m bpf --bytecode "12,177 0 0 0,80 0 0 13,69 7 0 32,80 0 0 12,84 0 0 240,116 0 0 2,12 0 0 0,7 0 0 0,128 0 0 0,45 0 1 0,6 0 0 65535,6 0 0 0" -j NFQUEUE --queue-num 5 --queue-bypass
+-A FTPALG-CARRIER -p tcp -m multiport ! --ports 21,990,2121 -j RETURN
+# The helper 'sane' must never see a request of its own protocol: it would open a port of the server's.
+-A FTPALG-CARRIER -d 198.51.100.2/32 -p tcp -m multiport --dports 21,990 -m bpf --bytecode "16,128 0 0 0,20 0 0 8,7 0 0 0,64 0 0 0,21 0 10 7,177 0 0 0,80 0 0 12,84 0 0 240,116 0 0 2,12 0 0 0,4 0 0 8,7 0 0 0,128 0 0 0,29 0 1 0,6 0 0 65535,6 0 0 0" -j DROP
+-A FTPALG-CARRIER -d 203.0.113.0/28 -p tcp -m multiport --dports 21,2121 -m bpf --bytecode "16,128 0 0 0,20 0 0 8,7 0 0 0,64 0 0 0,21 0 10 7,177 0 0 0,80 0 0 12,84 0 0 240,116 0 0 2,12 0 0 0,4 0 0 8,7 0 0 0,128 0 0 0,29 0 1 0,6 0 0 65535,6 0 0 0" -j DROP
 COMMIT
 *filter
 :FTPALG-FORWARD - [0:0]
@@ -56,6 +61,8 @@ iptables-legacy -w 5 -t raw -C PREROUTING -p tcp -j FTPALG-RAW 2>/dev/null ||
 	iptables-legacy -w 5 -t raw -I PREROUTING 1 -p tcp -j FTPALG-RAW
 iptables-legacy -w 5 -t mangle -C PREROUTING -p tcp -j FTPALG-MANGLE 2>/dev/null ||
 	iptables-legacy -w 5 -t mangle -I PREROUTING 1 -p tcp -j FTPALG-MANGLE
+iptables-legacy -w 5 -t mangle -C FORWARD -p tcp -j FTPALG-CARRIER 2>/dev/null ||
+	iptables-legacy -w 5 -t mangle -I FORWARD 1 -p tcp -j FTPALG-CARRIER
 iptables-legacy -w 5 -t filter -C FORWARD -p tcp -j FTPALG-FORWARD 2>/dev/null ||
 	iptables-legacy -w 5 -t filter -I FORWARD 1 -p tcp -j FTPALG-FORWARD
 
@@ -75,11 +82,15 @@ ip6tables-legacy-restore -w 5 --noflush <<'EOF'
 COMMIT
 *mangle
 :FTPALG-MANGLE - [0:0]
+:FTPALG-CARRIER - [0:0]
 # Data on its way, which most packets are.
 -A FTPALG-MANGLE -p tcp -m multiport ! --ports 21,990 -j RETURN
 # Only segments with payload, of one byte or more, are read; the program is 'IP length > IP header + TCP header'.
 -A FTPALG-MANGLE -d 2001:db8:2::2/128 -p tcp -m multiport --dports 21,990 -m bpf --bytecode "13,48 0 0 6,21 0 9 6,48 0 0 53,69 7 0 32,48 0 0 52,84 0 0 240,116 0 0 2,4 0 0 40,7 0 0 0,128 0 0 0,45 0 1 0,6 0 0 65535,6 0 0 0" -j NFQUEUE --queue-num 5 --queue-bypass
 -A FTPALG-MANGLE -s 2001:db8:2::2/128 -p tcp -m multiport --sports 21,990 -m bpf --bytecode "13,48 0 0 6,21 0 9 6,48 0 0 53,69 7 0 32,48 0 0 52,84 0 0 240,116 0 0 2,4 0 0 40,7 0 0 0,128 0 0 0,45 0 1 0,6 0 0 65535,6 0 0 0" -j NFQUEUE --queue-num 5 --queue-bypass
+-A FTPALG-CARRIER -p tcp -m multiport ! --ports 21,990 -j RETURN
+# The helper 'sane' must never see a request of its own protocol: it would open a port of the server's.
+-A FTPALG-CARRIER -d 2001:db8:2::2/128 -p tcp -m multiport --dports 21,990 -m bpf --bytecode "16,128 0 0 0,20 0 0 8,7 0 0 0,64 0 0 0,21 0 10 7,48 0 0 6,21 0 7 6,48 0 0 52,84 0 0 240,116 0 0 2,4 0 0 48,7 0 0 0,128 0 0 0,29 0 1 0,6 0 0 65535,6 0 0 0" -j DROP
 COMMIT
 *filter
 :FTPALG-FORWARD - [0:0]
@@ -99,5 +110,7 @@ ip6tables-legacy -w 5 -t raw -C PREROUTING -p tcp -j FTPALG-RAW 2>/dev/null ||
 	ip6tables-legacy -w 5 -t raw -I PREROUTING 1 -p tcp -j FTPALG-RAW
 ip6tables-legacy -w 5 -t mangle -C PREROUTING -p tcp -j FTPALG-MANGLE 2>/dev/null ||
 	ip6tables-legacy -w 5 -t mangle -I PREROUTING 1 -p tcp -j FTPALG-MANGLE
+ip6tables-legacy -w 5 -t mangle -C FORWARD -p tcp -j FTPALG-CARRIER 2>/dev/null ||
+	ip6tables-legacy -w 5 -t mangle -I FORWARD 1 -p tcp -j FTPALG-CARRIER
 ip6tables-legacy -w 5 -t filter -C FORWARD -p tcp -j FTPALG-FORWARD 2>/dev/null ||
 	ip6tables-legacy -w 5 -t filter -I FORWARD 1 -p tcp -j FTPALG-FORWARD

@@ -24,6 +24,8 @@ COMMIT
 :FTPALG-TERMINATE0 - [0:0]
 :FTPALG-DIVERT - [0:0]
 :FTPALG-TPROXY - [0:0]
+:FTPALG-CARRIER - [0:0]
+:FTPALG-CARRIER-IN - [0:0]
 # Data connections of terminated sessions that go direct. A relayed one between the same ports, a moment ago, may have left a socket that waits (TIME-WAIT): their packets are not for it.
 -A FTPALG-MANGLE -s 198.51.100.2/32 -p tcp -m conntrack --ctstatus EXPECTED -m connmark --mark 0x4000000/0x6000000 -j RETURN
 -A FTPALG-MANGLE -d 198.51.100.2/32 -p tcp -m conntrack --ctstatus EXPECTED -m connmark --mark 0x4000000/0x6000000 -j RETURN
@@ -56,6 +58,13 @@ COMMIT
 # To ftpalg's listener, with the addresses as they are.
 -A FTPALG-TPROXY -p tcp -j CONNMARK --set-xmark 0x4000000/0x4000000
 -A FTPALG-TPROXY -p tcp -j TPROXY --on-ip 127.0.0.1 --on-port 21021 --tproxy-mark 0x10000000/0x10000000
+-A FTPALG-CARRIER -p tcp -m multiport ! --ports 21,990 -j RETURN
+# The helper 'sane' must never see a request of its own protocol: it would open a port of the server's.
+-A FTPALG-CARRIER -d 198.51.100.2/32 -p tcp -m multiport --dports 21,990 -m bpf --bytecode "16,128 0 0 0,20 0 0 8,7 0 0 0,64 0 0 0,21 0 10 7,177 0 0 0,80 0 0 12,84 0 0 240,116 0 0 2,12 0 0 0,4 0 0 8,7 0 0 0,128 0 0 0,29 0 1 0,6 0 0 65535,6 0 0 0" -j DROP
+-A FTPALG-CARRIER -d 203.0.113.0/28 -p tcp -m multiport --dports 21,990 -m bpf --bytecode "16,128 0 0 0,20 0 0 8,7 0 0 0,64 0 0 0,21 0 10 7,177 0 0 0,80 0 0 12,84 0 0 240,116 0 0 2,12 0 0 0,4 0 0 8,7 0 0 0,128 0 0 0,29 0 1 0,6 0 0 65535,6 0 0 0" -j DROP
+-A FTPALG-CARRIER-IN -p tcp -m multiport ! --ports 21,990 -j RETURN
+-A FTPALG-CARRIER-IN -d 198.51.100.2/32 -p tcp -m multiport --dports 21,990 -m bpf --bytecode "16,128 0 0 0,20 0 0 8,7 0 0 0,64 0 0 0,21 0 10 7,177 0 0 0,80 0 0 12,84 0 0 240,116 0 0 2,12 0 0 0,4 0 0 8,7 0 0 0,128 0 0 0,29 0 1 0,6 0 0 65535,6 0 0 0" -j DROP
+-A FTPALG-CARRIER-IN -d 203.0.113.0/28 -p tcp -m multiport --dports 21,990 -m bpf --bytecode "16,128 0 0 0,20 0 0 8,7 0 0 0,64 0 0 0,21 0 10 7,177 0 0 0,80 0 0 12,84 0 0 240,116 0 0 2,12 0 0 0,4 0 0 8,7 0 0 0,128 0 0 0,29 0 1 0,6 0 0 65535,6 0 0 0" -j DROP
 COMMIT
 *filter
 :FTPALG-FORWARD - [0:0]
@@ -106,6 +115,10 @@ iptables -w 5 -t raw -C PREROUTING -p tcp -j FTPALG-RAW 2>/dev/null ||
 	iptables -w 5 -t raw -I PREROUTING 1 -p tcp -j FTPALG-RAW
 iptables -w 5 -t mangle -C PREROUTING -p tcp -j FTPALG-MANGLE 2>/dev/null ||
 	iptables -w 5 -t mangle -I PREROUTING 1 -p tcp -j FTPALG-MANGLE
+iptables -w 5 -t mangle -C FORWARD -p tcp -j FTPALG-CARRIER 2>/dev/null ||
+	iptables -w 5 -t mangle -I FORWARD 1 -p tcp -j FTPALG-CARRIER
+iptables -w 5 -t mangle -C INPUT -p tcp -j FTPALG-CARRIER-IN 2>/dev/null ||
+	iptables -w 5 -t mangle -I INPUT 1 -p tcp -j FTPALG-CARRIER-IN
 iptables -w 5 -t filter -C FORWARD -p tcp -j FTPALG-FORWARD 2>/dev/null ||
 	iptables -w 5 -t filter -I FORWARD 1 -p tcp -j FTPALG-FORWARD
 iptables -w 5 -t filter -C INPUT -p tcp -j FTPALG-INPUT 2>/dev/null ||
@@ -133,6 +146,8 @@ COMMIT
 :FTPALG-TERMINATE0 - [0:0]
 :FTPALG-DIVERT - [0:0]
 :FTPALG-TPROXY - [0:0]
+:FTPALG-CARRIER - [0:0]
+:FTPALG-CARRIER-IN - [0:0]
 # Data connections of terminated sessions that go direct. A relayed one between the same ports, a moment ago, may have left a socket that waits (TIME-WAIT): their packets are not for it.
 -A FTPALG-MANGLE -s 2001:db8:2::2/128 -p tcp -m conntrack --ctstatus EXPECTED -m connmark --mark 0x4000000/0x6000000 -j RETURN
 -A FTPALG-MANGLE -d 2001:db8:2::2/128 -p tcp -m conntrack --ctstatus EXPECTED -m connmark --mark 0x4000000/0x6000000 -j RETURN
@@ -163,6 +178,11 @@ COMMIT
 # To ftpalg's listener, with the addresses as they are.
 -A FTPALG-TPROXY -p tcp -j CONNMARK --set-xmark 0x4000000/0x4000000
 -A FTPALG-TPROXY -p tcp -j TPROXY --on-ip ::1 --on-port 21021 --tproxy-mark 0x10000000/0x10000000
+-A FTPALG-CARRIER -p tcp -m multiport ! --ports 21,990 -j RETURN
+# The helper 'sane' must never see a request of its own protocol: it would open a port of the server's.
+-A FTPALG-CARRIER -d 2001:db8:2::2/128 -p tcp -m multiport --dports 21,990 -m bpf --bytecode "16,128 0 0 0,20 0 0 8,7 0 0 0,64 0 0 0,21 0 10 7,48 0 0 6,21 0 7 6,48 0 0 52,84 0 0 240,116 0 0 2,4 0 0 48,7 0 0 0,128 0 0 0,29 0 1 0,6 0 0 65535,6 0 0 0" -j DROP
+-A FTPALG-CARRIER-IN -p tcp -m multiport ! --ports 21,990 -j RETURN
+-A FTPALG-CARRIER-IN -d 2001:db8:2::2/128 -p tcp -m multiport --dports 21,990 -m bpf --bytecode "16,128 0 0 0,20 0 0 8,7 0 0 0,64 0 0 0,21 0 10 7,48 0 0 6,21 0 7 6,48 0 0 52,84 0 0 240,116 0 0 2,4 0 0 48,7 0 0 0,128 0 0 0,29 0 1 0,6 0 0 65535,6 0 0 0" -j DROP
 COMMIT
 *filter
 :FTPALG-FORWARD - [0:0]
@@ -201,6 +221,10 @@ ip6tables -w 5 -t raw -C PREROUTING -p tcp -j FTPALG-RAW 2>/dev/null ||
 	ip6tables -w 5 -t raw -I PREROUTING 1 -p tcp -j FTPALG-RAW
 ip6tables -w 5 -t mangle -C PREROUTING -p tcp -j FTPALG-MANGLE 2>/dev/null ||
 	ip6tables -w 5 -t mangle -I PREROUTING 1 -p tcp -j FTPALG-MANGLE
+ip6tables -w 5 -t mangle -C FORWARD -p tcp -j FTPALG-CARRIER 2>/dev/null ||
+	ip6tables -w 5 -t mangle -I FORWARD 1 -p tcp -j FTPALG-CARRIER
+ip6tables -w 5 -t mangle -C INPUT -p tcp -j FTPALG-CARRIER-IN 2>/dev/null ||
+	ip6tables -w 5 -t mangle -I INPUT 1 -p tcp -j FTPALG-CARRIER-IN
 ip6tables -w 5 -t filter -C FORWARD -p tcp -j FTPALG-FORWARD 2>/dev/null ||
 	ip6tables -w 5 -t filter -I FORWARD 1 -p tcp -j FTPALG-FORWARD
 ip6tables -w 5 -t filter -C INPUT -p tcp -j FTPALG-INPUT 2>/dev/null ||
