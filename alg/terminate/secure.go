@@ -128,21 +128,27 @@ func (t tickets) data(base *tls.Config, resumed string) *tls.Config {
 	return config
 }
 
-// withoutNewTickets gives a configuration for one connection, whose server takes tickets and sends none in TLS 1.3. There they
-// come behind the handshake (RFC 8446 section 4.6.1), and a client that uploads may never read them: when it closes, what it
-// has not read makes a reset of the end, and what it has sent last is lost. crypto/tls asks whether it is to send any when it
-// has looked for a session and, without one, for a certificate.
+// withoutNewTickets returns a configuration for one connection, whose server takes tickets and sends none in TLS 1.3. There they
+// follow the handshake (RFC 8446 section 4.6.1), and a client that uploads may never read them: when it closes, what it has not
+// read turns the end into a reset, and what it has sent last is lost. crypto/tls asks whether it is to send any after it has
+// looked for a session and, without one, for a certificate. In TLS 1.2 tickets are part of the handshake (RFC 5077 section 3.3),
+// and the certificate is looked for before the session, so nothing is changed: the session would not be resumed.
 func withoutNewTickets(base *tls.Config) *tls.Config {
 	config := base.Clone()
 	config.UnwrapSession = func(identity []byte, cs tls.ConnectionState) (*tls.SessionState, error) {
-		config.SessionTicketsDisabled = true
+		config.SessionTicketsDisabled = cs.Version >= tls.VersionTLS13
 		return base.UnwrapSession(identity, cs)
 	}
 	config.GetCertificate = func(hello *tls.ClientHelloInfo) (*tls.Certificate, error) {
-		config.SessionTicketsDisabled = true
+		config.SessionTicketsDisabled = agreesOnTLS13(base, hello)
 		return base.GetCertificate(hello)
 	}
 	return config
+}
+
+// agreesOnTLS13 reports whether a client and a server with a configuration speak TLS 1.3 with one another.
+func agreesOnTLS13(config *tls.Config, hello *tls.ClientHelloInfo) bool {
+	return slices.Contains(hello.SupportedVersions, tls.VersionTLS13) && (config.MaxVersion == 0 || config.MaxVersion >= tls.VersionTLS13)
 }
 
 func (t tickets) wrap(base *tls.Config) func(tls.ConnectionState, *tls.SessionState) ([]byte, error) {

@@ -113,3 +113,22 @@ func TestUploadsBringNoTickets(t *testing.T) {
 		t.Error("a download brought no ticket")
 	}
 }
+
+// In TLS 1.2 uploads resume as well, and a client that speaks 1.3 does with a server that does not. FileZilla demands it.
+func TestUploadsResumeInTLS12(t *testing.T) {
+	for name, limit := range map[string]func(client, server *tls.Config){
+		"client": func(client, _ *tls.Config) { client.MaxVersion = tls.VersionTLS12 },
+		"server": func(_, server *tls.Config) { server.MaxVersion = tls.VersionTLS12 },
+	} {
+		base := newCertificates(t).base
+		client := &tls.Config{InsecureSkipVerify: true, ServerName: "server", ClientSessionCache: tls.NewLRUClientSessionCache(4)}
+		limit(client, base)
+		tickets, hello := newTickets("rule"), &clientHello{}
+		visit(t, client, tickets.control(base, hello))
+		for i := range 3 {
+			if !visit(t, client, withoutNewTickets(tickets.data(base, hello.resumed))) {
+				t.Errorf("the %s speaks TLS 1.2: upload %d did not resume its control connection's session", name, i)
+			}
+		}
+	}
+}
