@@ -27,6 +27,8 @@ const (
 	// maxMinted bounds the minted certificates that are kept: more than the servers and names of most gateways. With
 	// maxLeaf it bounds their memory to some 20 MB.
 	maxMinted = 1024
+	// maxMintedOfClient bounds those that one client brings about: by the names that it asks for, or the servers it goes to.
+	maxMintedOfClient = 64
 	// maxLeaf bounds the server's certificate that one is minted from, in bytes. A hundred names make about 4 kB.
 	maxLeaf = 16 << 10
 	// period is for how long the certificate of a server that shows none itself stays the same, as far as it is kept.
@@ -72,7 +74,7 @@ func (l *loader) authority(key string, names policy.KeyPair) *authority {
 		key:    pair.PrivateKey.(crypto.Signer),
 		ecdsa:  own,
 		rsa:    sync.OnceValues(func() (*rsa.PrivateKey, error) { return rsa.GenerateKey(rand.Reader, rsaBits) }),
-		minted: newCache(maxMinted),
+		minted: newCache(maxMinted, maxMintedOfClient),
 	}
 }
 
@@ -152,10 +154,18 @@ func (i *identity) choose(hello *tls.ClientHelloInfo) (c *tls.Certificate, err e
 		if c, err = i.by.mint(o, i.peer); err != nil {
 			return nil, fmt.Errorf("no certificate could be minted: %w", err)
 		}
-		c = i.by.minted.add(o, c)
+		c = i.by.minted.add(o, c, remote(hello))
 	}
 	i.shown[kind] = c
 	return c, nil
+}
+
+// remote is the address of the client that says hello.
+func remote(hello *tls.ClientHelloInfo) netip.Addr {
+	if a, ok := hello.Conn.RemoteAddr().(*net.TCPAddr); ok {
+		return a.AddrPort().Addr()
+	}
+	return netip.Addr{}
 }
 
 // hostName matches what may be a DNS name of a certificate: letters, digits, hyphens, and underscores as some have them.

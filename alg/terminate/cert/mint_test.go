@@ -182,7 +182,7 @@ func TestMintedWithoutPeer(t *testing.T) {
 func shows(t *testing.T, i *identity, name string) *tls.Certificate {
 	t.Helper()
 	c, err := i.choose(&tls.ClientHelloInfo{
-		ServerName: name, SupportedVersions: []uint16{tls.VersionTLS13},
+		Conn: &net.TCPConn{}, ServerName: name, SupportedVersions: []uint16{tls.VersionTLS13},
 		SignatureSchemes: []tls.SignatureScheme{tls.ECDSAWithP256AndSHA256, tls.PSSWithSHA256},
 	})
 	if err != nil {
@@ -297,18 +297,18 @@ func TestAuthorityWithoutKeyID(t *testing.T) {
 }
 
 func TestCache(t *testing.T) {
-	c := newCache(2)
+	c := newCache(2, 2)
 	at := func(n int64) origin { return origin{from: n} }
 	one, two, three, again := &tls.Certificate{}, &tls.Certificate{}, &tls.Certificate{}, &tls.Certificate{}
-	c.add(at(1), one)
-	c.add(at(2), two)
-	if c.add(at(1), again) != one {
+	c.add(at(1), one, alice)
+	c.add(at(2), two, alice)
+	if c.add(at(1), again, bob) != one {
 		t.Error("the later of two stays")
 	}
 	if c.get(at(1)) != one { // used last now
 		t.Error("1 is not there")
 	}
-	c.add(at(3), three)
+	c.add(at(3), three, bob)
 	if c.get(at(1)) != one || c.get(at(2)) != nil || c.get(at(3)) != three {
 		t.Error("not the one that was not used longest has gone")
 	}
@@ -317,13 +317,37 @@ func TestCache(t *testing.T) {
 	}
 }
 
+var alice, bob = netip.MustParseAddr("192.0.2.1"), netip.MustParseAddr("192.0.2.2")
+
+// A client that asks for ever more has its own replaced, the one first that it used longest ago, and no other client's.
+func TestCacheIsShared(t *testing.T) {
+	c := newCache(9, 3)
+	at := func(n int64) origin { return origin{from: n} }
+	c.add(at(0), &tls.Certificate{}, bob)
+	for n := range int64(20) {
+		c.add(at(n+1), &tls.Certificate{}, alice)
+	}
+	if c.get(at(0)) == nil {
+		t.Error("the other client's is gone")
+	}
+	for n := range int64(20) {
+		if kept := c.get(at(n+1)) != nil; kept != (n >= 17) {
+			t.Errorf("%d is there: %v", n, kept)
+		}
+	}
+	if u := c.kept.Use(); u.Used != 4 || u.TopUsed != 3 || c.order.Len() != 4 || len(c.at) != 4 {
+		t.Errorf("%+v, %d and %d entries", u, c.order.Len(), len(c.at))
+	}
+}
+
 // Whatever names clients ask for, the store holds maxMinted certificates at most.
 func TestCacheIsBounded(t *testing.T) {
-	a := newAuthority(t)
-	for i := range maxMinted + 10 {
-		shows(t, a.identity(serverAddr, nil), fmt.Sprintf("h%d", i))
+	c := newCache(maxMinted, maxMintedOfClient)
+	for i := range 2 * maxMinted {
+		client := netip.AddrFrom4([4]byte{192, 0, 2, byte(i % 32)})
+		c.add(origin{from: int64(i)}, &tls.Certificate{}, client)
 	}
-	if n := a.minted.order.Len(); n != maxMinted || len(a.minted.at) != n {
+	if n := c.order.Len(); n != maxMinted || len(c.at) != n || c.kept.Used() != n {
 		t.Errorf("%d certificates", n)
 	}
 }
