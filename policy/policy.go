@@ -177,7 +177,7 @@ type Limits struct {
 	PinholesPerClient int // the same, of one client
 	Gap               int // bytes that one session may hold while a segment is missing
 	Outstanding       int // commands of one session without a reply yet
-	AuditRate         int // audit lines a second
+	AuditRate         int // log lines a second about refusals and what is audited
 
 	// Of terminated connections.
 	Handshakes          int           // TLS handshakes in flight

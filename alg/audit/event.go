@@ -5,7 +5,10 @@ import (
 	"bytes"
 	"fmt"
 	"net/netip"
+	"strconv"
+	"strings"
 	"time"
+	"unicode/utf8"
 
 	"ftpalg/alg"
 	"ftpalg/policy"
@@ -33,17 +36,37 @@ func (k EventKind) String() string { return eventNames[k] }
 type Event struct {
 	Time       time.Time
 	Session    uint64
+	Client     netip.Addr // of the session
 	Kind       EventKind
 	Reason     alg.Reason
 	Mode       policy.Mode
 	From, To   netip.AddrPort // of a pinhole; of a session, its client and server
 	Protection alg.Protection
-	Text       string // wire text, not quoted, with secrets taken out
+	Text       string // wire text by WireText: not quoted, with secrets taken out
 	Err        error
 }
 
 // maxText bounds the wire text of an event.
 const maxText = 200
+
+// Printable returns s with an escape in place of each character that a terminal could obey or a reader would not see: control
+// characters of C0 and C1 (ECMA-48), those that change the direction of text (UAX #9), and bytes that are not UTF-8. The
+// escapes are those of Go and of the text log; where there are any, a backslash is doubled.
+func Printable(s string) string {
+	if utf8.ValidString(s) && !strings.ContainsFunc(s, func(r rune) bool { return !strconv.IsPrint(r) }) {
+		return s
+	}
+	quoted := strconv.Quote(s)
+	return strings.ReplaceAll(quoted[1:len(quoted)-1], `\"`, `"`)
+}
+
+// Cut returns at most so many bytes of s, and says so where there were more.
+func Cut(s string, most int) string {
+	if len(s) <= most {
+		return s
+	}
+	return fmt.Sprintf("%s… (%d bytes)", s[:most], len(s))
+}
 
 // secretWords mark lines whose rest must never be shown: a password, an account, security data. A line with one of them
 // anywhere near its start is cut there, because a malformed line may have its command anywhere.
@@ -67,8 +90,5 @@ func WireText(line []byte) string {
 			return string(line[:i+len(word)]) + " ****"
 		}
 	}
-	if len(line) > maxText {
-		return fmt.Sprintf("%s… (%d bytes)", line[:maxText], len(line))
-	}
-	return string(line)
+	return Cut(string(line), maxText)
 }

@@ -120,7 +120,7 @@ func (s *session) info() audit.SessionInfo {
 
 // event fills in what every event of a session has.
 func (s *session) event(now time.Time, e audit.Event) audit.Event {
-	e.Time, e.Session = now, s.number
+	e.Time, e.Session, e.Client = now, s.number, s.key.Client.Addr()
 	if !e.To.IsValid() {
 		e.From, e.To = s.key.Client, s.key.Server
 	}

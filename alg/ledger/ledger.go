@@ -73,6 +73,14 @@ func (a *Account) Release(client netip.Addr, n int) {
 	}
 }
 
+// Clear returns all that is taken.
+func (a *Account) Clear() {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.used = 0
+	clear(a.by)
+}
+
 // Used is how much all clients have.
 func (a *Account) Used() int {
 	a.mu.Lock()

@@ -66,7 +66,10 @@ func address(a netip.AddrPort) string {
 func JSON(w io.Writer) func(audit.Event) {
 	enc := json.NewEncoder(w)
 	enc.SetEscapeHTML(false)
-	return func(e audit.Event) { _ = enc.Encode(NewRecord(e)) }
+	return func(e audit.Event) {
+		e.Text = audit.Printable(e.Text)
+		_ = enc.Encode(NewRecord(e))
+	}
 }
 
 // Text gives a reporter for people: one event a line, with the seconds since the first.

@@ -408,7 +408,7 @@ func (s *session) hangUp(why alg.Reason) {
 }
 
 func (s *session) report(e audit.Event) {
-	e.Time, e.Session = time.Now(), s.number
+	e.Time, e.Session, e.Client = time.Now(), s.number, s.client.Addr()
 	if !e.To.IsValid() {
 		e.From, e.To = s.client, s.server
 	}

@@ -1,14 +1,12 @@
 package main
 
 import (
-	"context"
 	"fmt"
 	"io"
 	"log/slog"
 	"sync"
 	"time"
 
-	"ftpalg/alg"
 	"ftpalg/alg/audit"
 )
 
@@ -34,9 +32,21 @@ func newLogger(w io.Writer, format, level string) (*slog.Logger, func(), error) 
 	case "text":
 		return slog.New(slog.NewTextHandler(lines, &o)), lines.close, nil
 	case "json":
+		o.ReplaceAttr = printable
 		return slog.New(slog.NewJSONHandler(lines, &o)), lines.close, nil
 	}
 	return nil, nil, fmt.Errorf("%w: --log-format %q: text or json expected", errUsage, format)
+}
+
+// printable escapes in JSON what the text log escapes by itself: who reads the value may show it on a terminal.
+func printable(_ []string, a slog.Attr) slog.Attr {
+	switch v := a.Value.Any().(type) {
+	case string:
+		a.Value = slog.StringValue(audit.Printable(v))
+	case error:
+		a.Value = slog.StringValue(audit.Printable(v.Error()))
+	}
+	return a
 }
 
 // lineWriter collects lines and writes them from a goroutine of its own.
@@ -113,88 +123,4 @@ func (l *lineWriter) close() {
 	l.mu.Unlock()
 	close(l.wake)
 	patiently(func() { <-l.done })
-}
-
-// newReporter gives the function that logs events: the session's number first, wire text quoted. Refusals and audit
-// lines, which strangers can cause, are at most rate() a second; the others are counted.
-func newReporter(log *slog.Logger, rate func() int) func(audit.Event) {
-	limit := &limiter{}
-	return func(e audit.Event) {
-		level := levels[e.Kind]
-		if level >= slog.LevelWarn || e.Kind == audit.EventAudit {
-			ok, suppressed := limit.allow(e.Time, rate())
-			if suppressed > 0 {
-				log.Warn("lines suppressed", "count", suppressed)
-			}
-			if !ok {
-				return
-			}
-		}
-		log.LogAttrs(context.Background(), level, eventMessages[e.Kind], eventAttrs(e)...)
-	}
-}
-
-var levels = map[audit.EventKind]slog.Level{
-	audit.EventDeny: slog.LevelWarn,
-}
-
-var eventMessages = map[audit.EventKind]string{
-	audit.EventSession: "session", audit.EventLogin: "login", audit.EventProtection: "protection",
-	audit.EventPinhole: "pinhole", audit.EventClosed: "pinhole closed", audit.EventDeny: "deny",
-	audit.EventAudit: "audit", audit.EventEnd: "session ended",
-}
-
-func eventAttrs(e audit.Event) []slog.Attr {
-	attrs := make([]slog.Attr, 0, 8)
-	if e.Session != 0 {
-		attrs = append(attrs, slog.Uint64("session", e.Session))
-	}
-	if e.Reason != alg.NoReason {
-		attrs = append(attrs, slog.String("reason", e.Reason.String()))
-	}
-	switch e.Kind {
-	case audit.EventPinhole, audit.EventClosed:
-		attrs = append(attrs, slog.String("mode", e.Mode.String()),
-			slog.String("from", e.From.Addr().String()), slog.String("to", e.To.String()))
-	case audit.EventProtection:
-		attrs = append(attrs, slog.String("control", e.Protection.Control.String()),
-			slog.String("data", e.Protection.Data.String()))
-	case audit.EventLogin:
-		attrs = append(attrs, slog.String("user", e.Text))
-	default:
-		if e.From.IsValid() {
-			attrs = append(attrs, slog.String("client", e.From.String()), slog.String("server", e.To.String()))
-		}
-		if e.Text != "" {
-			attrs = append(attrs, slog.String("text", e.Text))
-		}
-	}
-	if e.Err != nil {
-		attrs = append(attrs, slog.Any("err", e.Err))
-	}
-	return attrs
-}
-
-// limiter lets so many events a second through and counts the others.
-type limiter struct {
-	mu         sync.Mutex
-	second     time.Time
-	passed     int
-	suppressed int
-}
-
-// allow says whether an event may pass, and how many did not in the seconds before.
-func (l *limiter) allow(now time.Time, rate int) (ok bool, suppressed int) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	if now.Sub(l.second) >= time.Second {
-		suppressed = l.suppressed
-		l.second, l.passed, l.suppressed = now, 0, 0
-	}
-	if l.passed >= rate {
-		l.suppressed++
-		return false, suppressed
-	}
-	l.passed++
-	return true, suppressed
 }

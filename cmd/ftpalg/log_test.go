@@ -69,18 +69,3 @@ func TestLineWriterEnds(t *testing.T) {
 		t.Error("it waits for the reader")
 	}
 }
-
-// TestLimiter: so many a second, and the others are counted.
-func TestLimiter(t *testing.T) {
-	var l limiter
-	now := time.Unix(1, 0)
-	passed := 0
-	for range 100 {
-		if ok, _ := l.allow(now, 50); ok {
-			passed++
-		}
-	}
-	if ok, suppressed := l.allow(now.Add(time.Second), 50); passed != 50 || !ok || suppressed != 50 {
-		t.Errorf("%d of 100 passed, then %v with %d suppressed", passed, ok, suppressed)
-	}
-}

@@ -102,7 +102,7 @@ type daemon struct {
 	conntrack *conntrack.Conn
 	books     *ledger.Books // of both front ends
 	inspector *inspect.Inspector
-	report    func(audit.Event)
+	reporter  *reporter
 	policy    *policy.Policy // as last loaded; only the reload task changes it
 	certs     *cert.Store    // the same
 
@@ -153,10 +153,10 @@ func run(ctx context.Context, o runOptions) error {
 		return err
 	}
 	defer d.conntrack.Close()
-	d.report = newReporter(log, func() int { return d.inspector.Policy().Limits.AuditRate })
+	d.reporter = newReporter(log, func() int { return d.inspector.Policy().Limits.AuditRate })
 	d.books = ledger.NewBooks(func() *policy.Limits { return &d.inspector.Policy().Limits })
 	d.inspector = inspect.New(inspect.Options{
-		Policy: d.policy, Conntrack: d.conntrack, Books: d.books, Refused: o.mark, Report: d.report, Number: d.number,
+		Policy: d.policy, Conntrack: d.conntrack, Books: d.books, Refused: o.mark, Report: d.reporter.report, Number: d.number,
 	})
 	d.terminating = d.newTerminating()
 	if d.manager, err = newNotifier(); err != nil {
@@ -316,7 +316,7 @@ func (d *daemon) openQueue(ctx context.Context, num uint16) (*nfq.Queue, error) 
 	handle := func(p *nfq.Packet) {
 		<-opened
 		if err := decoder.Decode(p.Data, &seg); err != nil {
-			d.report(audit.Event{Time: time.Now(), Kind: audit.EventAudit, Reason: alg.Undecodable, Err: err})
+			d.reporter.report(audit.Event{Time: time.Now(), Kind: audit.EventAudit, Reason: alg.Undecodable, Err: err})
 			_ = q.Verdict(p.ID, nfq.Verdict{})
 			return
 		}
@@ -326,7 +326,7 @@ func (d *daemon) openQueue(ctx context.Context, num uint16) (*nfq.Queue, error) 
 		FailOpen:  d.policy.FailOpen,
 		Conntrack: d.queueConntrack,
 		Batch:     d.queueBatch,
-		Logger:    d.log,
+		Logger:    d.reporter.queueLog(),
 		OnLoss: func(l nfq.Loss) {
 			d.log.Warn("packets lost before they could be read; their senders will repeat them", "queue", num,
 				"queue_full", l.QueueDropped, "socket_full", l.UserDropped, "overruns", l.Overruns)
@@ -436,6 +436,7 @@ func (d *daemon) tidy(ctx context.Context) error {
 		case now := <-expire.C:
 			d.inspector.Expire(now)
 			d.terminating.Expire(now)
+			d.reporter.tell(now)
 			if err := d.kernelAnswers(); err != nil {
 				d.log.Error("the kernel's connection tracking does not answer", "err", err)
 				continue

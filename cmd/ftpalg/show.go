@@ -60,7 +60,7 @@ func newSessions() *cobra.Command {
 func sessionText(line []byte) (string, error) {
 	var s sessionRecord
 	err := json.Unmarshal(line, &s)
-	return fmt.Sprintf("#%-4d  %s → %s  rule %q  user %q  control %s, data %s  idle %s", s.Session, s.Client, s.Server,
+	return fmt.Sprintf("#%-4d  %s → %s  rule %q  user \"%s\"  control %s, data %s  idle %s", s.Session, s.Client, s.Server,
 		s.Rule, s.User, s.Control, s.Data, time.Since(s.Seen).Round(time.Second)), err
 }
 

@@ -134,7 +134,7 @@ func (d *daemon) answerOne(c net.Conn) {
 			_ = enc.Encode(newSessionRecord(s))
 		}
 	case "shares":
-		for _, s := range d.books.Shares() {
+		for _, s := range append(d.books.Shares(), d.reporter.shares()...) {
 			_ = enc.Encode(newShareRecord(s))
 		}
 	case "pinholes":
@@ -148,7 +148,7 @@ func (d *daemon) answerOne(c net.Conn) {
 
 func newSessionRecord(s audit.SessionInfo) sessionRecord {
 	return sessionRecord{
-		Session: s.Number, Client: s.Client, Server: s.Server, Rule: s.Rule, User: s.User, Refused: s.Refused,
+		Session: s.Number, Client: s.Client, Server: s.Server, Rule: s.Rule, User: audit.Printable(s.User), Refused: s.Refused,
 		Control: s.Protection.Control.String(), Data: s.Protection.Data.String(), Began: s.Began, Seen: s.LastSeen,
 	}
 }

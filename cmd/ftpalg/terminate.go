@@ -23,7 +23,7 @@ const renewEvery = 30 * time.Second
 func (d *daemon) newTerminating() *terminate.Gateway {
 	t := d.steering.terminate()
 	return terminate.New(terminate.Options{
-		Policy: d.policy, Certificates: d.certs, Conntrack: d.conntrack, Books: d.books, Report: d.report,
+		Policy: d.policy, Certificates: d.certs, Conntrack: d.conntrack, Books: d.books, Report: d.reporter.report,
 		Number: d.number, RelayMark: t.Relay, OwnMark: t.Own, Stray: d.passOn,
 	})
 }
