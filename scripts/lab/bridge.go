@@ -43,6 +43,8 @@ func Bridges() []Bridge {
 			Scenario{Client: ftplib, Mode: EPSV, Protection: Explicit, TLS13: true, Data: Relay}, nil},
 		{"no session reuse, to a server that insists", vsftpd,
 			Scenario{Client: Fresh, Mode: PASV, Protection: Explicit, Data: Relay}, []string{"session-reuse: required"}},
+		{"FileZilla, to a server without reuse in 1.3", pureFTPd,
+			Scenario{Client: FileZilla, Mode: PASV, Protection: Explicit, TLS13: true, Data: Relay}, []string{"session-reuse: required"}},
 	}
 }
 

@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"net/netip"
 	"regexp"
 	"slices"
@@ -58,6 +59,7 @@ type Job struct {
 	TLS13      bool   // no older version than TLS 1.3
 	Get, Into  string // remote name, local path
 	Put, As    string // local path, remote name
+	Dir        string // the remote directory, for a client that does not take it from the server
 	Home       string // directory that the client may litter
 }
 
@@ -88,7 +90,12 @@ type ClientKind struct {
 	tls *regexp.Regexp
 	// cannot returns why the client itself cannot do it, or nothing.
 	cannot func(Scenario) string
+	// listings is how many directory listings the client fetches beside the transfers.
+	listings int
 }
+
+// pinholes is how many data connections a session of the client's needs, and so how many pinholes: no more may be opened.
+func (k ClientKind) pinholes() int { return transfers + k.listings }
 
 // Clients are the FTP clients that the lab can run.
 var Clients = []ClientKind{
@@ -219,15 +226,21 @@ func fresh(j Job) ([]string, string) { return ftplibWith(j, false, false) }
 func credulous(j Job) ([]string, string) { return ftplibWith(j, true, true) }
 
 func ftplibWith(j Job, reuse, trust bool) ([]string, string) {
-	arguments, err := json.Marshal(map[string]any{
-		"host": j.Host, "port": j.port(), "trust": trust, "user": User, "password": Password, "ca": j.CA,
-		"protection": j.Protection, "clear": j.Clear, "mode": j.Mode, "tls12": j.TLS12, "tls13": j.TLS13, "reuse": reuse,
-		"get": j.Get, "into": j.Into, "put": j.Put, "as": j.As,
-	})
+	return python(ftplibScript, j, map[string]any{"clear": j.Clear, "tls13": j.TLS13, "reuse": reuse, "trust": trust}), ""
+}
+
+// python returns the command line that runs a script with a job and what else it wants to know.
+func python(script string, j Job, more map[string]any) []string {
+	arguments := map[string]any{
+		"host": j.Host, "port": j.port(), "user": User, "password": Password, "ca": j.CA,
+		"protection": j.Protection, "mode": j.Mode, "tls12": j.TLS12, "get": j.Get, "into": j.Into, "put": j.Put, "as": j.As,
+	}
+	maps.Copy(arguments, more)
+	text, err := json.Marshal(arguments)
 	if err != nil {
 		panic(err) // a map of strings and numbers always has a JSON form
 	}
-	return []string{"/usr/bin/python3", "-c", ftplibScript, string(arguments)}, ""
+	return []string{"/usr/bin/python3", "-c", script, string(text)}
 }
 
 func tnftp(j Job) ([]string, string) {

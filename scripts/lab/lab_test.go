@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -136,8 +137,10 @@ func TestDataVerbs(t *testing.T) {
 		"lftp":   "---> USER lab\n---> EPSV\n<--- 500 no PORT here\n---> PASV\n",
 		"ftplib": "*cmd* 'USER lab'\n*cmd* 'EPSV'\n*resp* '500 PORT'\n*cmd* 'PASV'\n",
 		"tnftp":  "---> USER lab\n---> EPSV\n500 no\n---> PASV\n",
+		"filezilla": "12:00:00 7 2 Command: USER lab\n12:00:00 7 2 Command: EPSV\n12:00:00 7 2 Response: 500 PORT\n" +
+			"12:00:00 7 2 Command: PASV\n",
 	} {
-		for _, kind := range Clients {
+		for _, kind := range append(slices.Clone(Clients), FileZilla) {
 			if kind.Name != name {
 				continue
 			}
@@ -175,9 +178,10 @@ func TestScenarioNames(t *testing.T) {
 		}
 		seen[name] = true
 	}
-	inspected := len(Servers) * len(Clients) * 3 * 4 * 2
+	clients := len(Clients) + 1 // FileZilla
+	inspected := len(Servers) * clients * 3 * 4 * 2
 	// In each of 6 modes: clients with TLS with 4 kinds of it at 2 levels, direct and relayed; tnftp; and 2 clients by auto.
-	terminated := len(Servers) * 6 * (len(Clients)*8*2 + 1*2 + 2*8)
+	terminated := len(Servers) * 6 * (clients*8*2 + 1*2 + 2*8)
 	if want := inspected + terminated; len(seen) != want {
 		t.Errorf("%d scenarios, want %d", len(seen), want)
 	}

@@ -1,6 +1,9 @@
 package lab
 
-import "strings"
+import (
+	"slices"
+	"strings"
+)
 
 // DataPath is how ftpalg carries the data connections of a control connection.
 type DataPath string
@@ -41,7 +44,7 @@ func Scenarios() []Scenario {
 
 // inspected returns the combinations in which the gateway holds no key.
 func inspected(server ServerKind) (all []Scenario) {
-	for _, client := range Clients {
+	for _, client := range append(slices.Clone(Clients), FileZilla) {
 		for _, protection := range []Protection{Plain, Explicit, Implicit} {
 			for _, mode := range []Mode{PASV, EPSV, PORT, EPRT} {
 				for _, family := range []Family{IPv4, IPv6} {
@@ -56,7 +59,7 @@ func inspected(server ServerKind) (all []Scenario) {
 // terminated returns the combinations in which ftpalg has the server's key. Auto comes to direct or relay, so few clients
 // are enough for it; plain sessions are there for the client that knows nothing else.
 func terminated(server ServerKind, data DataPath) (all []Scenario) {
-	clients := append([]ClientKind{Fresh}, Clients...)
+	clients := slices.Concat([]ClientKind{Fresh}, Clients, []ClientKind{FileZilla})
 	if data == Auto {
 		clients = []ClientKind{Clients[0], Clients[2]}
 	}
@@ -158,9 +161,16 @@ func (s Scenario) properties() []string {
 func (s Scenario) certain() bool { return s.NotApplicable() == "" && !s.Doubted() }
 
 // Doubted tells whether the scenario has to be tried without a firewall first. The curl of Debian 12 (7.88) leaves the
-// data connection of active FTPS without TLS and hangs; other versions do not.
+// data connection of active FTPS without TLS and hangs; other versions do not. Pure-FTPd resumes no session of TLS 1.3 on data
+// connections, and FileZilla does not put up with that; a relay of ftpalg's does resume it.
 func (s Scenario) Doubted() bool {
-	return s.Client.Name == "curl" && s.protectsData() && s.Mode.Active()
+	switch s.Client.Name {
+	case "curl":
+		return s.protectsData() && s.Mode.Active()
+	case FileZilla.Name:
+		return s.opaque() && s.Server.Name == "pure-ftpd" && !s.TLS12()
+	}
+	return false
 }
 
 // scans tells whether the scenario's own client spends its pinhole on a port that nobody announced: see holdOpaque.

@@ -21,7 +21,7 @@ import (
 const (
 	// fileSize is the size of a transferred file: many segments, and still quick.
 	fileSize = 100 << 10
-	// transfers is how many data connections a job needs, and so how many pinholes: no more may be opened.
+	// transfers is how many files a job transfers.
 	transfers = 2
 )
 
@@ -191,7 +191,7 @@ func (s *Stage) run(ctx context.Context, scenario Scenario, result *Result) {
 	result.Err = s.transfer(ctx, scenario, sessionTimeout)
 	time.AfterFunc(reportGrace, cancel)
 	result.Err = errors.Join(result.Err, <-first)
-	s.conclude(scenario, mark, transfers, result)
+	s.conclude(scenario, mark, scenario.Client.pinholes(), result)
 	result.Err = errors.Join(result.Err, s.checkPath(scenario, before, result.Pinholes))
 }
 
@@ -282,7 +282,7 @@ func (s *Stage) transfer(ctx context.Context, scenario Scenario, timeout time.Du
 	proc, err := s.Lab.StartClient(ctx, s.nat.client(), scenario.Client, Job{
 		Host: reach.Addr(), Port: reach.Port(), Mode: scenario.Mode, Protection: scenario.Protection,
 		Clear: scenario.Clear, CA: s.Server.CA, TLS12: scenario.TLS12(), TLS13: scenario.TLS13, Home: s.Lab.Dir,
-		Get: "down.bin", Into: into, Put: put, As: "up.bin",
+		Get: "down.bin", Into: into, Put: put, As: "up.bin", Dir: s.Server.home,
 	})
 	if err != nil {
 		return err

@@ -9,6 +9,7 @@ import (
 	"io"
 	"os"
 	"os/signal"
+	"slices"
 	"strings"
 	"syscall"
 	"time"
@@ -25,13 +26,14 @@ func main() {
 	flag.StringVar((*string)(&config.Backend), "backend", "auto", "iptables, nft or auto: where ftpalg puts its rules")
 	match := flag.String("match", "", "only the scenarios whose name (server/client/protection/mode/family) has this in it")
 	pairs := flag.Bool("pairs", false, "only so many scenarios, or cells of ftpalg's, that any two properties that can meet do meet in one, and no bridges")
+	without := flag.String("without", "", "leaves out the scenarios of a client: one that this machine does not have")
 	nat := flag.Bool("nat", false, "the NAT matrix and its exposure in place of the scenarios; a cell is nat/guard/server/client/protection/mode/family")
 	churn := flag.Int("churn", 0, "in place of the scenarios, so many ends of ftpalg under live sessions, mostly by kill -9")
 	seed := flag.Uint64("seed", 1, "of the random points of -churn")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
-	show := func() (failed int, err error) { return demo(ctx, os.Stdout, config, *match, *pairs) }
+	show := func() (failed int, err error) { return demo(ctx, os.Stdout, config, choice{*match, *without, *pairs}) }
 	switch {
 	case *churn > 0:
 		show = func() (failed int, err error) { return 0, showChurn(ctx, os.Stdout, config, *churn, *seed) }
@@ -70,16 +72,20 @@ type bridge struct {
 	result chan lab.BridgeResult
 }
 
+// choice is which scenarios and bridges are shown.
+type choice struct {
+	match   string // only those with this in their name
+	without string // none of this client
+	pairs   bool   // so many scenarios that any two properties meet, and no bridges
+}
+
 // demo runs the scenarios, those of each server and data path in a lab of their own and some labs side by side, and prints
 // the rows in order; and then the same with the bridges.
-func demo(ctx context.Context, w io.Writer, config lab.Config, match string, pairs bool) (failed int, err error) {
-	rows, lanes := scenarios(match, pairs)
-	var bridges []bridge
-	if !pairs {
-		bridges = matchingBridges(match)
-	}
+func demo(ctx context.Context, w io.Writer, config lab.Config, c choice) (failed int, err error) {
+	rows, lanes := c.scenarios()
+	bridges := c.bridges()
 	if len(rows)+len(bridges) == 0 {
-		return 0, fmt.Errorf("no scenario and no bridge has %q in its name", match)
+		return 0, fmt.Errorf("no scenario and no bridge has %q in its name", c.match)
 	}
 	group, ctx := errgroup.WithContext(ctx)
 	group.Go(func() error { return run(ctx, config, lanes, bridges) })
@@ -94,15 +100,15 @@ func demo(ctx context.Context, w io.Writer, config lab.Config, match string, pai
 	return failed, group.Wait()
 }
 
-// scenarios returns the rows that match, and those that share a lab.
-func scenarios(match string, pairs bool) (rows []row, lanes [][]row) {
-	all := lab.Scenarios()
-	if pairs {
+// scenarios returns the chosen rows, and those that share a lab.
+func (c choice) scenarios() (rows []row, lanes [][]row) {
+	all := slices.DeleteFunc(lab.Scenarios(), func(s lab.Scenario) bool { return s.Client.Name == c.without })
+	if c.pairs {
 		all = lab.Pairwise(all)
 	}
 	var last string
 	for _, s := range all {
-		if !strings.Contains(s.String(), match) {
+		if !strings.Contains(s.String(), c.match) {
 			continue
 		}
 		r := row{s, make(chan lab.Result, 1)}
@@ -115,10 +121,13 @@ func scenarios(match string, pairs bool) (rows []row, lanes [][]row) {
 	return rows, lanes
 }
 
-// matchingBridges returns the bridges that match.
-func matchingBridges(match string) (all []bridge) {
+// bridges returns the chosen bridges.
+func (c choice) bridges() (all []bridge) {
+	if c.pairs {
+		return nil
+	}
 	for _, b := range lab.Bridges() {
-		if strings.Contains("bridge: "+b.Name, match) {
+		if strings.Contains("bridge: "+b.Name, c.match) && b.Scenario.Client.Name != c.without {
 			all = append(all, bridge{b, make(chan lab.BridgeResult, 1)})
 		}
 	}
@@ -161,6 +170,7 @@ func runLane(ctx context.Context, config lab.Config, lane []row) (err error) {
 }
 
 const heading = `Each row is one session: a download and an upload of 100 KiB, compared by checksum, through a gateway that drops.
+FileZilla lists the directory first, runs on a display of its own, and must not warn of anything.
 Without a word under "data" ftpalg has no key, and TLS stays closed to it; elsewhere it terminates, with data connections
 in clear text (C) or TLS (P) that the kernel forwards (direct) or ftpalg carries (relay); by auto it has chosen itself.
 Pinholes are as ftpalg reported them. "2nd host" are SYNs of a host beside the one that was promised the port: at that
@@ -176,7 +186,7 @@ is opaque it then scans 51 ports at once, of which its one credit may open one.
 // logLines is how much of ftpalg's log is shown of a session that failed.
 const logLines = 10
 
-const layout = "%-9s %-6s %-12s %-8s %-4s %-2s  %-8s %-22s %-8s %-10s %-5s %s\n"
+const layout = "%-9s %-9s %-12s %-8s %-4s %-2s  %-8s %-22s %-8s %-10s %-5s %s\n"
 
 func report(ctx context.Context, w io.Writer, rows []row) (failed int, err error) {
 	start, passed, notApplicable := time.Now(), 0, 0
@@ -211,7 +221,7 @@ func report(ctx context.Context, w io.Writer, rows []row) (failed int, err error
 
 // group is what rows have in common that differ in mode and address family only.
 func group(s lab.Scenario) string {
-	return fmt.Sprintf("%-9s %-6s %-12s %-8s", s.Server.Name, s.Client.Name, s.Protection, data(s))
+	return fmt.Sprintf("%-9s %-9s %-12s %-8s", s.Server.Name, s.Client.Name, s.Protection, data(s))
 }
 
 // skips collects rows of one group that are n/a for one reason, so that they take one line.
@@ -312,7 +322,7 @@ Clients and servers that cannot meet: each is tried without a gateway, which has
 
 `
 
-const bridgeLayout = "%-42s %-9s %-6s %-12s %-4s  %-9s %-8s %-22s %-5s %s\n"
+const bridgeLayout = "%-43s %-9s %-9s %-12s %-4s  %-9s %-8s %-22s %-5s %s\n"
 
 func reportBridges(ctx context.Context, w io.Writer, bridges []bridge) (failed int, err error) {
 	fmt.Fprint(w, bridgeHeading)
