@@ -110,9 +110,11 @@ func (in *Inspector) start(now time.Time, k Key, entry conntrack.Entry, m *Memor
 	sh := in.shard(k.Client.Addr(), k.Server.Addr())
 	sh.mu.Lock()
 	defer sh.mu.Unlock()
-	if sh.sessions[k] == nil {
-		in.begin(sh, now, k, entry, m)
-	}
+	in.guard(sh, nil, now, func() {
+		if sh.sessions[k] == nil {
+			in.begin(sh, now, k, entry, m)
+		}
+	})
 }
 
 // sweepClosing forgets a client's sessions that are over but for conntrack's memory of them (TIME_WAIT): they must not

@@ -233,6 +233,52 @@ func TestMistake(t *testing.T) {
 	}
 }
 
+// faulty is a conntrack table whose every call is a mistake.
+type faulty struct{ conntrack.Fake }
+
+func (*faulty) Lookup(conntrack.Tuple) (conntrack.Entry, error) { panic("a mistake") }
+func (*faulty) Withdraw(conntrack.Expectation) error            { panic("a mistake") }
+
+// TestMistakeWithoutPacket: the same where the clock or the kernel's events bring the work about. It is told once.
+func TestMistakeWithoutPacket(t *testing.T) {
+	for name, work := range map[string]func(w *wire){
+		"a pinhole that lapses": func(w *wire) { w.in.Expire(clock.Add(time.Hour)) },
+		"the connection's end":  func(w *wire) { w.in.End(clock, w.key, 0) },
+		"an entry that is gone": func(w *wire) { w.in.Sweep(clock.Add(time.Hour), clock.Add(time.Hour)) },
+		"a line that is held": func(w *wire) {
+			w.send(alg.Client, 0, []byte("PORT 1"), nil)
+			w.in.sessionAt(w.key).control = nil
+			w.in.Expire(clock.Add(time.Minute))
+		},
+	} {
+		w := plainWire(t)
+		w.say(alg.Client, []byte("EPSV\r\n"))
+		w.say(alg.Server, []byte("229 ok (|||50000|)\r\n"))
+		var told []audit.Event
+		w.in.report = func(e audit.Event) {
+			if e.Reason == alg.InternalError {
+				told = append(told, e)
+			}
+		}
+		w.in.conntrack = &faulty{}
+		work(w)
+		if s := w.in.sessionAt(w.key); s == nil || !s.refused {
+			t.Errorf("%s: the session goes on, or is unknown", name)
+		}
+		var fault *audit.Fault
+		if len(told) != 1 || !errors.As(told[0].Err, &fault) || len(fault.Stack) == 0 {
+			t.Errorf("%s: told %+v", name, told)
+		}
+		if n := w.in.books.Pinholes.Used() + w.in.books.Held.Used(); n != 0 {
+			t.Errorf("%s: %d pinholes and packets are counted", name, n)
+		}
+		w.in.Sweep(clock.Add(2*time.Hour), clock.Add(time.Hour)) // forgets it without another mistake
+		if len(told) != 1 || w.in.Count() != 0 {
+			t.Errorf("%s: afterwards told %+v, %d sessions", name, told, w.in.Count())
+		}
+	}
+}
+
 // sessionAt looks a session up.
 func (in *Inspector) sessionAt(k Key) *session {
 	return in.shard(k.Client.Addr(), k.Server.Addr()).sessions[k]

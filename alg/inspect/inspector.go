@@ -4,10 +4,8 @@ package inspect
 
 import (
 	"errors"
-	"fmt"
 	"hash/maphash"
 	"net/netip"
-	"runtime/debug"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -152,7 +150,7 @@ func (in *Inspector) packet(now time.Time, p Packet, seg *nfq.Segment) (translat
 	var s *session
 	defer func() {
 		if mistake := recover(); mistake != nil {
-			in.rescue(s, now, p, mistake)
+			in.rescue(sh, s, now, p, mistake)
 		}
 	}()
 	ends := Key{seg.Src, seg.Dst}
@@ -185,18 +183,6 @@ func (in *Inspector) packet(now time.Time, p Packet, seg *nfq.Segment) (translat
 		in.refuse(&segment{Packet: p, data: seg.Packet, payload: seg.Payload})
 	}
 	return false
-}
-
-// rescue keeps a mistake of ours to the session that it befell: the gateway serves others.
-func (in *Inspector) rescue(s *session, now time.Time, p Packet, mistake any) {
-	e := audit.Event{Time: now, Kind: audit.EventDeny, Reason: alg.InternalError, Err: fmt.Errorf("%v\n%s", mistake, debug.Stack())}
-	if s != nil {
-		s.refused = true
-		in.giveUpHeld(s, func(g *segment) { in.verdict(g.Packet, nfq.Verdict{}) })
-		e = s.event(now, e)
-	}
-	in.event(e)
-	in.verdict(p, nfq.Verdict{})
 }
 
 // find gives the session of a segment and the side that sent it. A segment of a control connection that is not known
@@ -281,7 +267,7 @@ func (in *Inspector) End(now time.Time, k Key, id uint32) {
 	sh.mu.Lock()
 	defer sh.mu.Unlock()
 	if s := sh.sessions[k]; s != nil && s.id == id {
-		in.forget(sh, s, now, alg.ConnectionClosed)
+		in.guard(sh, s, now, func() { in.forget(sh, s, now, alg.ConnectionClosed) })
 	}
 }
 
@@ -314,22 +300,29 @@ func (in *Inspector) Expire(now time.Time) {
 		sh := &in.shards[i]
 		sh.mu.Lock()
 		for s := range sh.holding {
-			if s.refused || !in.overdue(sh, s, now) {
+			held := false
+			in.guard(sh, s, now, func() { held = !s.refused && in.overdue(sh, s, now) })
+			if !held {
 				delete(sh.holding, s)
 			}
 		}
 		for _, s := range sh.open {
-			why := alg.SessionOver
-			if now.After(s.pinholeUntil) {
-				why = alg.TimedOut
-			} else if in.live(s) {
-				continue
-			}
-			in.closed(sh, s, now, s.control.Pinhole(), why)
-			s.control.Expire()
+			in.guard(sh, s, now, func() { in.expirePinhole(sh, s, now) })
 		}
 		sh.mu.Unlock()
 	}
+}
+
+// expirePinhole forgets the pinhole of a session if it lapsed, or if the session is closing.
+func (in *Inspector) expirePinhole(sh *shard, s *session, now time.Time) {
+	why := alg.SessionOver
+	if now.After(s.pinholeUntil) {
+		why = alg.TimedOut
+	} else if in.live(s) {
+		return
+	}
+	in.closed(sh, s, now, s.control.Pinhole(), why)
+	s.control.Expire()
 }
 
 // Sweep ends the sessions that were idle since before and whose conntrack entry is gone, for the case that its destroy
@@ -339,14 +332,19 @@ func (in *Inspector) Sweep(now time.Time, before time.Time) {
 		sh := &in.shards[i]
 		sh.mu.Lock()
 		for _, s := range sh.sessions {
-			switch {
-			case s.refused && now.Sub(s.lastSeen) > endedFor:
-				in.forget(sh, s, now, alg.SessionOver)
-			case !s.refused && s.lastSeen.Before(before) && in.gone(s):
-				in.forget(sh, s, now, alg.ConnectionClosed)
-			}
+			in.guard(sh, s, now, func() { in.sweep(sh, s, now, before) })
 		}
 		sh.mu.Unlock()
+	}
+}
+
+// sweep is Sweep for one session.
+func (in *Inspector) sweep(sh *shard, s *session, now, before time.Time) {
+	switch {
+	case s.refused && now.Sub(s.lastSeen) > endedFor:
+		in.forget(sh, s, now, alg.SessionOver)
+	case !s.refused && s.lastSeen.Before(before) && in.gone(s):
+		in.forget(sh, s, now, alg.ConnectionClosed)
 	}
 }
 

@@ -65,6 +65,9 @@ func (sh *shard) remember(s *session) Memory {
 	if p := sh.pairs[s.key.hosts()]; p != nil {
 		m.Granted = slices.Contains(p.granted, s)
 	}
+	if s.control == nil {
+		return m
+	}
 	if control, ok := s.control.Remember(); ok {
 		m.Control = &control
 		for from := range s.streams {

@@ -57,7 +57,7 @@ func (in *Inspector) activeBetween(h hosts, now time.Time, p Packet, seg *nfq.Se
 	defer sh.mu.Unlock()
 	defer func() {
 		if mistake := recover(); mistake != nil {
-			in.rescue(nil, now, p, mistake)
+			in.rescue(sh, nil, now, p, mistake)
 			decided = true
 		}
 	}()

@@ -161,11 +161,16 @@ func (g *Gateway) Carry(c *net.TCPConn) {
 	}
 	g.carried++
 	g.running.Go(func() {
+		defer g.carriedOne()
+		defer g.rescue(c)
 		g.carry(g.life, c)
-		g.mu.Lock()
-		defer g.mu.Unlock()
-		g.carried--
 	})
+}
+
+func (g *Gateway) carriedOne() {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.carried--
 }
 
 // Idle says whether no connection is carried, neither a control nor a data connection.

@@ -380,6 +380,7 @@ func (g *Gateway) Expire(now time.Time) {
 // to shake hands, must not keep the others waiting.
 func (n *promise) lapse() {
 	s := n.session
+	defer s.rescue()
 	if !s.mu.TryLock() {
 		return
 	}
@@ -408,6 +409,7 @@ func (g *Gateway) data(ctx context.Context, c *net.TCPConn, d door) {
 	}
 	n.session.relaying.Add(1)
 	defer n.session.relaying.Add(-1)
+	defer n.session.rescue()
 	n.used()
 	g.noteRelayed(n.session.hosts())
 	defer g.noteRelayed(n.session.hosts())

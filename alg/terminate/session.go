@@ -82,7 +82,10 @@ func (g *Gateway) newSession(now *inForce, d policy.Decision, c *net.TCPConn) *s
 
 // run carries the session from its beginning to its end.
 func (s *session) run(ctx context.Context) {
+	var reader sync.WaitGroup
 	defer s.close()
+	defer reader.Wait()
+	defer s.rescue()
 	s.report(audit.Event{Kind: audit.EventSession})
 	greeting, err := s.connect(ctx)
 	if err != nil {
@@ -103,15 +106,18 @@ func (s *session) run(ctx context.Context) {
 		s.dialogue.side[alg.Client] = protection{tls: true, pbsz: true, data: alg.TLS}
 		s.dialogue.protected()
 	}
+	s.greet(greeting)
+	reader.Go(s.readServer)
+	s.readClient()
+}
+
+// greet passes on the greeting that was read before AUTH.
+func (s *session) greet(greeting []line) {
 	s.mu.Lock()
+	defer s.mu.Unlock()
 	for _, l := range greeting {
 		s.dialogue.serverLine(time.Now(), l)
 	}
-	s.mu.Unlock()
-	var reader sync.WaitGroup
-	reader.Go(s.readServer)
-	s.readClient()
-	reader.Wait()
 }
 
 // failure names what kept a session from beginning.
@@ -184,24 +190,31 @@ func (s *session) greetingTimeout() time.Duration {
 func (s *session) readServer() {
 	server := s.peers[alg.Server]
 	defer server.drain()
+	defer s.rescue()
 	for {
 		l, err := server.next(s.serverDeadline())
-		s.mu.Lock()
-		switch {
-		case s.over:
-			s.mu.Unlock()
+		if !s.serverSaid(l, err) {
 			return
-		case timedOut(err) && s.patient():
-		case timedOut(err):
-			s.dialogue.end(alg.ServerUnreachable)
-		case err != nil:
-			s.lost(err)
-		default:
-			s.dialogue.serverLine(time.Now(), l)
-			s.turn.Broadcast()
 		}
-		s.mu.Unlock()
 	}
+}
+
+// serverSaid takes what the server's reader has got, and reports whether the session goes on.
+func (s *session) serverSaid(l line, err error) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	switch {
+	case s.over:
+	case timedOut(err) && s.patient():
+	case timedOut(err):
+		s.dialogue.end(alg.ServerUnreachable)
+	case err != nil:
+		s.lost(err)
+	default:
+		s.dialogue.serverLine(time.Now(), l)
+		s.turn.Broadcast()
+	}
+	return !s.over
 }
 
 // serverDeadline is until when the server has to say something.
@@ -226,24 +239,30 @@ func (s *session) patient() bool {
 func (s *session) readClient() {
 	client := s.peers[alg.Client]
 	defer client.drain()
+	defer s.rescue()
 	for s.prepareClient() {
 		l, err := client.next(time.Now().Add(s.policy.Limits.IdleTimeout))
-		s.mu.Lock()
-		switch {
-		case timedOut(err) && s.dialogue.control.Transferring() != alg.NoTransfer:
-		case timedOut(err) && !errors.Is(err, errSlowLine):
-			s.dialogue.end(alg.IdleTimeout)
-		case err != nil:
-			for errors.Is(err, io.EOF) && !s.over && s.dialogue.busy() {
-				s.turn.Wait() // it says no more, and may still read
-			}
-			s.lost(err)
-		default:
-			s.waitTurn(l)
-			s.touch()
-			s.dialogue.clientLine(time.Now(), l)
+		s.clientSaid(l, err)
+	}
+}
+
+// clientSaid takes what the client's reader has got.
+func (s *session) clientSaid(l line, err error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	switch {
+	case timedOut(err) && s.dialogue.control.Transferring() != alg.NoTransfer:
+	case timedOut(err) && !errors.Is(err, errSlowLine):
+		s.dialogue.end(alg.IdleTimeout)
+	case err != nil:
+		for errors.Is(err, io.EOF) && !s.over && s.dialogue.busy() {
+			s.turn.Wait() // it says no more, and may still read
 		}
-		s.mu.Unlock()
+		s.lost(err)
+	default:
+		s.waitTurn(l)
+		s.touch()
+		s.dialogue.clientLine(time.Now(), l)
 	}
 }
 
@@ -322,6 +341,7 @@ func (s *session) end(e audit.Event) {
 // abandon is for a gateway that stops.
 func (s *session) abandon() {
 	s.gateway.running.Go(func() {
+		defer s.rescue()
 		s.mu.Lock()
 		defer s.mu.Unlock()
 		s.end(audit.Event{Kind: audit.EventEnd, Reason: alg.GatewayStopped})
@@ -330,15 +350,20 @@ func (s *session) abandon() {
 
 // close leaves nothing of the session behind.
 func (s *session) close() {
+	defer s.rescue()
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.over = true
+	defer s.disconnect()
+	defer s.abandonPromise()
 	for _, e := range s.dialogue.control.Close(nil) {
 		if e.Kind == alg.ClosePinhole {
 			s.shut(e.Pinhole, e.Reason)
 		}
 	}
-	s.abandonPromise()
+}
+
+func (s *session) disconnect() {
 	for _, p := range s.peers {
 		if p != nil {
 			_ = p.tcp.Close() // it may be closed already

@@ -127,6 +127,7 @@ func (e *end) secure(as func(net.Conn) *tls.Conn) *tls.Conn {
 type world struct {
 	t       *testing.T
 	certs   certificates
+	faulty  *faulty // conntrack and the certificates
 	table   *table
 	gateway *Gateway
 	client  *end
@@ -166,9 +167,11 @@ func newWorld(t *testing.T, implicit bool, change func(*policy.Policy)) *world {
 	if change != nil {
 		change(p)
 	}
-	w := &world{t: t, certs: newCertificates(t), table: &table{}, front: front, back: back, events: make(chan audit.Event, 1000)}
+	certs := newCertificates(t)
+	made := &faulty{certificates: certs}
+	w := &world{t: t, certs: certs, faulty: made, table: &made.table, front: front, back: back, events: make(chan audit.Event, 1000)}
 	w.gateway = New(Options{
-		Policy: p, Certificates: w.certs, Conntrack: w.table, RelayMark: 1, OwnMark: 2,
+		Policy: p, Certificates: w.faulty, Conntrack: w.faulty, RelayMark: 1, OwnMark: 2,
 		Number: func() uint64 { return 1 },
 		Report: func(e audit.Event) { w.events <- e },
 	})

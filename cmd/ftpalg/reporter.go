@@ -3,6 +3,7 @@ package main
 import (
 	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"maps"
@@ -10,6 +11,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"ftpalg/alg"
@@ -39,6 +41,8 @@ type reporter struct {
 	refusals  *budget // of sessions: what was refused to them or only audited
 	strangers *budget // of packets and connections that belong to no session
 	queues    *budget // of faults of the queues, which may be one for each packet
+
+	faults atomic.Uint64 // mistakes of ours (panics) that ended a session
 }
 
 // newReporter makes the reporter. rate returns limits.audit-rate of the policy in force.
@@ -54,6 +58,10 @@ func newReporter(log *slog.Logger, rate func() int) *reporter {
 
 // report logs an event, if there is room in its budget.
 func (r *reporter) report(e audit.Event) {
+	if fault := new(audit.Fault); errors.As(e.Err, &fault) {
+		r.fault(e.Session, fault)
+		e.Err = nil
+	}
 	b, client, level := r.records, e.Client, slog.LevelInfo
 	if e.Kind == audit.EventDeny {
 		level = slog.LevelWarn
@@ -69,6 +77,14 @@ func (r *reporter) report(e audit.Event) {
 	if ok {
 		r.log.LogAttrs(context.Background(), level, eventMessages[e.Kind], eventAttrs(e)...)
 	}
+}
+
+const faultMessage = "a fault of ftpalg ended this session; please report it"
+
+// fault logs a mistake of ours with its stack, and counts it. It has no budget: each ends a session, and ought to be found.
+func (r *reporter) fault(session uint64, fault *audit.Fault) {
+	r.log.Error(faultMessage, "session", session, "faults", r.faults.Add(1),
+		"err", audit.Cut(fault.Error(), maxLogError), "stack", audit.Cut(string(fault.Stack), maxLogStack))
 }
 
 // tell logs the sums of the seconds that are over. Call it every second.
@@ -227,15 +243,8 @@ func eventAttrs(e audit.Event) []slog.Attr {
 		}
 	}
 	if e.Err != nil {
-		attrs = append(attrs, slog.String("err", errorText(e)))
+		// An error may quote all that a peer has sent.
+		attrs = append(attrs, slog.String("err", audit.Cut(e.Err.Error(), maxLogError)))
 	}
 	return attrs
-}
-
-// errorText is an event's error, cut: an error may quote all that a peer has sent.
-func errorText(e audit.Event) string {
-	if e.Reason == alg.InternalError {
-		return audit.Cut(e.Err.Error(), maxLogStack)
-	}
-	return audit.Cut(e.Err.Error(), maxLogError)
 }

@@ -104,18 +104,20 @@ func TestLinesAreShares(t *testing.T) {
 func TestTextsAreCut(t *testing.T) {
 	long := strings.Repeat("x", 600_000)
 	lines := logged(t, 50, func(r *reporter) {
-		for _, why := range []alg.Reason{alg.UpstreamTLS, alg.InternalError} {
-			e := denial(1)
-			e.Reason, e.Text, e.Err = why, long, errors.New(long)
-			r.report(e)
-		}
+		e := denial(1)
+		e.Reason, e.Text, e.Err = alg.UpstreamTLS, long, errors.New(long)
+		r.report(e)
+		e.Reason, e.Err = alg.InternalError, &audit.Fault{Stack: []byte(long)}
+		r.report(e)
 		r.report(audit.Event{Time: second, Session: 1, Kind: audit.EventLogin, Text: long})
 	})
-	for i, most := range []int{maxLogError, maxLogStack} {
-		line := lines["deny"][i]
-		if got := len(line["err"].(string)); got < most || got > most+30 {
-			t.Errorf("an error of %d bytes, want about %d", got, most)
+	for message, most := range map[string]int{"deny": maxLogError, faultMessage: maxLogStack} {
+		key := map[string]string{"deny": "err", faultMessage: "stack"}[message]
+		if got := len(lines[message][0][key].(string)); got < most || got > most+30 {
+			t.Errorf("%s of %d bytes, want about %d", key, got, most)
 		}
+	}
+	for _, line := range lines["deny"] {
 		if got := len(line["text"].(string)); got > maxLogText+30 {
 			t.Errorf("a text of %d bytes", got)
 		}

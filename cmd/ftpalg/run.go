@@ -459,7 +459,11 @@ func (d *daemon) kernelAnswers() error {
 
 // status is what the service manager shows.
 func (d *daemon) status() string {
-	return fmt.Sprintf("%d sessions inspected, %d terminated", d.inspector.Count(), d.terminating.Count())
+	text := fmt.Sprintf("%d sessions inspected, %d terminated", d.inspector.Count(), d.terminating.Count())
+	if n := d.reporter.faults.Load(); n > 0 {
+		text += fmt.Sprintf(", %d ended by faults of ftpalg", n)
+	}
+	return text
 }
 
 // obey reads the policy again at SIGHUP, and certificates when they were renewed. A bad file leaves the old ones in force.
