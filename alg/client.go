@@ -168,6 +168,9 @@ func (c *Control) active(cmd ftp.Command, line ftp.Line, fx []Effect) (kind, Rea
 	switch {
 	case !c.rule.Modes.Has(mode):
 		return other, ModeDenied, fx
+	case c.login != loggedIn:
+		// A browser can be made to say PORT to a server, and not to log in first (NAT slipstreaming).
+		return other, NotLoggedIn, fx
 	case c.epsvAll:
 		return other, AfterEPSVAll, fx
 	}

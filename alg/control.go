@@ -193,6 +193,7 @@ func (c *Control) feedTLS(now time.Time, from Side, b []byte, fx []Effect) (int,
 	case ev&backToClear != 0:
 		if c.tls.Cleared == [2]bool{true, true} {
 			c.phase, c.tls, c.jit, c.secured = clear, nil, jit{}, false
+			c.login = loggedIn // inside TLS: servers refuse CCC before it
 			fx = append(fx, Effect{Kind: Protect, Protection: c.Protection()})
 		}
 	}
@@ -220,6 +221,7 @@ func (c *Control) Lose(from Side, n int) {
 	c.lines[from].Skip(n)
 	c.kinds, c.replies, c.resumed, c.inDenied = queue{}, ftp.Replies{}, true, false
 	c.missed = c.missed || from == Client
+	c.login = loggedIn // as in a session that is resumed
 	if c.phase == authSent {
 		c.phase = clear
 	}

@@ -55,8 +55,12 @@ type naming struct {
 	grows    int  // by so many bytes
 }
 
-// namePASV has a 227 name the pinhole's address: a server may announce its own, the public one, or none.
+// namePASV has a 227 name the pinhole's address: a server may announce its own, the public one, or none. Over IPv6 it cannot
+// name any; servers announce 0.0.0.0 there, which clients read as the address of the control connection.
 func (c *Control) namePASV(announced netip.Addr, p Pinhole, line ftp.Line) (naming, Reason) {
+	if !p.To.Addr().Is4() {
+		return naming{}, NoReason
+	}
 	found := found227(line.Text)
 	switch {
 	case c.opened, announced == p.To.Addr() && (found != nil || !c.readAlong):

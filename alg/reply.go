@@ -26,6 +26,7 @@ var replyCodes = [reasonCount]int{
 	PrivilegedPort: 504,
 	// RFC 959 section 5.4: USER is refused with 530, and what has a path with 550.
 	UserDenied:      530,
+	NotLoggedIn:     530,
 	PathDenied:      550,
 	PathUnknown:     550,
 	DirectionDenied: 550,

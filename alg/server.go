@@ -195,6 +195,8 @@ func (c *Control) announcement(k kind, r ftp.Reply, line ftp.Line, fx []Effect) 
 			Start: line.Start, Len: line.Len - line.EOL})
 	case flawReason(line.Flaws) != NoReason:
 		return c.denyReply(flawReason(line.Flaws), line, fx)
+	case c.login != loggedIn:
+		return c.denyReply(NotLoggedIn, line, fx)
 	case err != nil:
 		return c.denyReply(BadHostPort, line, fx)
 	}

@@ -161,6 +161,7 @@ func TestFeedDoesNotAllocate(t *testing.T) {
 	for _, line := range [][2]string{{"NOOP\r\n", "200 ok\r\n"}, {"LIST\r\n", "226 done\r\n"}, {"PASV\r\n", "227 (198,51,100,4,195,80)\r\n"}} {
 		client, server := []byte(line[0]), []byte(line[1])
 		c.Feed(now, Server, []byte("220 ready\r\n"), nil)
+		c.login = loggedIn
 		if n := testing.AllocsPerRun(100, func() {
 			c.Feed(now, Client, client, fx)
 			c.Feed(now, Server, server, fx)

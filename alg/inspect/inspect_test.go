@@ -147,7 +147,7 @@ func TestSameDoor(t *testing.T) {
 	w.say(alg.Client, []byte("PORT 192,0,2,2,156,65\r\n"))
 	w.key = second
 	w.sent = [2]uint32{}
-	w.say(alg.Server, []byte("220 ready\r\n"))
+	w.greet()
 	w.say(alg.Client, []byte("PORT 192,0,2,2,156,65\r\n"))
 	if n := w.in.books.Pinholes.Used(); n != 1 || len(w.ct.Open()) != 1 {
 		t.Errorf("%d pinholes are counted, %d stand", n, len(w.ct.Open()))
@@ -193,7 +193,7 @@ func TestSamePortsAgain(t *testing.T) {
 	w := plainWire(t)
 	w.in.conntrack = &later{}
 	w.sent = [2]uint32{1 << 20, 1 << 20}
-	w.say(alg.Server, []byte("220 ready again\r\n"))
+	w.greet()
 	w.in.End(clock, w.key, 0)
 	w.say(alg.Client, []byte("PASV\r\n"))
 	w.say(alg.Server, []byte("227 (198,51,100,2,195,80)\r\n"))
@@ -414,7 +414,7 @@ func TestHeldPacketsAreShares(t *testing.T) {
 	}
 	other := newWire(t, policy.AllowAll(), netip.MustParseAddrPort("192.0.2.9:40000"), serverAddr)
 	other.in = w.in
-	other.say(alg.Server, []byte("220 ready\r\n"))
+	other.greet()
 	other.say(alg.Client, []byte("PORT 192,0,"))
 	other.say(alg.Client, []byte("2,9,200,1\r\n"))
 	if got := other.receivers[alg.Client].stream(); string(got) != "PORT 192,0,2,9,200,1\r\n" {
@@ -430,7 +430,7 @@ func TestPinholesAreShares(t *testing.T) {
 	announce := func(client string) (replies string) {
 		w := newWire(t, p, netip.MustParseAddrPort(client), serverAddr)
 		w.in = in
-		w.say(alg.Server, []byte("220 ready\r\n"))
+		w.greet()
 		w.say(alg.Client, []byte("EPSV\r\n"))
 		w.say(alg.Server, fmt.Appendf(nil, "229 ok (|||%d|)\r\n", 50000+w.key.Client.Port()))
 		return string(w.receivers[alg.Server].stream())

@@ -132,7 +132,7 @@ func TestHandOverHeld(t *testing.T) {
 // TestHandOverShift: sequence numbers that the kernel moves go on being translated, under NAT.
 func TestHandOverShift(t *testing.T) {
 	w, ct := underNAT(t, "ftp")
-	w.say(alg.Server, []byte("220 ready\r\n"))
+	w.greet()
 	w.say(alg.Client, []byte("PORT 192,0,2,2,195,80\r\n"))
 	w.handOver(t, ct.entries[0])
 	const grows = uint32(len("203,0,113,254") - len("192,0,2,2"))

@@ -67,10 +67,10 @@ func TestNATPassive(t *testing.T) {
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			w, ct := underNAT(t, "sane")
-			w.say(alg.Server, []byte("220 ready\r\n"))
+			w.greet()
 			w.say(alg.Client, []byte(map[bool]string{false: "PASV\r\n", true: "EPSV\r\n"}[c.name == "EPSV"]))
 			w.say(alg.Server, []byte(c.reply))
-			if got := string(w.receivers[alg.Server].stream()); got != "220 ready\r\n"+c.heard {
+			if got := string(w.receivers[alg.Server].stream()); got != c.heard {
 				t.Errorf("the client hears %q, want %q", got, c.heard)
 			}
 			open := ct.Open()
@@ -89,10 +89,10 @@ func TestNATPublicInside(t *testing.T) {
 		t.Fatal(err)
 	}
 	w := newWire(t, p, netip.MustParseAddrPort("192.0.2.2:40000"), netip.MustParseAddrPort("198.51.100.2:21"))
-	w.say(alg.Server, []byte("220 ready\r\n"))
+	w.greet()
 	w.say(alg.Client, []byte("PASV\r\n"))
 	w.say(alg.Server, []byte("227 Entering Passive Mode (203,0,113,1,195,80).\r\n"))
-	const want = "220 ready\r\n227 Entering Passive Mode (198,51,100,2,195,80)\r\n"
+	const want = "227 Entering Passive Mode (198,51,100,2,195,80)\r\n"
 	if got := string(w.receivers[alg.Server].stream()); got != want {
 		t.Errorf("the client hears %q, want %q", got, want)
 	}
@@ -104,7 +104,7 @@ func TestNATPublicInside(t *testing.T) {
 // TestNATForeign: a third address is a bounce, under NAT as well.
 func TestNATForeign(t *testing.T) {
 	w, ct := underNAT(t, "sane")
-	w.say(alg.Server, []byte("220 ready\r\n"))
+	w.greet()
 	w.say(alg.Client, []byte("PASV\r\n"))
 	w.say(alg.Server, []byte("227 Entering Passive Mode (203,0,113,7,195,80).\r\n"))
 	w.say(alg.Client, []byte("PORT 203,0,113,7,195,80\r\n"))
@@ -130,7 +130,7 @@ func TestNATActive(t *testing.T) {
 			w, ct := underNAT(t, c.helper)
 			w.view.Client = netip.MustParseAddrPort(c.view)
 			ct.entries[0].Reply = w.view.tuple().Reversed()
-			w.say(alg.Server, []byte("220 ready\r\n"))
+			w.greet()
 			w.say(alg.Client, []byte(c.command))
 			if c.heard == "" {
 				if len(ct.Open()) != 0 || len(w.events) == 0 {
@@ -154,7 +154,7 @@ func TestNATActive(t *testing.T) {
 // TestNATSharedPort: a client cannot take the data connection of another one behind the same address.
 func TestNATSharedPort(t *testing.T) {
 	w, ct := underNAT(t, "ftp")
-	w.say(alg.Server, []byte("220 ready\r\n"))
+	w.greet()
 	w.say(alg.Client, []byte("PORT 192,0,2,2,195,80\r\n"))
 	w.key.Client = netip.MustParseAddrPort("192.0.2.9:40000")
 	w.view.Client = netip.AddrPortFrom(w.view.Client.Addr(), 1025)
@@ -162,7 +162,7 @@ func TestNATSharedPort(t *testing.T) {
 	ct.entries = append(ct.entries, conntrack.Entry{
 		Orig: w.key.tuple(), Reply: w.view.tuple().Reversed(), Opened: true, Live: true, Helper: "ftp", ID: 8,
 	})
-	w.say(alg.Server, []byte("220 ready\r\n"))
+	w.greet()
 	w.say(alg.Client, []byte("PORT 192,0,2,9,195,80\r\n"))
 	open := ct.Open()
 	if len(open) != 1 || open[0].Real.String() != "192.0.2.2:50000" {
@@ -176,7 +176,7 @@ func TestNATSharedPort(t *testing.T) {
 // TestNATShift: where the kernel makes a line longer, the receiver's acknowledgements count more bytes than were sent.
 func TestNATShift(t *testing.T) {
 	w, _ := underNAT(t, "ftp")
-	w.say(alg.Server, []byte("220 ready\r\n"))
+	w.greet()
 	w.say(alg.Client, []byte("PORT 192,0,2,2,195,80\r\n"))
 	const grows = uint32(len("203,0,113,254") - len("192,0,2,2"))
 	s := w.in.shard(w.key.Client.Addr(), w.key.Server.Addr()).sessions[w.key]
@@ -200,7 +200,7 @@ func TestNATShift(t *testing.T) {
 // TestNATShiftRefused: the kernel leaves a line that was refused as it is.
 func TestNATShiftRefused(t *testing.T) {
 	w, ct := underNAT(t, "ftp")
-	w.say(alg.Server, []byte("220 ready\r\n"))
+	w.greet()
 	ct.Fail(errors.New("no room"))
 	w.say(alg.Client, []byte("PORT 192,0,2,2,195,80\r\n"))
 	s := w.in.shard(w.key.Client.Addr(), w.key.Server.Addr()).sessions[w.key]
@@ -236,7 +236,7 @@ func TestNATOneSegment(t *testing.T) {
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			w, _ := underNAT(t, "ftp")
-			w.say(alg.Server, []byte("220 ready\r\n"))
+			w.greet()
 			w.passed = nil
 			for _, text := range c.said {
 				w.say(c.from, []byte(text))
@@ -265,7 +265,7 @@ func TestNATNumbers(t *testing.T) {
 		w, ct := underNAT(t, "ftp")
 		w.key.Server = w.view.Server // clients see the server's own address
 		ct.entries[0].Orig = w.key.tuple()
-		w.say(alg.Server, []byte("220 ready\r\n"))
+		w.greet()
 		w.say(alg.Client, []byte("PASV\r\n"))
 		w.passed = nil
 		w.say(alg.Server, []byte(said))
@@ -279,13 +279,13 @@ func TestNATNumbers(t *testing.T) {
 func TestNATSlowReply(t *testing.T) {
 	for _, helper := range []string{"ftp", "sane"} {
 		w, ct := underNAT(t, helper)
-		w.say(alg.Server, []byte("220 ready\r\n"))
+		w.greet()
 		w.say(alg.Client, []byte("PASV\r\n"))
 		w.say(alg.Server, []byte("227 Entering"))
 		w.in.Expire(clock.Add(releaseAfter))
 		w.in.Expire(clock.Add(abandonAfter))
 		w.say(alg.Server, []byte(" Passive Mode (198,51,100,2,195,80).\r\n"))
-		const want = "220 ready\r\n427 Entering Passive Mode (198,51,100,2,195,80).\r\n"
+		const want = "427 Entering Passive Mode (198,51,100,2,195,80).\r\n"
 		if got := string(w.receivers[alg.Server].stream()); got != want {
 			t.Errorf("%s: the client hears %q, want %q", helper, got, want)
 		}
@@ -321,7 +321,7 @@ func TestNATJustInTime(t *testing.T) {
 // TestNATLeavesNothing: with a session goes what led to it.
 func TestNATLeavesNothing(t *testing.T) {
 	w, _ := underNAT(t, "sane")
-	w.say(alg.Server, []byte("220 ready\r\n"))
+	w.greet()
 	w.in.End(clock, w.key, 7)
 	if n := len(w.in.views.keys) + len(w.in.views.hosts) + w.in.books.Sessions.Used(); n != 0 {
 		t.Errorf("%d leftovers: %+v", n, w.in.views.keys)
@@ -341,7 +341,7 @@ func TestNATOfClientsAlone(t *testing.T) {
 	w, ct := underNAT(t, "sane")
 	w.key.Server = w.view.Server
 	ct.entries[0].Orig = w.key.tuple()
-	w.say(alg.Server, []byte("220 ready\r\n"))
+	w.greet()
 	if sessions := w.in.Sessions(); len(sessions) != 1 || sessions[0].Client != w.key.Client || sessions[0].Server != w.key.Server {
 		t.Fatalf("sessions %+v", sessions)
 	}
@@ -365,12 +365,12 @@ func TestReadAlong(t *testing.T) {
 		{"sane", "227 Logout.\r\n", "227 Logout.\r\n"},
 	} {
 		w, ct := underNAT(t, c.helper)
-		w.say(alg.Server, []byte("220 ready\r\n"))
+		w.greet()
 		w.say(alg.Client, []byte("STAT\r\n"))
 		for _, half := range []string{c.said[:len(c.said)/2], c.said[len(c.said)/2:]} {
 			w.say(alg.Server, []byte(half))
 		}
-		if got := string(w.receivers[alg.Server].stream()); got != "220 ready\r\n"+c.heard {
+		if got := string(w.receivers[alg.Server].stream()); got != c.heard {
 			t.Errorf("%s: the client hears %q, want %q", c.helper, got, c.heard)
 		}
 		if open := ct.Open(); len(open) != 0 {
@@ -378,15 +378,15 @@ func TestReadAlong(t *testing.T) {
 		}
 	}
 	w, _ := underNAT(t, "ftp")
-	w.say(alg.Server, []byte("220 ready\r\n"))
+	w.greet()
 	w.say(alg.Client, []byte("STAT\r\n"))
 	w.say(alg.Server, []byte("211-Status\r\n"+forged)) // and no end of the line
-	if got := string(w.receivers[alg.Server].stream()); got != "220 ready\r\n" {
+	if got := string(w.receivers[alg.Server].stream()); got != "" {
 		t.Errorf("the client hears %q before the line's end", got)
 	}
 	w.in.Expire(clock.Add(releaseAfter))
 	w.in.Expire(clock.Add(abandonAfter))
-	if got := string(w.receivers[alg.Server].stream()); got != "220 ready\r\n211-Status\r\n 27 (198,51,100,2,0,22)" {
+	if got := string(w.receivers[alg.Server].stream()); got != "211-Status\r\n 27 (198,51,100,2,0,22)" {
 		t.Errorf("the client hears %q in the end", got)
 	}
 	w.settled()

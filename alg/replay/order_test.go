@@ -15,7 +15,7 @@ import (
 
 // TestDisorder: what several interfaces or receive queues bring in the wrong order is put right.
 func TestDisorder(t *testing.T) {
-	lines := []string{"S: 220 ready", "C: PASV", "S: 227 (198,51,100,2,195,80)", "C: LIST", "S: 150 here", "S: 226 done"}
+	lines := []string{"S: 220 ready", "C: USER a", "S: 230 in", "C: PASV", "S: 227 (198,51,100,2,195,80)", "C: LIST", "S: 150 here", "S: 226 done"}
 	newTalk := func() *talk { return newTalk(t, "192.0.2.2:40000", "198.51.100.2:21").open() }
 	t.Run("acknowledgements first", func(t *testing.T) {
 		k := newTalk()
@@ -28,7 +28,7 @@ func TestDisorder(t *testing.T) {
 	})
 	t.Run("reply before command", func(t *testing.T) {
 		p := newTalk().say(lines...).packets
-		p[4], p[5] = p[5], p[4] // PASV and the 227
+		p[6], p[7] = p[7], p[6] // PASV and the 227
 		expect(t, rawFile(p), pasvPinhole)
 	})
 	t.Run("everything twice", func(t *testing.T) {
@@ -42,11 +42,11 @@ func TestDisorder(t *testing.T) {
 		expect(t, rawFile(slices.Delete(newTalk().say(lines...).packets, 3, 4)), pasvPinhole)
 	})
 	t.Run("PASV lost", func(t *testing.T) {
-		expect(t, rawFile(slices.Delete(newTalk().say(lines...).packets, 4, 5)), pasvPinhole)
+		expect(t, rawFile(slices.Delete(newTalk().say(lines...).packets, 6, 7)), pasvPinhole)
 	})
 	t.Run("PASV and the reply before it lost", func(t *testing.T) {
-		p := newTalk().say("S: 220 ready", "C: TYPE I", "S: 200 ok", "C: PASV", "S: 227 (198,51,100,2,195,80)", "C: LIST").packets
-		expect(t, rawFile(slices.Delete(p, 5, 7)), pasvPinhole)
+		p := newTalk().say("S: 220 ready", "C: USER a", "S: 230 in", "C: TYPE I", "S: 200 ok", "C: PASV", "S: 227 (198,51,100,2,195,80)", "C: LIST").packets
+		expect(t, rawFile(slices.Delete(p, 7, 9)), pasvPinhole)
 	})
 	t.Run("AUTH lost", func(t *testing.T) {
 		hello := append([]byte{22, 3, 1, 0, 64}, make([]byte, 64)...)
@@ -71,8 +71,8 @@ func TestDisorder(t *testing.T) {
 	})
 	t.Run("the end is still delivered", func(t *testing.T) {
 		p := newTalk().say(lines...).packets
-		p = append(p[:5:5], p[5]) // the 227 is the last packet, and what it acknowledges
-		p = slices.Delete(p, 4, 5)
+		p = append(p[:7:7], p[7]) // the 227 is the last packet, and what it acknowledges
+		p = slices.Delete(p, 6, 7)
 		expect(t, rawFile(p), pasvPinhole)
 	})
 }
@@ -83,7 +83,7 @@ func TestSamePorts(t *testing.T) {
 	first := pasv(t)
 	second := newTalk(t, "192.0.2.2:40000", "198.51.100.2:21")
 	second.next = [2]uint32{1200, 5200}
-	second.open().say("S: 220 ready", "C: EPSV", "S: 229 (|||50001|)")
+	second.open().say("S: 220 ready", "C: USER a", "S: 230 in", "C: EPSV", "S: 229 (|||50001|)")
 	const epsvPinhole = "EPSV 192.0.2.2 198.51.100.2:50001"
 	expect(t, rawFile(slices.Concat(first.packets, second.packets)), pasvPinhole, "end connection-closed", epsvPinhole)
 
@@ -99,8 +99,8 @@ func TestSamePorts(t *testing.T) {
 func TestOtherPorts(t *testing.T) {
 	at := func(port string) *talk { return newTalk(t, "192.0.2.2:40000", "198.51.100.2:"+port).open() }
 	reply := "S: 227 (198,51,100,2,195,80)"
-	expect(t, rawFile(at("2121").say("S: 220-Welcome", "S: 220 ready", "C: PASV", reply).packets), pasvPinhole)
-	expect(t, rawFile(at("2121").segment(false, nil, "220 ").say("S: ready", "C: PASV", reply).packets), pasvPinhole)
+	expect(t, rawFile(at("2121").say("S: 220-Welcome", "S: 220 ready", "C: USER a", "S: 230 in", "C: PASV", reply).packets), pasvPinhole)
+	expect(t, rawFile(at("2121").segment(false, nil, "220 ").say("S: ready", "C: USER a", "S: 230 in", "C: PASV", reply).packets), pasvPinhole)
 	expect(t, rawFile(at("2525").say("S: 220 mail", "C: PASV", reply).packets))
 	expect(t, rawFile(at("8080").say("C: GET", "S: 220 ready", "C: PASV", reply).packets))
 	expect(t, rawFile(at("8080").say("S: HELLO", "S: 220 ready", "C: PASV", reply).packets))

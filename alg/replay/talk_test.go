@@ -87,14 +87,14 @@ func (k *talk) say(lines ...string) *talk {
 
 // pasv is a connection with one PASV and its reply.
 func pasv(t testing.TB) *talk {
-	return newTalk(t, "192.0.2.2:40000", "198.51.100.2:21").open().say("S: 220 ready", "C: PASV", "S: 227 (198,51,100,2,195,80)")
+	return newTalk(t, "192.0.2.2:40000", "198.51.100.2:21").open().say("S: 220 ready", "C: USER a", "S: 230 in", "C: PASV", "S: 227 (198,51,100,2,195,80)")
 }
 
 const pasvPinhole = "PASV 192.0.2.2 198.51.100.2:50000"
 
 // epsv6 is the same for IPv6.
 func epsv6(t testing.TB) *talk {
-	return newTalk(t, "[2001:db8:1::2]:40000", "[2001:db8:2::2]:21").open().say("S: 220 ready", "C: EPSV", "S: 229 (|||50001|)")
+	return newTalk(t, "[2001:db8:1::2]:40000", "[2001:db8:2::2]:21").open().say("S: 220 ready", "C: USER a", "S: 230 in", "C: EPSV", "S: 229 (|||50001|)")
 }
 
 const epsv6Pinhole = "EPSV 2001:db8:1::2 [2001:db8:2::2]:50001"

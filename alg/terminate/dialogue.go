@@ -218,7 +218,7 @@ func (d *dialogue) ownActive(wire []byte, cmd ftp.Command) []byte {
 // that (bounce: peer): the client has to connect there.
 func (d *dialogue) ownAddress(wire []byte, reply ftp.Reply, to netip.AddrPort) []byte {
 	announced, err := ftp.ParsePASV(reply.Text)
-	if err != nil || announced == to || announced.Port() != to.Port() {
+	if err != nil || announced == to || announced.Port() != to.Port() || !to.Addr().Is4() {
 		return wire
 	}
 	return []byte("227 " + ftp.FormatPASV(to) + "\r\n")

@@ -124,7 +124,7 @@ var scripts = []struct {
 	{name: "plain", script: `
 		S: 220 hello => C< 220 hello
 		C: USER lab => S< USER lab
-		S: 331 more => C< 331 more
+		S: 230 in => C< 230 in
 		C: PASV => S< PASV
 		S: 227 Entering (198,51,100,2,195,80) => open PASV 198.51.100.2:50000, C< 227 Entering (198,51,100,2,195,80)
 		C: RETR x => begin, S< RETR x
@@ -139,10 +139,14 @@ var scripts = []struct {
 		S: 200 ok => C< 200 ok`},
 	{name: "a foreign address in PORT", script: `
 		S: 220 hello => C< 220 hello
+		C: USER lab => S< USER lab
+		S: 230 in => C< 230 in
 		C: PORT 203,0,113,1,195,80 => deny foreign-address, C< REPLY foreign-address
 		C: PORT 192,0,2,2,195,80 => open PORT 192.0.2.2:50000, S< PORT 192,0,2,2,195,80`},
 	{name: "a server's inside address in 227", change: func(_ *stageHand, d *dialogue) { d.control = bounced() }, script: `
 		S: 220 hello => C< 220 hello
+		C: USER lab => S< USER lab
+		S: 230 in => C< 230 in
 		C: PASV => S< PASV
 		S: 227 Entering (203,0,113,9,195,80) => open PASV 198.51.100.2:50000, C< 227 Entering Passive Mode (198,51,100,2,195,80).`},
 	{name: "QUIT during a transfer", script: `
@@ -153,6 +157,8 @@ var scripts = []struct {
 		S: 221 bye => C< 221 bye, hang up`},
 	{name: "a pinhole that cannot be", change: func(o *stageHand, _ *dialogue) { o.refuse = alg.ExpectationFailed }, script: `
 		S: 220 hello => C< 220 hello
+		C: USER lab => S< USER lab
+		S: 230 in => C< 230 in
 		C: EPRT |1|192.0.2.2|50000| => deny expectation-failed, C< REPLY expectation-failed
 		C: EPSV => S< EPSV
 		S: 229 Entering Extended Passive Mode (|||50000|) => deny expectation-failed, C< 425 Refused by the gateway: expectation-fail...`},
@@ -259,6 +265,8 @@ var scripts = []struct {
 		S: 226 done => C< 552 too large`},
 	{name: "EPRT of another protocol", script: `
 		S: 220 hello => C< 220 hello
+		C: USER lab => S< USER lab
+		S: 230 in => C< 230 in
 		C: EPRT |2|2001:db8::2|50000| => deny other-protocol, C< 522 Network protocol not supported, use (1)
 		C: EPRT |3|192.0.2.2|50000| => deny other-protocol, C< 522 Network protocol not supported, use (1)
 		C: EPRT |1|192.0.2.3|50000| => deny foreign-address, C< REPLY foreign-address`},

@@ -199,6 +199,15 @@ func newWorld(t *testing.T, implicit bool, change func(*policy.Policy)) *world {
 	return w
 }
 
+// login brings a user in who needs no password: nothing opens before.
+func (w *world) login(server *end) {
+	w.t.Helper()
+	w.client.say("USER a")
+	server.hear("USER a")
+	server.say("230 in")
+	w.client.hear("230 ")
+}
+
 // tell logs what the gateway reported.
 func (w *world) tell() {
 	for {
@@ -524,6 +533,7 @@ func TestDataHandshakeBesideAUTH(t *testing.T) {
 	server, client := w.accept(), w.client
 	server.say("220 ready")
 	client.hear("220 ")
+	w.login(server)
 	raw := w.auth(server)
 	for _, command := range []string{"PBSZ 0", "PROT P"} {
 		client.say(command)
@@ -585,6 +595,7 @@ func TestExpireBesideHandshake(t *testing.T) {
 	server := w.accept()
 	server.say("220 ready")
 	w.client.hear("220 ")
+	w.login(server)
 	w.client.say("EPSV")
 	server.hear("EPSV")
 	server.say("229 here (|||50000|)")
@@ -637,6 +648,7 @@ func TestRelaysAreBounded(t *testing.T) {
 	server := w.accept()
 	server.say("220 ready")
 	w.client.hear("220 ")
+	w.login(server)
 	for range maxRelays {
 		l := listen(t)
 		w.gateway.running.Go(w.retrieve(server, l))
@@ -660,6 +672,7 @@ func TestReplyOfOneTransfer(t *testing.T) {
 	server := w.accept()
 	server.say("220 ready")
 	w.client.hear("220 ")
+	w.login(server)
 	l := listen(t)
 	hand := w.retrieve(server, l)
 	l.Close() // the other half cannot be made

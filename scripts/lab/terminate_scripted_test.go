@@ -76,6 +76,13 @@ func (s *theatre) greet() (client, server *control) {
 	return client, server
 }
 
+// login brings a user in who needs no password: nothing opens before.
+func (s *theatre) login(client, server *control) {
+	s.t.Helper()
+	s.pass(client, server, "USER a")
+	s.pass(server, client, "230 in")
+}
+
 // pass has one end say a line that the other has to hear.
 func (s *theatre) pass(from, to *control, line string) {
 	s.t.Helper()
@@ -417,9 +424,11 @@ func TestFailedDataHandshakeUnnoticed(t *testing.T) {
 	client, server := s.meet(ImplicitPort, ExplicitPort)
 	client.upgrade(s.clientConfig(t, implicitEPSV))
 	s.pass(server, client, "220 ready")
+	s.login(client, server)
 	at := netip.AddrPortFrom(Addr(Server, IPv4), PolicyPassive.First)
 	listener := listen(t, s.Lab, Server, at)
 	defer listener.Close()
+	s.login(client, server)
 	s.pass(client, server, "EPSV")
 	s.pass(server, client, fmt.Sprintf("229 here (|||%d|)", at.Port()))
 	s.pass(client, server, "RETR a")
@@ -537,6 +546,7 @@ func TestUploadReadsNothing(t *testing.T) {
 func TestReplyBeforeData(t *testing.T) {
 	s := newTheatre(t, Termination{Rule: []string{"data: relay"}})
 	client, server := s.greet()
+	s.login(client, server)
 	for round := range 100 {
 		port := NeverActive.Last + 1 + uint16(round) // none that the client's own connections may have
 		at := netip.AddrPortFrom(Addr(Client, IPv4), port)
@@ -570,6 +580,7 @@ func (s *theatre) transfer(client, server *control) (near, far *net.TCPConn) {
 	at := netip.AddrPortFrom(Addr(Server, IPv4), ServerPassive.First+s.ports)
 	listener := listen(s.t, s.Lab, Server, at)
 	defer listener.Close()
+	s.login(client, server)
 	s.pass(client, server, "EPSV")
 	s.pass(server, client, fmt.Sprintf("229 here (|||%d|)", at.Port()))
 	s.pass(client, server, "RETR a")
