@@ -29,6 +29,8 @@ const (
 	ctaID          = 12
 	ctaTupleMaster = 14
 	ctaMarkMask    = 21
+	ctaLabels      = 22
+	ctaLabelsMask  = 23
 
 	ctaHelpName = 1
 )

@@ -68,6 +68,8 @@ func decodeAttributes(ad *netlink.AttributeDecoder) (e Entry, err error) {
 			e.ID = ad.Uint32()
 		case ctaMark:
 			e.Mark = ad.Uint32()
+		case ctaLabels:
+			copy(e.Label[:], ad.Bytes())
 		case ctaHelp:
 			ad.Nested(func(ad *netlink.AttributeDecoder) error {
 				for ad.Next() {

@@ -86,18 +86,23 @@ func TestEncodeEntryRequests(t *testing.T) {
 		name string
 		msg  uint8
 		x    Expectation
-		mark *markChange
+		rest func(*encoder)
 		want string
 	}{
-		{"look up", msgCTGet, x4, nil, "48000000 0101 0500 01000000 00000000 02000000 34000180" + ip4 + proto21},
-		{"set the mark", msgCTNew, x4, &markChange{0x02000000, 0x06000000},
+		{"look up", msgCTGet, x4, func(*encoder) {}, "48000000 0101 0500 01000000 00000000 02000000 34000180" + ip4 + proto21},
+		{"set the mark", msgCTNew, x4, markChange{0x02000000, 0x06000000}.append,
 			"58000000 0001 0500 01000000 00000000 02000000 34000180" + ip4 + proto21 + "0800080002000000 0800150006000000"},
-		{"set the mark, IPv6", msgCTNew, x6, &markChange{1, 3},
+		{"set the mark, IPv6", msgCTNew, x6, markChange{1, 3}.append,
 			"70000000 0001 0500 01000000 00000000 0a000000 4c000180" + ip6 + proto21 + "0800080000000001 0800150000000003"},
+		{"set the label", msgCTNew, x4, (&labelChange{Label{0x10, 15: 1}, Label{0xf0, 15: 3}}).append,
+			"70000000 0001 0500 01000000 00000000 02000000 34000180" + ip4 + proto21 +
+				"14001600 10000000000000000000000000000001" + "14001700 f0000000000000000000000000000003"},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			var c Conn
-			c.addEntry(test.msg, test.x.Master, test.mark)
+			start := c.beginEntry(test.msg, test.x.Master)
+			test.rest(&c.req)
+			c.req.end(start)
 			equalHex(t, c.req.b, test.want)
 		})
 	}

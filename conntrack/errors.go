@@ -21,6 +21,8 @@ var (
 	ErrFull = errors.New("the expectation table is full (raise the sysctl net.netfilter.nf_conntrack_expect_max)")
 	// ErrOverlap means that another expectation covers part of this one, so that the kernel could not tell them apart.
 	ErrOverlap = errors.New("another expectation overlaps it")
+	// ErrNoLabelRoom means that the entry was made while no rule in the network namespace used labels.
+	ErrNoLabelRoom = errors.New("the connection has no room for a label (no rule used labels when it began)")
 	// ErrPermission means that the process may not change conntrack.
 	ErrPermission = errors.New("not permitted (run as root, or give the program the capability CAP_NET_ADMIN)")
 	// ErrInvalid means that the caller asked for what no kernel could install.

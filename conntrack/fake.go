@@ -7,14 +7,15 @@ import (
 	"sync"
 )
 
-// Fake keeps expectations and marks in memory, for replay and for the tests of other packages. Its zero value is ready. It
+// Fake keeps expectations, marks and labels in memory, for replay and for the tests of other packages. Its zero value is ready. It
 // is safe for concurrent use.
 type Fake struct {
-	mu    sync.Mutex
-	calls []Call
-	open  []Expectation
-	marks map[Tuple]uint32
-	fail  error
+	mu     sync.Mutex
+	calls  []Call
+	open   []Expectation
+	marks  map[Tuple]uint32
+	labels map[Tuple]Label
+	fail   error
 }
 
 // Call is one request about an expectation made of a Fake.
@@ -24,7 +25,7 @@ type Call struct {
 	Err error // what the Fake answered
 }
 
-// Fail makes every later Expect and SetMark answer with err, wrapped; nil makes them succeed again.
+// Fail makes every later Expect, SetMark and SetLabel answer with err, wrapped; nil makes them succeed again.
 func (f *Fake) Fail(err error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -52,7 +53,7 @@ func (f *Fake) Lookup(t Tuple) (Entry, error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	e := Untranslated(t)
-	e.Mark, e.Opened, e.Live = f.marks[t], true, true
+	e.Mark, e.Label, e.Opened, e.Live = f.marks[t], f.labels[t], true, true
 	return e, nil
 }
 
@@ -67,6 +68,21 @@ func (f *Fake) SetMark(t Tuple, mark, mask uint32) error {
 		f.marks = map[Tuple]uint32{}
 	}
 	f.marks[t] = f.marks[t]&^mask | mark
+	return nil
+}
+
+// SetLabel changes what Lookup of the same tuple returns as the label.
+func (f *Fake) SetLabel(t Tuple, value, mask Label) error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	change := labelChange{value, mask}
+	if err := cmp.Or(f.fail, change.check()); err != nil {
+		return describeLabel(t, change, err)
+	}
+	if f.labels == nil {
+		f.labels = map[Tuple]Label{}
+	}
+	f.labels[t] = change.of(f.labels[t])
 	return nil
 }
 

@@ -3,6 +3,7 @@ package conntrack
 import (
 	"context"
 	"errors"
+	"fmt"
 	"net/netip"
 	"os"
 	"slices"
@@ -273,6 +274,70 @@ func TestNoAllocations(t *testing.T) {
 		}
 	}); n != 0 {
 		t.Errorf("installing and withdrawing an expectation allocates %v times", n)
+	}
+	if n := testing.AllocsPerRun(100, func() { _ = l.conn.setMark(x.Master, markChange{1, 1}) }); n != 0 {
+		t.Errorf("setting a mark allocates %v times", n)
+	}
+	l.labels(t)
+	x.Master = l.control(t, h.client, netip.AddrPortFrom(h.server, ftpPort))
+	if n := testing.AllocsPerRun(100, func() {
+		if err := l.conn.SetLabel(x.Master, Label{1}, Label{1}); err != nil {
+			t.Fatal(err)
+		}
+	}); n != 0 {
+		t.Errorf("setting a label allocates %v times", n)
+	}
+}
+
+// labels has the entries that are made from now on have room for a label.
+func (l *lab) labels(t *testing.T) {
+	t.Helper()
+	for _, rule := range []string{"-N LABELS", "-A LABELS -m connlabel --label 0"} {
+		run(t, fmt.Sprintf("ip netns exec %s iptables -w -t mangle %s", l.gateway, rule))
+	}
+}
+
+// A label's bits are changed within the mask alone. A connection that began before any rule used labels has none.
+func TestLabel(t *testing.T) {
+	l := newLab(t)
+	for _, h := range families {
+		l.serve(t, netip.AddrPortFrom(h.server, ftpPort))
+	}
+	h := families["IPv4"]
+	early := l.control(t, h.client, netip.AddrPortFrom(h.server, ftpPort))
+	l.labels(t)
+	if err := l.conn.SetLabel(early, Label{1}, Label{1}); !errors.Is(err, ErrNoLabelRoom) {
+		t.Errorf("a connection from before: %v, want ErrNoLabelRoom", err)
+	}
+	for name, h := range families {
+		t.Run(name, func(t *testing.T) {
+			master := l.control(t, h.client, netip.AddrPortFrom(h.server, ftpPort))
+			for _, step := range []struct{ value, mask, want Label }{
+				{Label{}, Label{0xf0}, Label{}},
+				{Label{0x10, 15: 1}, Label{0xf0, 15: 3}, Label{0x10, 15: 1}},
+				{Label{0x10}, Label{0xf0}, Label{0x10, 15: 1}},
+				{Label{0x04}, Label{0x0c}, Label{0x14, 15: 1}},
+				{Label{}, Label{0xf0, 15: 0xff}, Label{0x04}},
+			} {
+				if err := l.conn.SetLabel(master.Reversed(), step.value, step.mask); err != nil {
+					t.Fatal(err)
+				}
+				if e, err := l.conn.Lookup(master); err != nil || e.Label != step.want {
+					t.Errorf("%x/%x made it %x, want %x; %v", step.value, step.mask, e.Label, step.want, err)
+				}
+			}
+			if list, err := l.conn.Connections(func(a netip.AddrPort) bool { return a == master.Dst }); err != nil ||
+				!slices.ContainsFunc(list, func(e Entry) bool { return e.Orig == master && e.Label == Label{0x04} }) {
+				t.Errorf("listed %+v, %v", list, err)
+			}
+			if err := l.conn.SetLabel(master, Label{2}, Label{1}); !errors.Is(err, ErrInvalid) {
+				t.Errorf("a value outside its mask: %v, want ErrInvalid", err)
+			}
+			master.Src = netip.AddrPortFrom(h.client, 1)
+			if err := l.conn.SetLabel(master, Label{1}, Label{1}); !errors.Is(err, ErrNotFound) {
+				t.Errorf("no such connection: %v, want ErrNotFound", err)
+			}
+		})
 	}
 }
 

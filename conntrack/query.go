@@ -47,7 +47,7 @@ func (c *Conn) lookup(t Tuple) (Entry, error) {
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.addEntry(msgCTGet, t, nil)
+	c.req.end(c.beginEntry(msgCTGet, t))
 	if err := c.ask(); err != nil {
 		return Entry{}, err
 	}
@@ -74,7 +74,9 @@ func (c *Conn) setMark(t Tuple, m markChange) error {
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.addEntry(msgCTNew, t, &m)
+	start := c.beginEntry(msgCTNew, t)
+	m.append(&c.req)
+	c.req.end(start)
 	return c.ask()
 }
 
@@ -88,19 +90,20 @@ func (m markChange) check() error {
 	return nil
 }
 
-// addEntry makes a request about one connection that is there, with a change of its mark or without.
-func (c *Conn) addEntry(msg uint8, t Tuple, m *markChange) {
+func (m markChange) append(e *encoder) {
+	e.uint32(ctaMark, m.value)
+	e.uint32(ctaMarkMask, m.mask)
+}
+
+// beginEntry begins a request about one connection that is there, and returns where it starts, for end.
+func (c *Conn) beginEntry(msg uint8, t Tuple) (start int) {
 	c.reset()
 	c.seq++
 	c.n++
-	start := c.req.begin(unix.NFNL_SUBSYS_CTNETLINK, msg, netlink.Acknowledge, c.seq)
+	start = c.req.begin(unix.NFNL_SUBSYS_CTNETLINK, msg, netlink.Acknowledge, c.seq)
 	c.req.family(familyOf(t.Src.Addr()))
 	c.req.tuple(ctaTupleOrig, t)
-	if m != nil {
-		c.req.uint32(ctaMark, m.value)
-		c.req.uint32(ctaMarkMask, m.mask)
-	}
-	c.req.end(start)
+	return start
 }
 
 // ask sends a request of one message, the answer to which may be that what it is about is not there.

@@ -35,6 +35,7 @@ type Entry struct {
 	Orig, Reply Tuple
 	ID          uint32        // tells it from an earlier connection with the same tuples
 	Mark        uint32        // connmark
+	Label       Label         // zero if nothing was written, or if the entry has no room for one
 	Helper      string        // empty if it carries none, and then no expectation can hang on it
 	Opened      bool          // the handshake was completed
 	Live        bool          // it was, and neither side has sent FIN or RST, nor is it about to be forgotten
