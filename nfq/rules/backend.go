@@ -71,6 +71,7 @@ func Choose(ctx context.Context, cfg Config) (b Backend, why string) {
 	if cfg.Policy == nil {
 		cfg.Policy = everything
 	}
+	cfg.NoLabels = true // without them it works as well
 	if err := NFTables(cfg).load(ctx, "-c"); err != nil {
 		return BackendIPTables, "nft cannot do it here: " + err.Error()
 	}

@@ -266,8 +266,11 @@ func match(option string, p netip.Prefix) string {
 // conntrack and before DNAT. Ports decide what is queued and not conntrack's state: what conntrack calls INVALID would slip
 // past otherwise.
 func (b *builder) mangle() Table {
-	c := Chain{Name: prefix + "MANGLE", Hook: "PREROUTING"}
-	more := b.terminate(&c)
+	c, pickup := Chain{Name: prefix + "MANGLE", Hook: "PREROUTING"}, b.pickup()
+	c.add(pickupWhy, "-p tcp ! --syn -m conntrack --ctstate NEW -j %s", pickup.Name)
+	more := append(b.terminate(&c), pickup)
+	more = append(more, b.pickupOfOurs()...)
+	more = append(more, b.labels()...)
 	b.dataGoesOn(&c, "")
 	payload := fmt.Sprintf(`-m bpf --bytecode "%s" %s`, PayloadBytecode(b.v6), b.nfqueue)
 	for _, s := range b.servers {
@@ -277,6 +280,8 @@ func (b *builder) mangle() Table {
 					"-d %s -p tcp -m multiport --dports %s %s", f.address, ports, payload)
 				if !f.public {
 					c.add("", "-s %s -p tcp -m multiport --sports %s %s", f.address, ports, payload)
+					c.add("The server's SYN/ACK tells where a session begins: a new one takes nothing over from an old one between the same ports.",
+						"-s %s -p tcp -m multiport --sports %s --tcp-flags FIN,SYN,RST,ACK SYN,ACK %s", f.address, ports, b.nfqueue)
 				}
 			}
 		}

@@ -12,6 +12,7 @@ import (
 	"os"
 	"os/exec"
 	"regexp"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -257,6 +258,7 @@ func payloadReachesQueue(t *testing.T, change func(*Config)) {
 		one        = []byte("x")
 	)
 	install(t, change)
+	neverPickUp(t)
 	for _, c := range []struct {
 		name   string
 		v6     bool
@@ -412,6 +414,7 @@ func askSANE(t *testing.T, client, server string, level, option int, header stri
 // TestForgedServer: what claims to come from a server is read if it comes from where the server is, and dropped if not.
 func TestForgedServer(t *testing.T) {
 	install(t, nil)
+	neverPickUp(t)
 	for _, c := range []struct {
 		from string
 		v6   bool
@@ -448,6 +451,148 @@ func TestForgedServer(t *testing.T) {
 			}
 			if got != c.want {
 				t.Errorf("reached the queue: %v, want %v", got, c.want)
+			}
+		})
+	}
+}
+
+// neverPickUp has conntrack call INVALID what it would pick up otherwise, and our rules would drop: for tests of the rules after.
+func neverPickUp(t *testing.T) {
+	t.Helper()
+	loose(t, "0")
+	t.Cleanup(func() { loose(t, "1") })
+}
+
+func loose(t *testing.T, value string) {
+	t.Helper()
+	if err := os.WriteFile("/proc/sys/net/netfilter/nf_conntrack_tcp_loose", []byte(value), 0); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// TestPickup: what is no SYN begins no control connection, whoever sends it. It is dropped before the queue, and leaves no entry.
+func TestPickup(t *testing.T) {
+	install(t, func(c *Config) {
+		c.Policy = terminating(t).Policy
+		c.Policy.Rules[1].Action, c.Policy.Rules[2].Action = policy.Terminate, policy.Inspect
+	})
+	for _, host := range []string{"203.0.113.9", "2001:db8:9::9"} { // see reversed
+		lab.Run(t, "ip route add "+host+" dev client")
+		t.Cleanup(func() { lab.Run(t, "ip route del "+host+" dev client") })
+	}
+	ct, err := conntrack.Dial()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer ct.Close()
+	for _, c := range []struct {
+		from string
+		v6   bool
+		back bool
+	}{{"client", false, false}, {"server", false, true}, {"client", true, false}, {"server", true, true}, {"gateway", false, true}, {"gateway", true, true}} {
+		t.Run(fmt.Sprintf("from %s, IPv6 %v", c.from, c.v6), func(t *testing.T) {
+			lab.Run(t, "conntrack -F")
+			queued := make(chan string, 16)
+			q, err := nfq.Open(t.Context(), 21, nfq.Options{}, func(p *nfq.Packet) { queued <- string(p.Data) })
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer q.Close()
+			packet := crafted(c.v6, 16, nil, nil, []byte("midway"))
+			if c.back {
+				packet = reversed(packet, c.v6)
+			}
+			if c.from == "gateway" {
+				if err = send(c.v6, packet); errors.Is(err, unix.EPERM) { // dropped in OUTPUT
+					err = nil
+				}
+			} else {
+				lab.Inside(t, c.from, func() { err = send(c.v6, packet) })
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+			// A SYN with data is read, and was sent last.
+			lab.Inside(t, "client", func() { err = send(c.v6, crafted(c.v6, 2, nil, nil, []byte("marker"))) })
+			if err != nil {
+				t.Fatal(err)
+			}
+			select {
+			case data := <-queued:
+				if !strings.HasSuffix(data, "marker") {
+					t.Error("it reached the queue")
+				}
+			case <-time.After(patience):
+				t.Fatal("the marker did not reach the queue")
+			}
+			if list, err := ct.Connections(func(netip.AddrPort) bool { return true }); err != nil || len(list) != 0 {
+				t.Errorf("conntrack has %+v, %v", list, err)
+			}
+		})
+	}
+}
+
+// letThrough does something while a queue accepts everything, as a control connection's SYN/ACK needs.
+func letThrough(t testing.TB, do func()) {
+	t.Helper()
+	var q *nfq.Queue
+	ready := make(chan struct{})
+	q, err := nfq.Open(t.Context(), 21, nfq.Options{}, func(p *nfq.Packet) {
+		<-ready
+		_ = q.Verdict(p.ID, nfq.Verdict{Accept: true})
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	close(ready)
+	defer q.Close()
+	do()
+}
+
+// TestSynAckReachesQueue: the server's SYN/ACK is read, and neither the client's SYN nor a SYN/ACK of somebody else.
+func TestSynAckReachesQueue(t *testing.T) {
+	install(t, nil)
+	listen(t, "server", ":21")
+	var q *nfq.Queue
+	var seen []nfq.Flags
+	decoder, ready := nfq.NewDecoder(), make(chan struct{})
+	q, err := nfq.Open(t.Context(), 21, nfq.Options{}, func(p *nfq.Packet) {
+		<-ready
+		var seg nfq.Segment
+		if err := decoder.Decode(p.Data, &seg); err == nil {
+			seen = append(seen, seg.Flags)
+		}
+		_ = q.Verdict(p.ID, nfq.Verdict{Accept: true})
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	close(ready)
+	for _, to := range []struct{ from, to string }{{"192.0.2.2", "198.51.100.2:21"}, {"2001:db8:1::2", "[2001:db8:2::2]:21"}} {
+		if _, err := dial(t, "client", to.from, to.to, patience); err != nil {
+			t.Fatal(err)
+		}
+	}
+	q.Close()
+	if want := []nfq.Flags{nfq.SYN | nfq.ACK, nfq.SYN | nfq.ACK}; !slices.Equal(seen, want) {
+		t.Errorf("flags of what was queued: %#x, want %#x", seen, want)
+	}
+}
+
+// TestLabelRoom: connections have room for a label while our rules are in force, and always while they are replaced.
+func TestLabelRoom(t *testing.T) {
+	for _, none := range []bool{false, true} {
+		t.Run(fmt.Sprint("NoLabels=", none), func(t *testing.T) {
+			install(t, func(c *Config) { c.NoLabels, c.FailOpen = none, true })
+			ct, err := conntrack.Dial()
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer ct.Close()
+			_, near := pair(t) // without a queue, as the rules fail open
+			tuple := conntrack.Tuple{Src: near.LocalAddr().(*net.TCPAddr).AddrPort(), Dst: near.RemoteAddr().(*net.TCPAddr).AddrPort()}
+			if err := ct.SetLabel(tuple, conntrack.Label{1}, conntrack.Label{1}); errors.Is(err, conntrack.ErrNoLabelRoom) != none || err != nil != none {
+				t.Errorf("set a label: %v", err)
 			}
 		})
 	}
@@ -648,7 +793,8 @@ func TestJustInTime(t *testing.T) {
 
 func justInTime(t *testing.T, ct *conntrack.Conn, h hosts) {
 	listen(t, "server", port(h.server, 21))
-	control := reach(t, "client", h.client, port(h.server, 21))
+	var control net.Conn
+	letThrough(t, func() { control = reach(t, "client", h.client, port(h.server, 21)) })
 	master := conntrack.Tuple{Src: addrPort(control.LocalAddr()), Dst: netip.AddrPortFrom(h.server, 21)}
 	var q *nfq.Queue
 	var owed atomic.Bool
@@ -696,7 +842,7 @@ func justInTime(t *testing.T, ct *conntrack.Conn, h hosts) {
 	}
 }
 
-// TestControlConnections: who may open one is decided at the SYN, without the queue, in the policy's order.
+// TestControlConnections: who may open one is decided at the SYN, in the policy's order.
 func TestControlConnections(t *testing.T) {
 	install(t, nil)
 	for _, address := range []string{"192.0.2.66/24", "203.0.113.200/32"} {
@@ -720,7 +866,8 @@ func TestControlConnections(t *testing.T) {
 			if c.want == "i/o timeout" {
 				wait = 300 * time.Millisecond
 			}
-			_, err := dial(t, "client", c.from, c.to, wait)
+			var err error
+			letThrough(t, func() { _, err = dial(t, "client", c.from, c.to, wait) })
 			if (err == nil) != (c.want == "") || err != nil && !strings.Contains(err.Error(), c.want) {
 				t.Errorf("got %v, want %q", err, c.want)
 			}
@@ -734,7 +881,8 @@ func TestFailAndRefuse(t *testing.T) {
 	for _, failOpen := range []bool{false, true} {
 		t.Run(fmt.Sprint("failOpen=", failOpen), func(t *testing.T) {
 			install(t, func(c *Config) { c.FailOpen = failOpen })
-			far, near := pair(t)
+			var far, near net.Conn
+			letThrough(t, func() { far, near = pair(t) })
 			fmt.Fprint(near, "x")
 			_ = far.SetReadDeadline(time.Now().Add(500 * time.Millisecond))
 			if n, err := far.Read(make([]byte, 1)); (n == 1) != failOpen {
@@ -749,8 +897,11 @@ func TestFailAndRefuse(t *testing.T) {
 		ready := make(chan struct{})
 		q, err := nfq.Open(t.Context(), 21, nfq.Options{}, func(p *nfq.Packet) {
 			<-ready
-			packets.Add(1)
-			_ = q.Verdict(p.ID, nfq.Verdict{Accept: true, SetMark: true, Mark: p.Mark | DefaultMark})
+			last := p.Data[len(p.Data)-1] == 'x'
+			if last {
+				packets.Add(1)
+			}
+			_ = q.Verdict(p.ID, nfq.Verdict{Accept: true, SetMark: last, Mark: p.Mark | DefaultMark})
 		})
 		if err != nil {
 			t.Fatal(err)
@@ -764,7 +915,7 @@ func TestFailAndRefuse(t *testing.T) {
 			t.Errorf("got %v, want a reset", err)
 		}
 		if packets.Load() != 1 {
-			t.Errorf("%d packets in the queue, want 1", packets.Load())
+			t.Errorf("%d packets with payload in the queue, want 1", packets.Load())
 		}
 	})
 }
@@ -812,7 +963,7 @@ func TestPublicAddress(t *testing.T) {
 	server := listen(t, "server", port(h.server, 21))
 	outside := netip.MustParseAddr("203.0.113.1")
 	var q *nfq.Queue
-	var master conntrack.Tuple
+	var master atomic.Pointer[conntrack.Tuple]
 	var read atomic.Int32
 	ready := make(chan struct{})
 	decoder := nfq.NewDecoder()
@@ -824,7 +975,7 @@ func TestPublicAddress(t *testing.T) {
 		}
 		read.Add(1)
 		if seg.Dst == netip.AddrPortFrom(outside, 50007) {
-			if err := ct.Expect(conntrack.Expectation{Master: master, From: seg.Src, To: seg.Dst, Timeout: time.Minute,
+			if err := ct.Expect(conntrack.Expectation{Master: *master.Load(), From: seg.Src, To: seg.Dst, Timeout: time.Minute,
 				Real: netip.AddrPortFrom(h.server, 50007)}); err != nil {
 				t.Error(err)
 			}
@@ -835,9 +986,9 @@ func TestPublicAddress(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer q.Close()
-	near := reach(t, "client", h.client, port(outside, 2121)) // the queue waits: its SYN has no payload
-	master = conntrack.Tuple{Src: addrPort(near.LocalAddr()), Dst: netip.AddrPortFrom(outside, 2121)}
 	close(ready)
+	near := reach(t, "client", h.client, port(outside, 2121))
+	master.Store(&conntrack.Tuple{Src: addrPort(near.LocalAddr()), Dst: netip.AddrPortFrom(outside, 2121)})
 	far := accept(t, server)
 	if from := addrPort(far.RemoteAddr()).Addr().String(); from != "198.51.100.1" {
 		t.Errorf("the server sees %s, want the gateway", from)

@@ -21,6 +21,8 @@ const (
 	mangleHook = "type filter hook prerouting priority mangle; policy accept;"
 	// natHook comes before others' DNAT: the first chain that gives a connection an address decides.
 	natHook = "type nat hook prerouting priority dstnat - 10; policy accept;"
+	// outputHook comes after conntrack.
+	outputHook = "type filter hook output priority mangle; policy accept;"
 	// forwardHook comes before the chains of others, which mostly have the priority filter or a later one: they see the mark
 	// of what was accepted, and who is refused hears of it though they drop.
 	forwardHook = "type filter hook forward priority filter - 10; policy accept;"
@@ -33,6 +35,7 @@ const (
 	toSocketChain   = "to_socket"
 	toListenerChain = "to_listener"
 	payloadChain    = "payload"
+	pickupChain     = "pickup"
 	dataChain       = "data"
 	acceptedChain   = "accepted"
 
@@ -45,6 +48,8 @@ const (
 
 	nftReset = "reject with tcp reset"
 	nftSyn   = "tcp flags & (fin|syn|rst|ack) == syn"
+	// nftSynAck matches what answers a SYN.
+	nftSynAck = "tcp flags & (fin|syn|rst|ack) == (syn|ack)"
 )
 
 // NFTable is the rules of one configuration as a table of nft's.
@@ -368,6 +373,7 @@ func (n *nft) raw() {
 func (n *nft) mangle() {
 	c := Chain{Name: "mangle_prerouting", Hook: mangleHook}
 	c.add(otherTraffic, notTCP)
+	n.pickup(&c)
 	for _, b := range n.builders {
 		why := "A control connection gets its helper with its first packet: without one it can have no expectation. (The first counts.)"
 		if len(b.helpers()) > 1 {
@@ -398,6 +404,8 @@ func (n *nft) mangle() {
 	p := Chain{Name: payloadChain}
 	p.add("Only segments with payload are read: those that have a first byte behind the TCP header.", "@ih,0,8 >= 0 %s", n.queue())
 	p.add("And those with URG: without payload they can announce that a later byte is urgent.", "tcp flags & urg == urg %s", n.queue())
+	p.add("The server's SYN/ACK tells where a session begins: a new one takes nothing over from an old one between the same ports.",
+		"%s %s", nftSynAck, n.queue())
 	n.add(p)
 }
 

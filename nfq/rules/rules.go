@@ -25,6 +25,7 @@ type Config struct {
 	NoAccept  bool      // leave the accepting rules out, for operators who keep their own
 	Variant   Variant   // which iptables to install with
 	Terminate Terminate // the zero value means DefaultTerminate
+	NoLabels  bool      // the kernel has no labels: a restart then knows nothing of a session
 	Flowtable []string  // interfaces between which data connections go past the rules; nft alone can do that
 	Policy    *policy.Policy
 

@@ -20,14 +20,27 @@ iptables-legacy-restore -w 5 --noflush <<'EOF'
 COMMIT
 *mangle
 :FTPALG-MANGLE - [0:0]
+:FTPALG-PICKUP - [0:0]
+:FTPALG-LABELS - [0:0]
 :FTPALG-CARRIER - [0:0]
+# Conntrack picks connections up in the middle. A control connection begins with its SYN.
+-A FTPALG-MANGLE -p tcp ! --syn -m conntrack --ctstate NEW -j FTPALG-PICKUP
 # Data on its way, which most packets are.
 -A FTPALG-MANGLE -p tcp -m multiport ! --ports 21,990,2121 -j RETURN
 # Only segments with payload, of one byte or more, are read; the program is 'IP length > IP header + TCP header'.
 -A FTPALG-MANGLE -d 198.51.100.2/32 -p tcp -m multiport --dports 21,990 -m bpf --bytecode "12,177 0 0 0,80 0 0 13,69 7 0 32,80 0 0 12,84 0 0 240,116 0 0 2,12 0 0 0,7 0 0 0,128 0 0 0,45 0 1 0,6 0 0 65535,6 0 0 0" -j NFQUEUE --queue-num 5 --queue-bypass
 -A FTPALG-MANGLE -s 198.51.100.2/32 -p tcp -m multiport --sports 21,990 -m bpf --bytecode "12,177 0 0 0,80 0 0 13,69 7 0 32,80 0 0 12,84 0 0 240,116 0 0 2,12 0 0 0,7 0 0 0,128 0 0 0,45 0 1 0,6 0 0 65535,6 0 0 0" -j NFQUEUE --queue-num 5 --queue-bypass
+# The server's SYN/ACK tells where a session begins: a new one takes nothing over from an old one between the same ports.
+-A FTPALG-MANGLE -s 198.51.100.2/32 -p tcp -m multiport --sports 21,990 --tcp-flags FIN,SYN,RST,ACK SYN,ACK -j NFQUEUE --queue-num 5 --queue-bypass
 -A FTPALG-MANGLE -d 203.0.113.0/28 -p tcp -m multiport --dports 21,2121 -m bpf --bytecode "12,177 0 0 0,80 0 0 13,69 7 0 32,80 0 0 12,84 0 0 240,116 0 0 2,12 0 0 0,7 0 0 0,128 0 0 0,45 0 1 0,6 0 0 65535,6 0 0 0" -j NFQUEUE --queue-num 5 --queue-bypass
 -A FTPALG-MANGLE -s 203.0.113.0/28 -p tcp -m multiport --sports 21,2121 -m bpf --bytecode "12,177 0 0 0,80 0 0 13,69 7 0 32,80 0 0 12,84 0 0 240,116 0 0 2,12 0 0 0,7 0 0 0,128 0 0 0,45 0 1 0,6 0 0 65535,6 0 0 0" -j NFQUEUE --queue-num 5 --queue-bypass
+-A FTPALG-MANGLE -s 203.0.113.0/28 -p tcp -m multiport --sports 21,2121 --tcp-flags FIN,SYN,RST,ACK SYN,ACK -j NFQUEUE --queue-num 5 --queue-bypass
+-A FTPALG-PICKUP -d 198.51.100.2/32 -p tcp -m multiport --dports 21,990 -j DROP
+-A FTPALG-PICKUP -s 198.51.100.2/32 -p tcp -m multiport --sports 21,990 -j DROP
+-A FTPALG-PICKUP -d 203.0.113.0/28 -p tcp -m multiport --dports 21,2121 -j DROP
+-A FTPALG-PICKUP -s 203.0.113.0/28 -p tcp -m multiport --sports 21,2121 -j DROP
+# While a rule uses labels, conntrack makes room for one in each entry: ftpalg keeps there whether a session is in TLS.
+-A FTPALG-LABELS -m connlabel --label 0
 -A FTPALG-CARRIER -p tcp -m multiport ! --ports 21,990,2121 -j RETURN
 # The helper 'sane' must never see a request of its own protocol: it would open a port of the server's.
 -A FTPALG-CARRIER -d 198.51.100.2/32 -p tcp -m multiport --dports 21,990 -m bpf --bytecode "16,128 0 0 0,20 0 0 8,7 0 0 0,64 0 0 0,21 0 10 7,177 0 0 0,80 0 0 12,84 0 0 240,116 0 0 2,12 0 0 0,4 0 0 8,7 0 0 0,128 0 0 0,29 0 1 0,6 0 0 65535,6 0 0 0" -j DROP
@@ -82,12 +95,22 @@ ip6tables-legacy-restore -w 5 --noflush <<'EOF'
 COMMIT
 *mangle
 :FTPALG-MANGLE - [0:0]
+:FTPALG-PICKUP - [0:0]
+:FTPALG-LABELS - [0:0]
 :FTPALG-CARRIER - [0:0]
+# Conntrack picks connections up in the middle. A control connection begins with its SYN.
+-A FTPALG-MANGLE -p tcp ! --syn -m conntrack --ctstate NEW -j FTPALG-PICKUP
 # Data on its way, which most packets are.
 -A FTPALG-MANGLE -p tcp -m multiport ! --ports 21,990 -j RETURN
 # Only segments with payload, of one byte or more, are read; the program is 'IP length > IP header + TCP header'.
 -A FTPALG-MANGLE -d 2001:db8:2::2/128 -p tcp -m multiport --dports 21,990 -m bpf --bytecode "13,48 0 0 6,21 0 9 6,48 0 0 53,69 7 0 32,48 0 0 52,84 0 0 240,116 0 0 2,4 0 0 40,7 0 0 0,128 0 0 0,45 0 1 0,6 0 0 65535,6 0 0 0" -j NFQUEUE --queue-num 5 --queue-bypass
 -A FTPALG-MANGLE -s 2001:db8:2::2/128 -p tcp -m multiport --sports 21,990 -m bpf --bytecode "13,48 0 0 6,21 0 9 6,48 0 0 53,69 7 0 32,48 0 0 52,84 0 0 240,116 0 0 2,4 0 0 40,7 0 0 0,128 0 0 0,45 0 1 0,6 0 0 65535,6 0 0 0" -j NFQUEUE --queue-num 5 --queue-bypass
+# The server's SYN/ACK tells where a session begins: a new one takes nothing over from an old one between the same ports.
+-A FTPALG-MANGLE -s 2001:db8:2::2/128 -p tcp -m multiport --sports 21,990 --tcp-flags FIN,SYN,RST,ACK SYN,ACK -j NFQUEUE --queue-num 5 --queue-bypass
+-A FTPALG-PICKUP -d 2001:db8:2::2/128 -p tcp -m multiport --dports 21,990 -j DROP
+-A FTPALG-PICKUP -s 2001:db8:2::2/128 -p tcp -m multiport --sports 21,990 -j DROP
+# While a rule uses labels, conntrack makes room for one in each entry: ftpalg keeps there whether a session is in TLS.
+-A FTPALG-LABELS -m connlabel --label 0
 -A FTPALG-CARRIER -p tcp -m multiport ! --ports 21,990 -j RETURN
 # The helper 'sane' must never see a request of its own protocol: it would open a port of the server's.
 -A FTPALG-CARRIER -d 2001:db8:2::2/128 -p tcp -m multiport --dports 21,990 -m bpf --bytecode "16,128 0 0 0,20 0 0 8,7 0 0 0,64 0 0 0,21 0 10 7,48 0 0 6,21 0 7 6,48 0 0 52,84 0 0 240,116 0 0 2,4 0 0 48,7 0 0 0,128 0 0 0,29 0 1 0,6 0 0 65535,6 0 0 0" -j DROP

@@ -24,8 +24,13 @@ COMMIT
 :FTPALG-TERMINATE0 - [0:0]
 :FTPALG-DIVERT - [0:0]
 :FTPALG-TPROXY - [0:0]
+:FTPALG-PICKUP - [0:0]
+:FTPALG-OUTPUT - [0:0]
+:FTPALG-LABELS - [0:0]
 :FTPALG-CARRIER - [0:0]
 :FTPALG-CARRIER-IN - [0:0]
+# Conntrack picks connections up in the middle. A control connection begins with its SYN.
+-A FTPALG-MANGLE -p tcp ! --syn -m conntrack --ctstate NEW -j FTPALG-PICKUP
 # Data connections of terminated sessions that go direct. A relayed one between the same ports, a moment ago, may have left a socket that waits (TIME-WAIT): their packets are not for it.
 -A FTPALG-MANGLE -s 198.51.100.2/32 -p tcp -m conntrack --ctstatus EXPECTED -m connmark --mark 0x20/0x30 -j RETURN
 -A FTPALG-MANGLE -d 198.51.100.2/32 -p tcp -m conntrack --ctstatus EXPECTED -m connmark --mark 0x20/0x30 -j RETURN
@@ -44,8 +49,11 @@ COMMIT
 # Only segments with payload, of one byte or more, are read; the program is 'IP length > IP header + TCP header'.
 -A FTPALG-MANGLE -d 198.51.100.2/32 -p tcp -m multiport --dports 21,990 -m bpf --bytecode "12,177 0 0 0,80 0 0 13,69 7 0 32,80 0 0 12,84 0 0 240,116 0 0 2,12 0 0 0,7 0 0 0,128 0 0 0,45 0 1 0,6 0 0 65535,6 0 0 0" -j NFQUEUE --queue-num 21
 -A FTPALG-MANGLE -s 198.51.100.2/32 -p tcp -m multiport --sports 21,990 -m bpf --bytecode "12,177 0 0 0,80 0 0 13,69 7 0 32,80 0 0 12,84 0 0 240,116 0 0 2,12 0 0 0,7 0 0 0,128 0 0 0,45 0 1 0,6 0 0 65535,6 0 0 0" -j NFQUEUE --queue-num 21
+# The server's SYN/ACK tells where a session begins: a new one takes nothing over from an old one between the same ports.
+-A FTPALG-MANGLE -s 198.51.100.2/32 -p tcp -m multiport --sports 21,990 --tcp-flags FIN,SYN,RST,ACK SYN,ACK -j NFQUEUE --queue-num 21
 -A FTPALG-MANGLE -d 203.0.113.0/28 -p tcp -m multiport --dports 21,990 -m bpf --bytecode "12,177 0 0 0,80 0 0 13,69 7 0 32,80 0 0 12,84 0 0 240,116 0 0 2,12 0 0 0,7 0 0 0,128 0 0 0,45 0 1 0,6 0 0 65535,6 0 0 0" -j NFQUEUE --queue-num 21
 -A FTPALG-MANGLE -s 203.0.113.0/28 -p tcp -m multiport --sports 21,990 -m bpf --bytecode "12,177 0 0 0,80 0 0 13,69 7 0 32,80 0 0 12,84 0 0 240,116 0 0 2,12 0 0 0,7 0 0 0,128 0 0 0,45 0 1 0,6 0 0 65535,6 0 0 0" -j NFQUEUE --queue-num 21
+-A FTPALG-MANGLE -s 203.0.113.0/28 -p tcp -m multiport --sports 21,990 --tcp-flags FIN,SYN,RST,ACK SYN,ACK -j NFQUEUE --queue-num 21
 # Rule "no guests" of the policy, for server "files".
 -A FTPALG-TERMINATE0 -s 192.0.2.66/32 -p tcp -j RETURN
 # Rule "trusted to files" of the policy, for server "files".
@@ -58,6 +66,14 @@ COMMIT
 # To ftpalg's listener, with the addresses as they are.
 -A FTPALG-TPROXY -p tcp -j CONNMARK --set-xmark 0x20/0x20
 -A FTPALG-TPROXY -p tcp -j TPROXY --on-ip 127.0.0.1 --on-port 2190 --tproxy-mark 0x80/0x80
+-A FTPALG-PICKUP -d 198.51.100.2/32 -p tcp -m multiport --dports 21,990 -j DROP
+-A FTPALG-PICKUP -s 198.51.100.2/32 -p tcp -m multiport --sports 21,990 -j DROP
+-A FTPALG-PICKUP -d 203.0.113.0/28 -p tcp -m multiport --dports 21,990 -j DROP
+-A FTPALG-PICKUP -s 203.0.113.0/28 -p tcp -m multiport --sports 21,990 -j DROP
+# The same for what ftpalg's own sockets send to clients.
+-A FTPALG-OUTPUT -s 198.51.100.2/32 -p tcp ! --syn -m multiport --sports 21,990 -m conntrack --ctstate NEW -j DROP
+# While a rule uses labels, conntrack makes room for one in each entry: ftpalg keeps there whether a session is in TLS.
+-A FTPALG-LABELS -m connlabel --label 0
 -A FTPALG-CARRIER -p tcp -m multiport ! --ports 21,990 -j RETURN
 # The helper 'sane' must never see a request of its own protocol: it would open a port of the server's.
 -A FTPALG-CARRIER -d 198.51.100.2/32 -p tcp -m multiport --dports 21,990 -m bpf --bytecode "16,128 0 0 0,20 0 0 8,7 0 0 0,64 0 0 0,21 0 10 7,177 0 0 0,80 0 0 12,84 0 0 240,116 0 0 2,12 0 0 0,4 0 0 8,7 0 0 0,128 0 0 0,29 0 1 0,6 0 0 65535,6 0 0 0" -j DROP
@@ -96,6 +112,8 @@ iptables -w 5 -t raw -C PREROUTING -p tcp -j FTPALG-RAW 2>/dev/null ||
 	iptables -w 5 -t raw -I PREROUTING 1 -p tcp -j FTPALG-RAW
 iptables -w 5 -t mangle -C PREROUTING -p tcp -j FTPALG-MANGLE 2>/dev/null ||
 	iptables -w 5 -t mangle -I PREROUTING 1 -p tcp -j FTPALG-MANGLE
+iptables -w 5 -t mangle -C OUTPUT -p tcp -j FTPALG-OUTPUT 2>/dev/null ||
+	iptables -w 5 -t mangle -I OUTPUT 1 -p tcp -j FTPALG-OUTPUT
 iptables -w 5 -t mangle -C FORWARD -p tcp -j FTPALG-CARRIER 2>/dev/null ||
 	iptables -w 5 -t mangle -I FORWARD 1 -p tcp -j FTPALG-CARRIER
 iptables -w 5 -t mangle -C INPUT -p tcp -j FTPALG-CARRIER-IN 2>/dev/null ||
@@ -123,8 +141,13 @@ COMMIT
 :FTPALG-TERMINATE0 - [0:0]
 :FTPALG-DIVERT - [0:0]
 :FTPALG-TPROXY - [0:0]
+:FTPALG-PICKUP - [0:0]
+:FTPALG-OUTPUT - [0:0]
+:FTPALG-LABELS - [0:0]
 :FTPALG-CARRIER - [0:0]
 :FTPALG-CARRIER-IN - [0:0]
+# Conntrack picks connections up in the middle. A control connection begins with its SYN.
+-A FTPALG-MANGLE -p tcp ! --syn -m conntrack --ctstate NEW -j FTPALG-PICKUP
 # Data connections of terminated sessions that go direct. A relayed one between the same ports, a moment ago, may have left a socket that waits (TIME-WAIT): their packets are not for it.
 -A FTPALG-MANGLE -s 2001:db8:2::2/128 -p tcp -m conntrack --ctstatus EXPECTED -m connmark --mark 0x20/0x30 -j RETURN
 -A FTPALG-MANGLE -d 2001:db8:2::2/128 -p tcp -m conntrack --ctstatus EXPECTED -m connmark --mark 0x20/0x30 -j RETURN
@@ -143,6 +166,8 @@ COMMIT
 # Only segments with payload, of one byte or more, are read; the program is 'IP length > IP header + TCP header'.
 -A FTPALG-MANGLE -d 2001:db8:2::2/128 -p tcp -m multiport --dports 21,990 -m bpf --bytecode "13,48 0 0 6,21 0 9 6,48 0 0 53,69 7 0 32,48 0 0 52,84 0 0 240,116 0 0 2,4 0 0 40,7 0 0 0,128 0 0 0,45 0 1 0,6 0 0 65535,6 0 0 0" -j NFQUEUE --queue-num 21
 -A FTPALG-MANGLE -s 2001:db8:2::2/128 -p tcp -m multiport --sports 21,990 -m bpf --bytecode "13,48 0 0 6,21 0 9 6,48 0 0 53,69 7 0 32,48 0 0 52,84 0 0 240,116 0 0 2,4 0 0 40,7 0 0 0,128 0 0 0,45 0 1 0,6 0 0 65535,6 0 0 0" -j NFQUEUE --queue-num 21
+# The server's SYN/ACK tells where a session begins: a new one takes nothing over from an old one between the same ports.
+-A FTPALG-MANGLE -s 2001:db8:2::2/128 -p tcp -m multiport --sports 21,990 --tcp-flags FIN,SYN,RST,ACK SYN,ACK -j NFQUEUE --queue-num 21
 # Rule "no guests" of the policy, for server "files".
 -A FTPALG-TERMINATE0 -s 2001:db8:1::66/128 -p tcp -j RETURN
 # Rule "trusted to files" of the policy, for server "files".
@@ -155,6 +180,12 @@ COMMIT
 # To ftpalg's listener, with the addresses as they are.
 -A FTPALG-TPROXY -p tcp -j CONNMARK --set-xmark 0x20/0x20
 -A FTPALG-TPROXY -p tcp -j TPROXY --on-ip ::1 --on-port 2190 --tproxy-mark 0x80/0x80
+-A FTPALG-PICKUP -d 2001:db8:2::2/128 -p tcp -m multiport --dports 21,990 -j DROP
+-A FTPALG-PICKUP -s 2001:db8:2::2/128 -p tcp -m multiport --sports 21,990 -j DROP
+# The same for what ftpalg's own sockets send to clients.
+-A FTPALG-OUTPUT -s 2001:db8:2::2/128 -p tcp ! --syn -m multiport --sports 21,990 -m conntrack --ctstate NEW -j DROP
+# While a rule uses labels, conntrack makes room for one in each entry: ftpalg keeps there whether a session is in TLS.
+-A FTPALG-LABELS -m connlabel --label 0
 -A FTPALG-CARRIER -p tcp -m multiport ! --ports 21,990 -j RETURN
 # The helper 'sane' must never see a request of its own protocol: it would open a port of the server's.
 -A FTPALG-CARRIER -d 2001:db8:2::2/128 -p tcp -m multiport --dports 21,990 -m bpf --bytecode "16,128 0 0 0,20 0 0 8,7 0 0 0,64 0 0 0,21 0 10 7,48 0 0 6,21 0 7 6,48 0 0 52,84 0 0 240,116 0 0 2,4 0 0 48,7 0 0 0,128 0 0 0,29 0 1 0,6 0 0 65535,6 0 0 0" -j DROP
@@ -183,6 +214,8 @@ ip6tables -w 5 -t raw -C PREROUTING -p tcp -j FTPALG-RAW 2>/dev/null ||
 	ip6tables -w 5 -t raw -I PREROUTING 1 -p tcp -j FTPALG-RAW
 ip6tables -w 5 -t mangle -C PREROUTING -p tcp -j FTPALG-MANGLE 2>/dev/null ||
 	ip6tables -w 5 -t mangle -I PREROUTING 1 -p tcp -j FTPALG-MANGLE
+ip6tables -w 5 -t mangle -C OUTPUT -p tcp -j FTPALG-OUTPUT 2>/dev/null ||
+	ip6tables -w 5 -t mangle -I OUTPUT 1 -p tcp -j FTPALG-OUTPUT
 ip6tables -w 5 -t mangle -C FORWARD -p tcp -j FTPALG-CARRIER 2>/dev/null ||
 	ip6tables -w 5 -t mangle -I FORWARD 1 -p tcp -j FTPALG-CARRIER
 ip6tables -w 5 -t mangle -C INPUT -p tcp -j FTPALG-CARRIER-IN 2>/dev/null ||
