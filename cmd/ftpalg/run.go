@@ -97,6 +97,7 @@ type daemon struct {
 	log       *slog.Logger
 	helper    conntrack.Helper
 	sourceNAT bool          // there was, when the helper was chosen
+	noLabels  bool          // the kernel has none for our rules
 	backend   rules.Backend // of the rules; chosen once, so that a reload changes rules and not their language
 	told      bool          // of each queued packet's conntrack entry
 	conntrack *conntrack.Conn
@@ -364,7 +365,7 @@ const installAttempts = 5
 // rules are those that have to be in force now.
 func (d *daemon) rules() rules.Rules {
 	config := d.steering.config(d.policy, d.helper.Name)
-	config.Draining = d.draining()
+	config.Draining, config.NoLabels = d.draining(), d.noLabels
 	return d.backend.Rules(config)
 }
 
@@ -391,6 +392,9 @@ func (d *daemon) installRules(ctx context.Context) (err error) {
 			}
 		}
 		err = rules.Install(ctx, wanted)
+		if err != nil && !d.noLabels {
+			wanted, err = d.withoutLabels(ctx, err)
+		}
 		if err == nil {
 			d.inForce = wanted.String()
 		}
@@ -399,6 +403,19 @@ func (d *daemon) installRules(ctx context.Context) (err error) {
 		}
 	}
 	return err
+}
+
+// withoutLabels tries the rules without labels, which are the only part of them that the rest can do without.
+func (d *daemon) withoutLabels(ctx context.Context, why error) (rules.Rules, error) {
+	d.noLabels = true
+	wanted := d.rules()
+	if err := rules.Install(ctx, wanted); err != nil {
+		d.noLabels = false
+		return wanted, why
+	}
+	d.log.Warn("rules", "warning", "the kernel has no conntrack labels (CONFIG_NF_CONNTRACK_LABELS, xt_connlabel): a restart without "+
+		"a handover knows nothing of the sessions that go on", "err", why)
+	return wanted, nil
 }
 
 // removeRules runs when everything else is over, so not in that context.

@@ -231,7 +231,7 @@ func TryTerminate(ctx context.Context, b Backend) error {
 
 // trial is rules with all that termination needs, and of iptables' tables the one that needs more than inspection does.
 func (b Backend) trial() Rules {
-	cfg := Config{Helper: "ftp", Policy: everything}
+	cfg := Config{Helper: "ftp", Policy: everything, NoLabels: true}
 	if b == BackendNFT {
 		return NFTables(cfg)
 	}
