@@ -198,6 +198,12 @@ func (b *builder) terminated(key string, r *Rule) {
 	if r.TLS.RequireReuse {
 		b.fault(key+".tls.session-reuse", problem)
 	}
+	if r.TLS.CA != "" {
+		b.fault(key+".tls.client-ca", problem)
+	}
+	if r.TLS.Versions.Min > defaultVersions.Min {
+		b.fault(key+".tls.min-version", problem)
+	}
 	if r.MaxSize > 0 {
 		b.fault(key+".max-size", problem)
 	}

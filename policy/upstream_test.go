@@ -168,6 +168,10 @@ func TestTerminateErrors(t *testing.T) {
 		{"    data: direct\n    max-size: 1\n    tls: {session-reuse: require}", []string{
 			"11:15: rules[0].max-size: " + data, "12:26: rules[0].tls.session-reuse: " + data,
 		}},
+		{"    data: direct\n    tls: {client-ca: /ca.pem, min-version: \"1.3\"}", []string{
+			"11:22: rules[0].tls.client-ca: " + data, "11:44: rules[0].tls.min-version: " + data,
+		}},
+		{"    data: direct\n    tls: {legacy: allow, min-version: \"1.0\"}", nil},
 		{"    tls: {client-ca: ca.pem}", []string{
 			`10:22: rules[0].tls.client-ca: "ca.pem" is no absolute path; write it from / on, so that it does not depend on where ftpalg starts`,
 		}},
@@ -191,6 +195,7 @@ func TestTerminateErrors(t *testing.T) {
 
 func TestTerminateWarnings(t *testing.T) {
 	const port = "    upstream: {port: 2121, verify: none}"
+	const unproved = `: authority vouches for server "files", and nothing proves who that is; what it mints has the server's address and upstream.name alone`
 	for _, c := range []struct {
 		name, src string
 		want      []string
@@ -207,6 +212,14 @@ func TestTerminateWarnings(t *testing.T) {
 			"7:22: servers[0].upstream.port: 2121 is for clients of explicit and of implicit ports alike, and the server's can be one of them only; set control: explicit or implicit, or port: 0",
 			`7:36: servers[0].upstream.verify: none: whoever stands between ftpalg and server "files" can read and change all`,
 		}},
+		{"names that nobody proves, not verified", terminating("    upstream: {verify: none}", "", "authority: {certificate: /c.pem, key: /c.key}"), []string{
+			`6:24: servers[0].upstream.verify: none: whoever stands between ftpalg and server "files" can read and change all`,
+			`6:24: servers[0].upstream.verify: none` + unproved,
+		}},
+		{"names that nobody proves, without TLS", terminating("    upstream: {control: plain}", "", "authority: {certificate: /c.pem, key: /c.key}"), []string{
+			`6:25: servers[0].upstream.control: plain` + unproved,
+		}},
+		{"names that a CA proves", terminating("    upstream: {verify: /ca.pem}", "", "authority: {certificate: /c.pem, key: /c.key}"), nil},
 		{"the same where nothing is terminated", strings.Replace(terminating(port, "", ""), "terminate", "inspect", 1), nil},
 		{"opaque", terminating(pairOfFiles, "    opaque: deny", ""), []string{
 			`10:13: rules[0].opaque: rule "all" terminates, so nothing stays encrypted, and opaque and opaque-active mean nothing`,

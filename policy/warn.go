@@ -62,6 +62,19 @@ func (b *builder) warnTerminated(key string, s *Server, r *Rule) {
 	if s.Upstream.Verify.Kind == VerifyNone {
 		b.warning(key+".upstream.verify", "none: whoever stands between ftpalg and server %q can read and change all", s.Name)
 	}
+	b.warnUnproved(key, s)
+}
+
+// warnUnproved is for certificates that are minted for a server of which nobody knows who it is.
+func (b *builder) warnUnproved(key string, s *Server) {
+	const problem = "%s: authority vouches for server %q, and nothing proves who that is; what it mints has the server's address and upstream.name alone"
+	switch {
+	case b.p.Authority.IsZero() || len(s.Certificates) > 0:
+	case s.Upstream.Control == Plain:
+		b.warning(key+".upstream.control", problem, "plain", s.Name)
+	case s.Upstream.Verify.Kind == VerifyNone:
+		b.warning(key+".upstream.verify", problem, "none", s.Name)
+	}
 }
 
 // shadows reports whether whatever other matches, r matches as well.

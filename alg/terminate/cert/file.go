@@ -7,6 +7,8 @@ import (
 	"io"
 	"io/fs"
 	"os"
+	"os/user"
+	"strconv"
 	"strings"
 	"syscall"
 )
@@ -54,6 +56,9 @@ func readFile(path string) (f file) {
 	if f.err == nil {
 		f.err = checkMode(path, info.Mode(), f.blocks)
 	}
+	if f.err == nil {
+		f.err = checkOwner(path, info, f.blocks)
+	}
 	return f
 }
 
@@ -75,6 +80,31 @@ func checkMode(path string, mode fs.FileMode, blocks []*pem.Block) error {
 		return nil
 	}
 	return fmt.Errorf("holds a private key and has mode %04o, so that group or others can read or write it; run: chmod go-rw %s", mode.Perm(), quote(path))
+}
+
+// serviceUser is whom the service runs as, where the package has installed it.
+const serviceUser = "ftpalg"
+
+// checkOwner refuses a file with a private key that belongs to anybody but root, the user that runs this and the service: its
+// owner can change its mode at any time.
+func checkOwner(path string, info fs.FileInfo, blocks []*pem.Block) error {
+	stat, known := info.Sys().(*syscall.Stat_t)
+	if !known || !holdsKey(blocks) {
+		return nil
+	}
+	service := -1
+	if u, err := user.Lookup(serviceUser); err == nil {
+		service, _ = strconv.Atoi(u.Uid) // numeric on Linux
+	}
+	if !mayOwn(int(stat.Uid), os.Geteuid(), service) {
+		return fmt.Errorf("holds a private key and belongs to user %d; run: chown root %s", stat.Uid, quote(path))
+	}
+	return nil
+}
+
+// mayOwn reports whether a key may belong to owner; service is -1 where there is none.
+func mayOwn(owner, self, service int) bool {
+	return owner == 0 || owner == self || owner == service
 }
 
 // quote writes a path as one word of a shell.

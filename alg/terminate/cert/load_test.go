@@ -137,6 +137,7 @@ func TestErrors(t *testing.T) {
 			inKey + `holds a private key in the form "OPENSSH PRIVATE KEY"; convert it to PKCS #8 with openssl pkey`,
 		}},
 		{"short RSA", cert, generated("genrsa -out OUT 512"), []string{inKey + "holds an RSA key of 512 bits; make one of 2048"}},
+		{"RSA that is nearly long enough", cert, generated("genrsa -out OUT 2040"), []string{inKey + "holds an RSA key of 2040 bits; make one of 2048"}},
 		{"P-224", cert, generated("genpkey -algorithm EC -pkeyopt ec_paramgen_curve:P-224 -out OUT"), []string{inKey + unfit}},
 		{"X25519", cert, generated("genpkey -algorithm X25519 -out OUT"), []string{inKey + unfit}},
 		{"a curve that Go lacks", cert, generated("genpkey -algorithm EC -pkeyopt ec_paramgen_curve:secp256k1 -out OUT"), []string{
@@ -230,6 +231,25 @@ func TestModes(t *testing.T) {
 		}
 		_, err := Load(p)
 		wantErrors(t, err, want, "LINK", link)
+	}
+}
+
+// Whoever owns a key can change its mode, and so read it.
+func TestOwners(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("NOT TESTED: files of others need root")
+	}
+	const stranger = 64321
+	leaf := newCA(t).issue(t, nil, nil)
+	pair := leaf.pair(t)
+	must(t, os.Chown(pair.Certificate, stranger, stranger)) // which holds no key
+	_, err := Load(single(pair))
+	wantErrors(t, err, nil)
+	must(t, os.Chown(pair.Key, stranger, stranger))
+	_, err = Load(single(pair))
+	wantErrors(t, err, []string{fmt.Sprintf("servers[0].certificates[0].key: KEY: holds a private key and belongs to user %d; run: chown root KEY", stranger)}, "KEY", pair.Key)
+	if !mayOwn(stranger, 0, stranger) || !mayOwn(stranger, stranger, -1) || !mayOwn(0, stranger, -1) || mayOwn(stranger, 1, 2) || mayOwn(stranger, 1, -1) {
+		t.Error("a key may belong to root, to the user that runs this and to the service, and to nobody else")
 	}
 }
 

@@ -109,10 +109,10 @@ func keyID(publicKeyInfo []byte) []byte {
 
 // origin says what a minted certificate is for, and names it in the cache.
 type origin struct {
-	leaf [sha256.Size]byte // of the server's own certificate; or zero, and:
+	leaf [sha256.Size]byte // of the server's own certificate, which was verified; or zero, and:
+	from int64             // the period in which it was minted
 	addr netip.Addr
-	name string // that the client asks for, may be empty
-	from int64  // the period in which it was minted
+	name string // that the policy lists for the server, may be empty
 	rsa  bool   // and not ECDSA
 }
 
@@ -121,21 +121,23 @@ type origin struct {
 type identity struct {
 	by   *authority
 	addr netip.Addr
-	peer *x509.Certificate
+	name string            // of the server, by the policy
+	peer *x509.Certificate // nil unless it was verified
 
 	mu    sync.Mutex
 	shown [2]*tls.Certificate // ECDSA, RSA
 }
 
-func (a *authority) identity(addr netip.Addr, peer *x509.Certificate) *identity {
-	return &identity{by: a, addr: addr.Unmap().WithZone(""), peer: peer}
+func (a *authority) identity(addr netip.Addr, name string, peer *x509.Certificate) *identity {
+	return &identity{by: a, addr: addr.Unmap().WithZone(""), name: name, peer: peer}
 }
 
-// choose gives a certificate with an ECDSA key, and one with an RSA key to a client that cannot use it.
+// choose gives a certificate with an ECDSA key, and one with an RSA key to a client that cannot use it. What name the client asks
+// for makes no difference: nobody has proved that the server has it.
 func (i *identity) choose(hello *tls.ClientHelloInfo) (c *tls.Certificate, err error) {
 	i.mu.Lock()
 	defer i.mu.Unlock()
-	kind, o := 0, origin{}
+	kind, o := 0, origin{addr: i.addr, name: i.name}
 	if !supports(hello, &tls.Certificate{PrivateKey: i.by.ecdsa}) {
 		kind, o.rsa = 1, true
 	}
@@ -145,10 +147,7 @@ func (i *identity) choose(hello *tls.ClientHelloInfo) (c *tls.Certificate, err e
 	if i.peer != nil {
 		o.leaf = sha256.Sum256(i.peer.Raw)
 	} else {
-		o.addr, o.from = i.addr, time.Now().Unix()/int64(period/time.Second)
-		if isHostName(hello.ServerName) {
-			o.name = strings.ToLower(hello.ServerName)
-		}
+		o.from = time.Now().Unix() / int64(period/time.Second)
 	}
 	if c = i.by.minted.get(o); c == nil {
 		if c, err = i.by.mint(o, i.peer); err != nil {
@@ -176,6 +175,13 @@ const label = `[A-Za-z0-9_]([A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?`
 func isHostName(name string) bool {
 	_, err := netip.ParseAddr(name)
 	return err != nil && len(name) <= 253 && hostName.MatchString(name)
+}
+
+// isReference reports whether a name of a server's certificate is one that the authority repeats: a host name, or a wildcard that
+// is the whole of the first label and stands above two others at least (RFC 6125 section 6.4.3, and what public CAs issue).
+func isReference(name string) bool {
+	parent, wildcard := strings.CutPrefix(name, "*.")
+	return isHostName(parent) && (!wildcard || strings.Contains(parent, "."))
 }
 
 // mint makes a certificate for o; peer is the one that it stands for, or nil.
@@ -217,16 +223,22 @@ func (a *authority) template(o origin, peer *x509.Certificate) (*x509.Certificat
 		from := time.Unix(o.from*int64(period/time.Second), 0)
 		t.NotBefore, t.NotAfter = from.Add(-24*time.Hour), from.Add(2*period)
 		t.Subject = pkix.Name{CommonName: o.addr.String()}
-		t.IPAddresses = []net.IP{o.addr.AsSlice()}
-		if o.name != "" {
-			t.DNSNames = []string{o.name}
-		}
 	case len(peer.Raw) > maxLeaf:
 		return nil, fmt.Errorf("the server's own has %d bytes; %d is the most that one is minted from", len(peer.Raw), maxLeaf)
 	default:
 		t.NotBefore, t.NotAfter = peer.NotBefore, peer.NotAfter
 		t.RawSubject = peer.RawSubject
-		t.IPAddresses, t.DNSNames = peer.IPAddresses, peer.DNSNames
+		t.IPAddresses = peer.IPAddresses
+		t.DNSNames = slices.DeleteFunc(slices.Clone(peer.DNSNames), func(name string) bool { return !isReference(name) })
+	}
+	if len(t.IPAddresses)+len(t.DNSNames) == 0 {
+		// Where there is no name at all, old clients take the subject's (RFC 6125 section 6.4.4).
+		t.IPAddresses = []net.IP{o.addr.AsSlice()}
+		if named, err := netip.ParseAddr(o.name); err == nil && named != o.addr {
+			t.IPAddresses = append(t.IPAddresses, named.AsSlice())
+		} else if isHostName(o.name) {
+			t.DNSNames = []string{o.name}
+		}
 	}
 	if a.issuer.NotBefore.After(t.NotBefore) {
 		t.NotBefore = a.issuer.NotBefore

@@ -142,38 +142,81 @@ func TestMintedValidity(t *testing.T) {
 	}
 }
 
-// Without TLS to the server the certificate is for its address, and for the name that the client asks for, if it is one.
-func TestMintedWithoutPeer(t *testing.T) {
+// Where nobody has verified the server, the certificate is for its address and the name that the policy lists, whatever the client
+// asks for and whatever the server shows.
+func TestMintedWithoutVerifiedPeer(t *testing.T) {
 	ca := newCA(t)
 	p := minting(t, ca)
+	p.Servers[0].Upstream.Verify.Kind = policy.VerifyNone
 	s := load(t, p)
+	peer := (*issued)(nil).issue(t, nil, func(c *x509.Certificate) {
+		c.Subject = pkix.Name{CommonName: "www.bank.example"}
+		c.DNSNames, c.IPAddresses = []string{"www.bank.example", "*.corp.example", "*"}, []net.IP{net.IPv4(203, 0, 113, 80)}
+	}).cert
 	for _, c := range []struct {
-		addr, sni string
-		want      []string
+		addr, name, sni string
+		names           []string
+		more            []net.IP
 	}{
-		{"198.51.100.2", "", nil},
-		{"::ffff:198.51.100.2", "FTP.example.com", []string{"ftp.example.com"}},
-		{"2001:db8::2", "host_1", []string{"host_1"}},
-		{"fe80::1%eth0", "a..example.com", nil},
-		{"198.51.100.2", "*.example.com", nil},
-		{"198.51.100.2", "-a.example.com", nil},
-		{"198.51.100.2", strings.Repeat("a", 64) + ".example.com", nil},
-		{"198.51.100.2", strings.Repeat("a.", 127) + "com", nil},
-		{"198.51.100.2", "a b", nil},
-		{"198.51.100.2", "a\nb", nil},
+		{"198.51.100.2", "", "", nil, nil},
+		{"198.51.100.2", "", "www.bank.example", nil, nil},
+		{"::ffff:198.51.100.2", "FTP.example.com", "www.bank.example", []string{"ftp.example.com"}, nil},
+		{"2001:db8::2", "host_1", "", []string{"host_1"}, nil},
+		{"fe80::1%eth0", "a..example.com", "", nil, nil},
+		{"198.51.100.2", "203.0.113.9", "203.0.113.80", nil, []net.IP{net.IPv4(203, 0, 113, 9)}},
+		{"198.51.100.2", "198.51.100.2", "a\nb", nil, nil},
+		{"198.51.100.2", strings.Repeat("a", 64) + ".example.com", "*.example.com", nil, nil},
+		{"198.51.100.2", strings.Repeat("a.", 127) + "com", strings.Repeat("a", 300), nil, nil},
 	} {
 		addr := netip.MustParseAddr(c.addr)
-		config, err := s.Downstream(&p.Servers[0], &p.Rules[0], addr, nil)
-		must(t, err)
-		client := anyone()
-		client.ServerName = c.sni
-		got := shown(t, config, client)
-		addr = addr.Unmap().WithZone("")
-		if !slices.Equal(got.DNSNames, c.want) || len(got.IPAddresses) != 1 || !got.IPAddresses[0].Equal(addr.AsSlice()) || got.Subject.CommonName != addr.String() {
-			t.Errorf("%s, %q: minted for %s, %q, %v", c.addr, c.sni, got.Subject, got.DNSNames, got.IPAddresses)
+		p.Servers[0].Upstream.Name = c.name
+		for _, peer := range []*x509.Certificate{nil, peer} {
+			config, err := s.Downstream(&p.Servers[0], &p.Rules[0], addr, peer)
+			must(t, err)
+			client := anyone()
+			client.ServerName = c.sni
+			got := shown(t, config, client)
+			plain := addr.Unmap().WithZone("")
+			addrs := append([]net.IP{plain.AsSlice()}, c.more...)
+			if !slices.Equal(got.DNSNames, c.names) || !slices.EqualFunc(got.IPAddresses, addrs, net.IP.Equal) || got.Subject.CommonName != plain.String() {
+				t.Errorf("%s, %q, %q: minted for %s, %q, %v", c.addr, c.name, c.sni, got.Subject, got.DNSNames, got.IPAddresses)
+			}
+			if err := got.CheckSignatureFrom(ca.cert); err != nil {
+				t.Error(err)
+			}
 		}
-		if err := got.CheckSignatureFrom(ca.cert); err != nil {
-			t.Error(err)
+	}
+}
+
+// Of a verified server's names only those go into the minted certificate that are host names.
+func TestMintedNames(t *testing.T) {
+	p := minting(t, newCA(t))
+	s := load(t, p)
+	for name, want := range map[string]bool{
+		"ftp.example.com":          true,
+		"localhost":                true,
+		"*.example.com":            true,
+		"*":                        false,
+		"*.":                       false,
+		"*.com":                    false,
+		"*.*.example.com":          false,
+		"a.*.example.com":          false,
+		"f*.example.com":           false,
+		"example.com.":             false,
+		".example.com":             false,
+		"a b.example.com":          false,
+		"a\n.example.com":          false,
+		"198.51.100.9":             false,
+		strings.Repeat("a", 64):    false,
+		strings.Repeat("a.b", 100): false,
+	} {
+		peer := (*issued)(nil).issue(t, nil, func(c *x509.Certificate) { c.DNSNames, c.IPAddresses = []string{name}, nil }).cert
+		got := shown(t, downstream(t, s, p, peer), anyone())
+		if slices.Equal(got.DNSNames, []string{name}) != want {
+			t.Errorf("%q: minted for %q, %v", name, got.DNSNames, got.IPAddresses)
+		}
+		if !want && (len(got.DNSNames) > 0 || len(got.IPAddresses) != 1 || !got.IPAddresses[0].Equal(serverAddr.AsSlice())) {
+			t.Errorf("%q: minted for %q, %v, and not for the address", name, got.DNSNames, got.IPAddresses)
 		}
 	}
 }
@@ -202,17 +245,16 @@ func TestMintedOnce(t *testing.T) {
 		peer := ca.issue(t, nil, func(c *x509.Certificate) { c.NotAfter = c.NotAfter.AddDate(1, 0, 0) }).cert
 		same := func(x, y *tls.Certificate) bool { return bytes.Equal(x.Certificate[0], y.Certificate[0]) }
 
-		control, controlPeer := a.identity(serverAddr, nil), a.identity(serverAddr, peer)
+		control, controlPeer := a.identity(serverAddr, "", nil), a.identity(serverAddr, "", peer)
 		first, firstPeer := shows(t, control, "a.example.com"), shows(t, controlPeer, "")
-		if !same(first, shows(t, a.identity(serverAddr, nil), "A.example.com")) || !same(firstPeer, shows(t, a.identity(serverAddr, peer), "x")) {
+		if !same(first, shows(t, a.identity(serverAddr, "", nil), "b.example.com")) || !same(firstPeer, shows(t, a.identity(serverAddr, "", peer), "x")) {
 			t.Error("minted twice")
 		}
 		for name, other := range map[string]*tls.Certificate{
-			"another name":    shows(t, a.identity(serverAddr, nil), "b.example.com"),
-			"no name":         shows(t, a.identity(serverAddr, nil), ""),
-			"another address": shows(t, a.identity(netip.MustParseAddr("198.51.100.3"), nil), "a.example.com"),
+			"a name":          shows(t, a.identity(serverAddr, "a.example.com", nil), ""),
+			"another address": shows(t, a.identity(netip.MustParseAddr("198.51.100.3"), "", nil), "a.example.com"),
 			"a peer":          firstPeer,
-			"another peer":    shows(t, a.identity(serverAddr, ca.issue(t, nil, nil).cert), "a.example.com"),
+			"another peer":    shows(t, a.identity(serverAddr, "", ca.issue(t, nil, nil).cert), "a.example.com"),
 		} {
 			if same(first, other) {
 				t.Errorf("%s, and the same certificate", name)
@@ -222,14 +264,14 @@ func TestMintedOnce(t *testing.T) {
 			}
 		}
 		time.Sleep(period)
-		next := shows(t, a.identity(serverAddr, nil), "a.example.com")
-		if same(first, next) || !same(next, shows(t, a.identity(serverAddr, nil), "a.example.com")) {
+		next := shows(t, a.identity(serverAddr, "", nil), "a.example.com")
+		if same(first, next) || !same(next, shows(t, a.identity(serverAddr, "", nil), "a.example.com")) {
 			t.Error("not one certificate a period")
 		}
 		if c, err := x509.ParseCertificate(next.Certificate[0]); err != nil || time.Until(c.NotAfter) < period || time.Since(c.NotBefore) < 24*time.Hour {
 			t.Errorf("valid from %v to %v: %v", c.NotBefore, c.NotAfter, err)
 		}
-		if !same(first, shows(t, control, "b.example.com")) || !same(firstPeer, shows(t, a.identity(serverAddr, peer), "")) {
+		if !same(first, shows(t, control, "b.example.com")) || !same(firstPeer, shows(t, a.identity(serverAddr, "", peer), "")) {
 			t.Error("a control connection, or a server with a certificate, has another one in the next period")
 		}
 	})

@@ -27,8 +27,8 @@ const (
 // maxChain bounds a certificate chain: TLS clients follow no more than about ten.
 const maxChain = 16
 
-// minRSA is what crypto/rsa works with at least, in bits.
-const minRSA = 1024
+// minRSA is the shortest RSA key that is used or accepted, in bits (RFC 9325 section 4.5).
+const minRSA = 2048
 
 // decode gives the PEM blocks of a file, at least one. Text around them is allowed (RFC 7468 section 5.2). A block that
 // cannot be read is a fault, because without it a chain or a CA would be missing silently.

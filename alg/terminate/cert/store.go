@@ -15,6 +15,7 @@ import (
 	"net/netip"
 	"os"
 	"slices"
+	"strings"
 
 	"ftpalg/policy"
 )
@@ -77,8 +78,9 @@ func (s *Store) HasCertificate(server *policy.Server) bool {
 
 // Downstream gives the configuration of the TLS server that clients of a rule meet at a server. peer is the leaf
 // certificate that the server itself has shown, nil when there is no TLS to the server; if the policy lists no
-// certificates of the server, one with the names of peer is minted during the handshake. Without peer it is minted for
-// addr, the server's address, and for the name that the client asks for.
+// certificates of the server, one with the names of peer is minted during the handshake. Without peer, or where the policy has
+// nobody verify it, the certificate is for addr, the server's address, and for the name that the policy lists (upstream.name):
+// the authority vouches for no name that nobody has proved.
 //
 // It is to be called once for each control connection. The configuration is the caller's own to change, and serves the
 // data connections of that control connection too: all of them show the same certificate, as clients demand. Its key for
@@ -94,7 +96,10 @@ func (s *Store) Downstream(server *policy.Server, rule *policy.Rule, addr netip.
 	case len(m.certificates) > 0:
 		c.GetCertificate = m.choose
 	case s.authority != nil:
-		c.GetCertificate = s.authority.identity(addr, peer).choose
+		if server.Upstream.Verify.Kind == policy.VerifyNone {
+			peer = nil
+		}
+		c.GetCertificate = s.authority.identity(addr, strings.ToLower(server.Upstream.Name), peer).choose
 	default:
 		return nil, fmt.Errorf("no certificate to show for server %q; list its certificates, or set authority", server.Name)
 	}

@@ -1,6 +1,7 @@
 package cert
 
 import (
+	"crypto/rsa"
 	"crypto/sha256"
 	"crypto/tls"
 	"crypto/x509"
@@ -108,6 +109,9 @@ func (m *material) verify(v *policy.Verify, name string, state tls.ConnectionSta
 		_, reason = leaf.Verify(options)
 	default:
 		reason = errors.New("the policy does not say what vouches for it")
+	}
+	if key, ok := leaf.PublicKey.(*rsa.PublicKey); ok && reason == nil && key.N.BitLen() < minRSA {
+		reason = fmt.Errorf("its RSA key has %d bits; %d is the least", key.N.BitLen(), minRSA)
 	}
 	if reason != nil {
 		return refused(state, reason)

@@ -3,6 +3,8 @@ package cert
 import (
 	"bufio"
 	"bytes"
+	"crypto/rand"
+	"crypto/rsa"
 	"crypto/sha256"
 	"crypto/tls"
 	"crypto/x509"
@@ -51,6 +53,9 @@ func TestVerification(t *testing.T) {
 	})
 	self := (*issued)(nil).issue(t, nil, nil)
 	forClients := ca.issue(t, nil, func(c *x509.Certificate) { c.ExtKeyUsage = []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth} })
+	weak, err := rsa.GenerateKey(rand.Reader, 1024)
+	must(t, err)
+	short := ca.issue(t, weak, nil)
 	byCA := policy.Verify{Kind: policy.VerifyCA, CA: write(t, "ca", ca.certPEM(), 0o644)}
 	bySelf := policy.Verify{Kind: policy.VerifyCA, CA: write(t, "self", self.certPEM(), 0o644)}
 	none := policy.Verify{Kind: policy.VerifyNone}
@@ -67,6 +72,9 @@ func TestVerification(t *testing.T) {
 		{"through an intermediate", plainServer(behind, intermediate), byCA, "ftp.example.com", "198.51.100.2", ""},
 		{"its intermediate missing", plainServer(behind), byCA, "ftp.example.com", "198.51.100.2", unknown},
 		{"another name", plainServer(leaf), byCA, "other.example.com", "198.51.100.2", "x509: certificate is valid for ftp.example.com, not other.example.com"},
+		{"a short RSA key, by CA", plainServer(short), byCA, "ftp.example.com", "198.51.100.2", "its RSA key has 1024 bits; 2048 is the least"},
+		{"a short RSA key, pinned", plainServer(short), pinOf(short.cert), "", "198.51.100.2", "its RSA key has 1024 bits; 2048 is the least"},
+		{"a short RSA key, not verified", plainServer(short), none, "", "198.51.100.2", "its RSA key has 1024 bits; 2048 is the least"},
 		{"no name, for a name", plainServer(leaf), byCA, "", "198.51.100.2", "x509: cannot validate certificate for 198.51.100.2 because it doesn't contain any IP SANs"},
 		{"no name, for the address", plainServer(forAddress), byCA, "", "198.51.100.2", ""},
 		{"the address in IPv6 form", plainServer(forAddress), byCA, "", "::ffff:198.51.100.2", ""},
