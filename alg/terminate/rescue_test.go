@@ -61,10 +61,18 @@ func (w *world) greeted() (server *end) {
 	return server
 }
 
+// loggedIn brings a session to where its user is logged in.
+func (w *world) loggedIn() (server *end) {
+	w.t.Helper()
+	server = w.greeted()
+	w.login(server)
+	return server
+}
+
 // announced brings a session to where its server has announced a port.
 func (w *world) announced() (server *end) {
 	w.t.Helper()
-	server = w.greeted()
+	server = w.loggedIn()
 	w.client.say("EPSV")
 	server.hear("EPSV")
 	server.say("229 here (|||50000|)")
@@ -116,10 +124,10 @@ func TestFaultsEndOneSession(t *testing.T) {
 		provoke func(w *world, server *end)
 	}{
 		"the beginning": {"Lookup", nil, nil},
-		"the client's reader": {"Expect", (*world).greeted, func(w *world, server *end) {
+		"the client's reader": {"Expect", (*world).loggedIn, func(w *world, server *end) {
 			w.client.say("PORT 127,0,0,1,195,80")
 		}},
-		"the server's reader": {"Expect", (*world).greeted, func(w *world, server *end) {
+		"the server's reader": {"Expect", (*world).loggedIn, func(w *world, server *end) {
 			w.client.say("EPSV")
 			server.hear("EPSV")
 			server.say("229 here (|||50000|)")
