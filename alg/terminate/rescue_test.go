@@ -17,7 +17,7 @@ import (
 	"ftpalg/policy"
 )
 
-// faulty panics where it is told to, as a mistake of ours would.
+// faulty panics once where it is told to, as a mistake of ours would.
 type faulty struct {
 	table
 	certificates
@@ -26,7 +26,7 @@ type faulty struct {
 }
 
 func (f *faulty) panicAt(where string) {
-	if at, _ := f.at.Load().(string); at == where {
+	if f.at.CompareAndSwap(where, "") {
 		f.raised.Store(true)
 		panic("a mistake in " + where)
 	}
@@ -163,7 +163,6 @@ func TestFaultsEndOneSession(t *testing.T) {
 			}
 			w.fault("a mistake in " + test.where)
 			w.client.c.Close()
-			w.faulty.at.Store("")
 			other.say("NOOP")
 			otherServer.hear("NOOP")
 			otherServer.say("200 ok")
