@@ -215,6 +215,14 @@ func (c *Control) end(why Reason, fx []Effect) []Effect {
 	return append(fx, Effect{Kind: End, Reason: why})
 }
 
+// Abort ends the session for a reason that is not in what its ends have said.
+func (c *Control) Abort(why Reason, fx []Effect) []Effect {
+	if c.phase == ended {
+		return fx
+	}
+	return c.end(why, fx)
+}
+
 // Lose is for a front end that only watches: n bytes of one side were not captured. What they were cannot be known, so
 // outstanding commands are forgotten and the next bytes are taken as the beginning of a line or record.
 func (c *Control) Lose(from Side, n int) {

@@ -50,6 +50,7 @@ const (
 	ServerUnreachable  // the server of a terminated session does not answer
 	UpstreamTLS        // TLS with it failed, or its certificate could not be verified
 	ClientTLS          // TLS with the client failed
+	ForeignExpectation // conntrack was made to expect a connection under it that ftpalg did not ask for
 	GatewayStopped     // ftpalg ends, and the terminated sessions with it
 
 	// What becomes of a relayed transfer.
@@ -135,6 +136,7 @@ var reasonNames = [reasonCount]string{
 	UpstreamTLS:        "upstream-tls",
 	ClientTLS:          "client-tls",
 	GatewayStopped:     "gateway-stopped",
+	ForeignExpectation: "foreign-expectation",
 	ProtectionDiffers:  "protection-differs",
 	ReuseRequired:      "reuse-required",
 	TooLarge:           "too-large",

@@ -58,6 +58,7 @@ var replyCodes = [reasonCount]int{
 	UpstreamTLS:        421,
 	ClientTLS:          421,
 	GatewayStopped:     421,
+	ForeignExpectation: 421,
 	// The same: 552 is a transfer that exceeds what is allotted. RFC 4217 section 10.2: 522 is TLS on the data connection
 	// that is not as the other end wants it.
 	TooLarge:          552,

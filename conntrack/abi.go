@@ -61,12 +61,13 @@ const (
 
 // Attributes of an expectation.
 const (
-	ctaExpectMaster  = 1
-	ctaExpectTuple   = 2
-	ctaExpectMask    = 3
-	ctaExpectTimeout = 4
-	ctaExpectNAT     = 10
-	ctaExpectFn      = 11
+	ctaExpectMaster   = 1
+	ctaExpectTuple    = 2
+	ctaExpectMask     = 3
+	ctaExpectTimeout  = 4
+	ctaExpectHelpName = 6
+	ctaExpectNAT      = 10
+	ctaExpectFn       = 11
 
 	ctaExpectNATDir   = 1
 	ctaExpectNATTuple = 2

@@ -32,6 +32,8 @@ const (
 // Requests use a blocking socket of our own and not netlink.Conn, which takes twice the time and 40 allocations, and
 // waits for ever after a single entry, since ctnetlink marks it as part of a list.
 type Conn struct {
+	port uint32 // the netlink port of fd
+
 	mu     sync.Mutex
 	fd     int // -1 once closed
 	seq    uint32
@@ -49,31 +51,38 @@ func Dial() (*Conn, error) {
 	if err != nil {
 		return nil, fmt.Errorf("conntrack: open a netlink socket: %w", err)
 	}
-	fd, err := dialKernel()
+	fd, port, err := dialKernel()
 	if err != nil {
 		nl.Close()
 		return nil, fmt.Errorf("conntrack: open a netlink socket: %w", err)
 	}
-	return &Conn{fd: fd, dumps: nl, req: encoder{make([]byte, 0, requestCap)}}, nil
+	return &Conn{port: port, fd: fd, dumps: nl, req: encoder{make([]byte, 0, requestCap)}}, nil
 }
+
+// Port is the netlink port that events give as the writer of what this Conn has made.
+func (c *Conn) Port() uint32 { return c.port }
 
 // dialKernel opens the blocking socket of the hot path. It is connected to the kernel's port 0, so that no other
 // process can send to it. Answers leave out the message they answer.
-func dialKernel() (int, error) {
-	fd, err := unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.NETLINK_NETFILTER)
+func dialKernel() (fd int, port uint32, err error) {
+	fd, err = unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.NETLINK_NETFILTER)
 	if err != nil {
-		return -1, fmt.Errorf("socket: %w", err)
+		return -1, 0, fmt.Errorf("socket: %w", err)
 	}
 	err = errors.Join(
 		os.NewSyscallError("connect", unix.Connect(fd, &unix.SockaddrNetlink{Family: unix.AF_NETLINK})),
 		os.NewSyscallError("NETLINK_CAP_ACK", unix.SetsockoptInt(fd, unix.SOL_NETLINK, unix.NETLINK_CAP_ACK, 1)),
 		os.NewSyscallError("SO_RCVTIMEO", unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &unix.Timeval{Sec: ackWait})),
 	)
-	if err != nil {
-		unix.Close(fd)
-		return -1, err
+	if err == nil { // connecting has bound it
+		var own unix.Sockaddr
+		if own, err = unix.Getsockname(fd); err == nil {
+			return fd, own.(*unix.SockaddrNetlink).Pid, nil
+		}
+		err = os.NewSyscallError("getsockname", err)
 	}
-	return fd, nil
+	unix.Close(fd)
+	return -1, 0, err
 }
 
 // Close releases the sockets. Expectations stay until they are used or time out.

@@ -117,31 +117,49 @@ func (e *Entry) decodeState(ad *netlink.AttributeDecoder) error {
 	return nil
 }
 
-// decodeExpectation reads the body of an IPCTNL_MSG_EXP_NEW or _DELETE message.
+// decodeExpectation reads the body of an IPCTNL_MSG_EXP_NEW or _DELETE message about TCP.
 func decodeExpectation(data []byte) (Expectation, error) {
-	var x Expectation
+	e, err := decodeExpected(netlink.Message{Data: data})
+	if err == nil && e.Protocol != unix.IPPROTO_TCP {
+		err = fmt.Errorf("%w: CTA_PROTO_NUM is %d", errNotTCP, e.Protocol)
+	}
+	return e.Expectation, err
+}
+
+// decodeExpected reads an IPCTNL_MSG_EXP_NEW message. The control connection is TCP.
+func decodeExpected(m netlink.Message) (Expected, error) {
+	x := Expected{Writer: m.Header.PID}
 	var tuple, mask Tuple
-	ad, err := attributes(data)
+	ad, err := attributes(m.Data)
 	if err != nil {
-		return Expectation{}, fmt.Errorf("expectation: %w", err)
+		return Expected{}, fmt.Errorf("expectation: %w", err)
 	}
 	for ad.Next() {
 		switch ad.Type() {
 		case ctaExpectMaster:
 			ad.Nested(x.Master.decode)
 		case ctaExpectTuple:
-			ad.Nested(tuple.decode)
+			x.tuple = ad.Bytes()
+			ad.Nested(func(ad *netlink.AttributeDecoder) (err error) {
+				x.Protocol, err = tuple.decodeAny(ad)
+				return err
+			})
 		case ctaExpectMask:
-			ad.Nested(mask.decode)
+			ad.Nested(func(ad *netlink.AttributeDecoder) error {
+				_, err := mask.decodeAny(ad)
+				return err
+			})
 		case ctaExpectTimeout:
 			x.Timeout = time.Duration(ad.Uint32()) * time.Second
+		case ctaExpectHelpName:
+			x.Helper = strings.TrimRight(string(ad.Bytes()), "\x00")
 		}
 	}
 	if err := ad.Err(); err != nil {
-		return Expectation{}, fmt.Errorf("expectation: %w", err)
+		return Expected{}, fmt.Errorf("expectation: %w", err)
 	}
 	if !x.Master.valid() || !tuple.valid() || !mask.valid() {
-		return Expectation{}, errors.New("expectation: CTA_EXPECT_MASTER, _TUPLE or _MASK is missing")
+		return Expected{}, errors.New("expectation: CTA_EXPECT_MASTER, _TUPLE or _MASK is missing")
 	}
 	x.From, x.To = tuple.Src, tuple.Dst
 	if mask.Src.Port() == 0 {
@@ -152,8 +170,16 @@ func decodeExpectation(data []byte) (Expectation, error) {
 
 // decode reads a nested CTA_TUPLE_* attribute. It fails with errNotTCP for another protocol.
 func (t *Tuple) decode(ad *netlink.AttributeDecoder) error {
+	protocol, err := t.decodeAny(ad)
+	if err == nil && protocol != unix.IPPROTO_TCP {
+		return fmt.Errorf("%w: CTA_PROTO_NUM is %d", errNotTCP, protocol)
+	}
+	return err
+}
+
+// decodeAny reads one of any protocol, and gives its number. What has no ports has 0 for them.
+func (t *Tuple) decodeAny(ad *netlink.AttributeDecoder) (protocol uint8, err error) {
 	var src, dst netip.Addr
-	var proto uint8
 	var srcPort, dstPort uint16
 	for ad.Next() {
 		switch ad.Type() {
@@ -167,7 +193,7 @@ func (t *Tuple) decode(ad *netlink.AttributeDecoder) error {
 				for ad.Next() {
 					switch ad.Type() {
 					case ctaProtoNum:
-						proto = ad.Uint8()
+						protocol = ad.Uint8()
 					case ctaProtoSrcPort:
 						srcPort = ad.Uint16()
 					case ctaProtoDstPort:
@@ -178,14 +204,8 @@ func (t *Tuple) decode(ad *netlink.AttributeDecoder) error {
 			})
 		}
 	}
-	if err := ad.Err(); err != nil {
-		return err
-	}
-	if proto != unix.IPPROTO_TCP {
-		return fmt.Errorf("%w: CTA_PROTO_NUM is %d", errNotTCP, proto)
-	}
 	*t = Tuple{netip.AddrPortFrom(src, srcPort), netip.AddrPortFrom(dst, dstPort)}
-	return nil
+	return protocol, ad.Err()
 }
 
 // decodeAddrs reads a nested CTA_TUPLE_IP attribute.

@@ -20,17 +20,51 @@ const eventBuffer = 8 << 20
 // connections are gone (Lookup), since no event will tell. The sysctl net.netfilter.nf_conntrack_events decides which
 // connections report: with 2, the default, those that began while someone listened; with 0 none.
 func WatchDestroy(ctx context.Context, fn func(Entry), lost func()) error {
+	return watch(ctx, "ended connections", unix.NFNLGRP_CONNTRACK_DESTROY, lost, func(m netlink.Message) error {
+		e, err := decodeEntry(m.Data)
+		if err == nil {
+			fn(e)
+		}
+		return err
+	})
+}
+
+// Expected is what conntrack expects, whoever made it expect that, under a control connection over TCP. Its Exclusive and Real are
+// not known.
+type Expected struct {
+	Expectation
+	Protocol uint8  // of the connection that is to come; where it has no ports these are 0
+	Helper   string // of the control connection
+	Writer   uint32 // the netlink port of the socket that made it (Conn.Port); 0 if the kernel's helper did, or where it is not told
+
+	tuple []byte // as the kernel told it: by this it finds it again
+}
+
+// WatchExpectations calls fn with each expectation that comes about in the calling thread's network namespace, until ctx is
+// done. For lost and the sysctl see WatchDestroy; what counts is when the control connection began.
+func WatchExpectations(ctx context.Context, fn func(Expected), lost func()) error {
+	return watch(ctx, "expectations", unix.NFNLGRP_CONNTRACK_EXP_NEW, lost, func(m netlink.Message) error {
+		e, err := decodeExpected(m)
+		if err == nil {
+			fn(e)
+		}
+		return err
+	})
+}
+
+// watch calls fn for each message of a multicast group. It skips what is not TCP.
+func watch(ctx context.Context, what string, group uint32, lost func(), fn func(netlink.Message) error) error {
 	var nl *netlink.Conn
 	for {
 		// Once it has dropped an event, the kernel drops all of them until the reader has emptied the socket, and does
 		// not tell again. A new socket is the only sure beginning. It opens before the old one closes: a connection
 		// that begins while nobody listens never reports its end.
-		fresh, err := dialEvents()
+		fresh, err := dialEvents(group)
 		if nl != nil {
 			nl.Close()
 		}
 		if err != nil {
-			return fmt.Errorf("conntrack: watch for ended connections: %w", err)
+			return fmt.Errorf("conntrack: watch for %s: %w", what, err)
 		}
 		nl = fresh
 		lost()
@@ -41,13 +75,13 @@ func WatchDestroy(ctx context.Context, fn func(Entry), lost func()) error {
 			return nil
 		case !errors.Is(err, unix.ENOBUFS):
 			nl.Close()
-			return fmt.Errorf("conntrack: watch for ended connections: %w", err)
+			return fmt.Errorf("conntrack: watch for %s: %w", what, err)
 		}
 	}
 }
 
 // readEvents calls fn for each event until ctx is done or receiving fails.
-func readEvents(ctx context.Context, nl *netlink.Conn, fn func(Entry)) error {
+func readEvents(ctx context.Context, nl *netlink.Conn, fn func(netlink.Message) error) error {
 	stop := context.AfterFunc(ctx, func() { nl.SetReadDeadline(time.Unix(1, 0)) })
 	defer stop()
 	for {
@@ -56,19 +90,14 @@ func readEvents(ctx context.Context, nl *netlink.Conn, fn func(Entry)) error {
 			return err
 		}
 		for _, m := range msgs {
-			e, err := decodeEntry(m.Data)
-			switch {
-			case errors.Is(err, errNotTCP):
-			case err != nil:
+			if err := fn(m); err != nil && !errors.Is(err, errNotTCP) {
 				return err
-			default:
-				fn(e)
 			}
 		}
 	}
 }
 
-func dialEvents() (*netlink.Conn, error) {
+func dialEvents(group uint32) (*netlink.Conn, error) {
 	nl, err := netlink.Dial(unix.NETLINK_NETFILTER, nil)
 	if err != nil {
 		return nil, err
@@ -77,9 +106,9 @@ func dialEvents() (*netlink.Conn, error) {
 		nl.Close()
 		return nil, fmt.Errorf("receive buffer of %d bytes: %w", eventBuffer, err)
 	}
-	if err := nl.JoinGroup(unix.NFNLGRP_CONNTRACK_DESTROY); err != nil {
+	if err := nl.JoinGroup(group); err != nil {
 		nl.Close()
-		return nil, fmt.Errorf("join NFNLGRP_CONNTRACK_DESTROY: %w", err)
+		return nil, fmt.Errorf("join the multicast group %d: %w", group, err)
 	}
 	return nl, nil
 }

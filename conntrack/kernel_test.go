@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
+	"net"
 	"net/netip"
 	"os"
 	"slices"
@@ -484,6 +486,104 @@ func forget(t *testing.T, nl *netlink.Conn, tuple *Tuple) {
 	if _, err := execute(nl, unix.NFNL_SUBSYS_CTNETLINK, msgCTDelete, netlink.Acknowledge, e.b); err != nil {
 		t.Fatal(err)
 	}
+}
+
+// TestWatchExpectations: an event tells who made the expectation, this Conn, another socket, or the kernel's helper; and what is
+// told of can be removed.
+func TestWatchExpectations(t *testing.T) {
+	l := newLab(t)
+	var other *Conn
+	l.gateway.do(t, func() (err error) {
+		other, err = Dial()
+		return err
+	})
+	defer other.Close()
+	come := make(chan Expected, 10)
+	ctx, cancel := context.WithCancel(context.Background())
+	ended, listening := make(chan struct{}), make(chan struct{})
+	go func() {
+		defer close(ended)
+		l.gateway.do(t, func() error {
+			return WatchExpectations(ctx, func(e Expected) { come <- e }, sync.OnceFunc(func() { close(listening) }))
+		})
+	}()
+	defer func() { cancel(); <-ended }()
+	<-listening
+	next := func(what string) (e Expected) {
+		t.Helper()
+		select {
+		case e = <-come:
+		case <-time.After(patience):
+			t.Fatalf("no event: %s", what)
+		}
+		return e
+	}
+	for name, h := range families {
+		t.Run(name, func(t *testing.T) {
+			near, far := l.converse(t, h)
+			master := Tuple{near.LocalAddr().(*net.TCPAddr).AddrPort(), near.RemoteAddr().(*net.TCPAddr).AddrPort()}
+			for writer, conn := range map[string]*Conn{"this": l.conn, "another": other} {
+				x := h.expect(master)
+				if err := conn.Expect(x); err != nil {
+					t.Fatal(err)
+				}
+				e := next(writer)
+				x.Timeout = e.Timeout
+				if e.Expectation != x || e.Writer != conn.Port() || e.Writer == 0 || e.Helper != "sane" || e.Protocol != unix.IPPROTO_TCP {
+					t.Errorf("%s wrote %+v, port %d, and the event is %+v", writer, x, conn.Port(), e)
+				}
+				if err := l.conn.Remove(e); err != nil {
+					t.Error(err)
+				}
+				if err := l.conn.Remove(e); !errors.Is(err, ErrNotFound) {
+					t.Errorf("removed twice: %v", err)
+				}
+			}
+			// Requests of the helper's own protocol (nf_conntrack_sane); these rules do not keep them from it.
+			for _, way := range []struct {
+				from, to net.Conn
+				text     string
+			}{{far, near, "220 ready"}, {near, far, "\x00\x00\x00\x07abcd"}, {far, near, "\x00\x00\x00\x00\x00\x00\xc3\x50"}} {
+				if _, err := io.WriteString(way.from, way.text); err != nil {
+					t.Fatal(err)
+				}
+				if _, err := io.ReadFull(way.to, make([]byte, len(way.text))); err != nil {
+					t.Fatal(err)
+				}
+			}
+			e := next("the kernel's helper")
+			if e.Writer != 0 || e.Master != master || e.To != netip.AddrPortFrom(h.server, dataPort) {
+				t.Errorf("the kernel's helper made %+v", e)
+			}
+			if err := l.conn.Remove(e); err != nil {
+				t.Error(err)
+			}
+			if list := l.table(t); len(list) > 0 {
+				t.Errorf("left: %+v", list)
+			}
+		})
+	}
+}
+
+// converse opens a control connection and gives both its ends.
+func (l *lab) converse(t *testing.T, h hosts) (near, far net.Conn) {
+	t.Helper()
+	var listener net.Listener
+	l.server.do(t, func() (err error) {
+		listener, err = net.Listen("tcp", netip.AddrPortFrom(h.server, ftpPort).String())
+		return err
+	})
+	defer listener.Close()
+	l.client.do(t, func() (err error) {
+		near, err = net.Dial("tcp", listener.Addr().String())
+		return err
+	})
+	far, err := listener.Accept()
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { near.Close(); far.Close() })
+	return near, far
 }
 
 func TestWatchDestroy(t *testing.T) {

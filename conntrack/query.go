@@ -12,15 +12,28 @@ import (
 // Expectations lists the expectations for TCP connections over IPv4 and IPv6, whoever made them, with the time that
 // each has left. Those of the kernel's own helpers may let any host in: then From's address is unspecified.
 func (c *Conn) Expectations() ([]Expectation, error) {
+	all, err := c.Expected()
+	list := make([]Expectation, 0, len(all))
+	for _, e := range all {
+		if e.Protocol == unix.IPPROTO_TCP {
+			list = append(list, e.Expectation)
+		}
+	}
+	return list, err
+}
+
+// Expected lists what is expected under TCP connections, of any protocol. Who made it is not told.
+func (c *Conn) Expected() ([]Expected, error) {
 	var e encoder
 	e.family(unix.AF_UNSPEC)
 	msgs, err := execute(c.dumps, unix.NFNL_SUBSYS_CTNETLINK_EXP, msgExpGet, netlink.Dump, e.b)
 	if err != nil {
 		return nil, fmt.Errorf("conntrack: list expectations: %w", err)
 	}
-	list := make([]Expectation, 0, len(msgs))
+	list := make([]Expected, 0, len(msgs))
 	for _, m := range msgs {
-		x, err := decodeExpectation(m.Data)
+		m.Header.PID = 0 // ours, as we asked
+		x, err := decodeExpected(m)
 		switch {
 		case errors.Is(err, errNotTCP):
 		case err != nil:
@@ -30,6 +43,23 @@ func (c *Conn) Expectations() ([]Expectation, error) {
 		}
 	}
 	return list, nil
+}
+
+// Remove deletes what somebody else may have made conntrack expect. The error is ErrNotFound if it is gone.
+func (c *Conn) Remove(e Expected) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.reset()
+	c.seq++
+	c.n++
+	start := c.req.begin(unix.NFNL_SUBSYS_CTNETLINK_EXP, msgExpDelete, netlink.Acknowledge, c.seq)
+	c.req.family(familyOf(e.To.Addr()))
+	c.req.bytes(ctaExpectTuple|unix.NLA_F_NESTED, e.tuple)
+	c.req.end(start)
+	if err := c.ask(); err != nil {
+		return describe("remove", &e.Expectation, err)
+	}
+	return nil
 }
 
 // Lookup finds a TCP connection by the tuple of its original direction; that of its reply direction finds it as well.

@@ -124,7 +124,7 @@ func (g *Gateway) Serve(ctx context.Context) {
 	g.mu.Lock()
 	g.stop()
 	for s := range g.sessions {
-		s.abandon()
+		s.abandon(alg.GatewayStopped)
 	}
 	g.mu.Unlock()
 	g.running.Wait()

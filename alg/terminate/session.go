@@ -338,13 +338,13 @@ func (s *session) end(e audit.Event) {
 	}
 }
 
-// abandon is for a gateway that stops.
-func (s *session) abandon() {
+// abandon ends the session for a reason that is none of what its ends have said.
+func (s *session) abandon(why alg.Reason) {
 	s.gateway.running.Go(func() {
 		defer s.rescue()
 		s.mu.Lock()
 		defer s.mu.Unlock()
-		s.end(audit.Event{Kind: audit.EventEnd, Reason: alg.GatewayStopped})
+		s.end(audit.Event{Kind: audit.EventEnd, Reason: why})
 	})
 }
 

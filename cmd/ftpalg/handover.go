@@ -284,6 +284,7 @@ func (d *daemon) drainSessions(ctx context.Context, successor *link) error {
 	stop := context.AfterFunc(ctx, func() { successor.Close() })
 	defer stop()
 	tasks.Go(func() error { return d.adopt(ctx, successor) })
+	tasks.Go(func() error { return d.watchExpectations(ctx, false, d.terminating) })
 	tasks.Go(func() error {
 		tick, late := time.NewTicker(expireEvery), time.NewTimer(d.drain)
 		defer tick.Stop()

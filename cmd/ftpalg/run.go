@@ -211,6 +211,7 @@ func (d *daemon) work(ctx context.Context) (successor *link, err error) {
 	case <-ctx.Done():
 		return nil, tasks.Wait()
 	}
+	tasks.Go(func() error { return d.watchExpectations(ctx, true, d.inspector, d.terminating) })
 	if err := d.open(ctx, tasks); err != nil {
 		stop()
 		return nil, errors.Join(err, tasks.Wait())

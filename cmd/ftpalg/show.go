@@ -74,7 +74,7 @@ func shareText(line []byte) (string, error) {
 }
 
 func newPinholes() *cobra.Command {
-	return newShow("pinholes", "List the pinholes that are open now", func(s *show) error {
+	return newShow("pinholes", "List what the kernel expects under control connections: the pinholes, and what nobody here asked for", func(s *show) error {
 		return s.ask("pinholes", pinholeText)
 	}).cmd
 }

@@ -54,13 +54,14 @@ type shareRecord struct {
 	MostUsed  int    `json:"most_used,omitempty"` // what it has
 }
 
-// pinholeRecord is an open pinhole as `ftpalg pinholes --json` prints it.
+// pinholeRecord is an open pinhole as `ftpalg pinholes --json` prints it: what the kernel expects under a control connection.
 type pinholeRecord struct {
 	Session uint64    `json:"session"`
-	Mode    string    `json:"mode"`
+	Mode    string    `json:"mode,omitempty"`
 	From    string    `json:"from"`
 	To      string    `json:"to"`
 	Until   time.Time `json:"until"`
+	Foreign bool      `json:"foreign,omitempty"` // no session that is followed here asked for it
 }
 
 // listen makes the socket, for root alone. A socket file that nobody answers on is a dead daemon's and is replaced;
@@ -138,10 +139,8 @@ func (d *daemon) answerOne(c net.Conn) {
 			_ = enc.Encode(newShareRecord(s))
 		}
 	case "pinholes":
-		for _, s := range d.allSessions() {
-			if !s.Pinhole.IsZero() {
-				_ = enc.Encode(newPinholeRecord(s))
-			}
+		for _, p := range d.pinholes() {
+			_ = enc.Encode(p)
 		}
 	}
 }
@@ -162,13 +161,6 @@ func newShareRecord(s ledger.Share) shareRecord {
 		r.Most = s.Top.String()
 	}
 	return r
-}
-
-func newPinholeRecord(s audit.SessionInfo) pinholeRecord {
-	return pinholeRecord{
-		Session: s.Number, Mode: s.Pinhole.Mode.String(),
-		From: s.Pinhole.From.Addr().String(), To: s.Pinhole.To.String(), Until: s.PinholeUntil,
-	}
 }
 
 // ask puts a question to the running daemon and gives its answer to each, line by line.

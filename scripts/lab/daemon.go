@@ -1,11 +1,13 @@
 package lab
 
 import (
+	"bufio"
 	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
+	"net"
 	"net/netip"
 	"os"
 	"sync"
@@ -116,6 +118,37 @@ func (d *Daemon) WaitEvent(ctx context.Context, mark int, match func(Event) bool
 			return Event{}, errors.New("lab: ftpalg has ended")
 		}
 	}
+}
+
+// Stop asks the daemon what the kernel expects, and ends it. What it did not ask for is an error.
+func (d *Daemon) Stop() error {
+	select {
+	case <-d.Exited():
+		return d.Proc.Stop()
+	default:
+		return errors.Join(d.onlyOurs(), d.Proc.Stop())
+	}
+}
+
+// onlyOurs fails if the kernel expects something under control connections that the daemon did not ask for.
+func (d *Daemon) onlyOurs() error {
+	c, err := net.DialTimeout("unix", d.Socket, daemonStart)
+	if err != nil {
+		return nil // it has ended meanwhile, or another has taken over
+	}
+	defer c.Close()
+	_ = c.SetDeadline(time.Now().Add(daemonStart))
+	if _, err := fmt.Fprintln(c, "pinholes"); err != nil {
+		return fmt.Errorf("lab: ask ftpalg for pinholes: %w", err)
+	}
+	lines := bufio.NewScanner(c)
+	for lines.Scan() {
+		var p struct{ Foreign bool }
+		if err := json.Unmarshal(lines.Bytes(), &p); err != nil || p.Foreign {
+			return fmt.Errorf("lab: the kernel expects what ftpalg did not ask for: %s", lines.Text())
+		}
+	}
+	return lines.Err()
 }
 
 // Reload asks the daemon to read its policy file again, as an operator does.

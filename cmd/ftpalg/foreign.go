@@ -1,0 +1,114 @@
+package main
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"slices"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"ftpalg/alg"
+	"ftpalg/alg/audit"
+	"ftpalg/conntrack"
+)
+
+// follower is a front end with sessions, each of which asks for expectations under its control connection.
+type follower interface {
+	// Expects gives the session of an expectation's control connection, or 0, and whether it asked for the expectation.
+	Expects(conntrack.Expectation) (session uint64, asked bool)
+	// Abort ends the session of a control connection, if there is one.
+	Abort(now time.Time, master conntrack.Tuple, why alg.Reason)
+}
+
+// watchExpectations removes what conntrack is made to expect under control connections of ours without that we asked for it, and
+// ends their sessions (design rule 11): a helper of the kernel's may read what clients write. strangers says that it also
+// removes what a helper made under a connection to a control port whose session nobody follows.
+func (d *daemon) watchExpectations(ctx context.Context, strangers bool, followers ...follower) error {
+	judge := func(e conntrack.Expected) {
+		var session uint64
+		var asked bool
+		for _, f := range followers {
+			if session, asked = f.Expects(e.Expectation); session != 0 {
+				break
+			}
+		}
+		asked = asked && e.Protocol == unix.IPPROTO_TCP
+		helped := strangers && e.Writer == 0 && d.inspector.Policy().IsControlPort(e.Master.Dst)
+		if asked || session == 0 && !helped {
+			return
+		}
+		d.removeForeign(e, session)
+		for _, f := range followers {
+			f.Abort(time.Now(), e.Master, alg.ForeignExpectation)
+		}
+	}
+	listening := false
+	return conntrack.WatchExpectations(ctx,
+		func(e conntrack.Expected) {
+			if e.Writer != d.conntrack.Port() {
+				judge(e)
+			}
+		},
+		func() {
+			if listening { // what stands when we begin may be of sessions before us, and times out
+				d.eachExpectation(judge)
+			}
+			listening = true
+		})
+}
+
+// eachExpectation looks at all that stand, because some came about without an event. Who made them is not told.
+func (d *daemon) eachExpectation(judge func(conntrack.Expected)) {
+	all, err := d.conntrack.Expected()
+	if err != nil {
+		d.log.Error("what the kernel expects is not known", "err", err)
+	}
+	for _, e := range all {
+		e.Writer = d.conntrack.Port() // perhaps: a session decides alone
+		judge(e)
+	}
+}
+
+func (d *daemon) removeForeign(e conntrack.Expected, session uint64) {
+	result := "removed"
+	switch err := d.conntrack.Remove(e); {
+	case errors.Is(err, conntrack.ErrNotFound):
+		result = "used already, or gone"
+	case err != nil:
+		result = err.Error()
+	}
+	d.log.Error("conntrack expected a connection that ftpalg did not ask for", "session", session,
+		"reason", alg.ForeignExpectation.String(), "result", result, "client", e.Master.Src.String(), "server", e.Master.Dst.String(),
+		"from", e.From.Addr().String(), "to", e.To.String(), "protocol", e.Protocol,
+		"helper", e.Helper, "writer", e.Writer)
+}
+
+// pinholes lists what the kernel expects under control connections of ours, whoever asked for it, by session.
+func (d *daemon) pinholes() []pinholeRecord {
+	all, err := d.conntrack.Expected()
+	if err != nil {
+		d.log.Error("what the kernel expects is not known", "err", err)
+	}
+	sessions := map[conntrack.Tuple]audit.SessionInfo{}
+	for _, s := range d.allSessions() {
+		sessions[conntrack.Tuple{Src: s.Client, Dst: s.Server}] = s
+	}
+	var list []pinholeRecord
+	for _, x := range all {
+		s, followed := sessions[x.Master]
+		if !followed && !d.inspector.Policy().IsControlPort(x.Master.Dst) {
+			continue
+		}
+		r := pinholeRecord{Session: s.Number, From: x.From.Addr().String(), To: x.To.String(), Until: time.Now().Add(x.Timeout)}
+		if s.Pinhole.From.Addr() == x.From.Addr() && s.Pinhole.To == x.To && x.Protocol == unix.IPPROTO_TCP {
+			r.Mode = s.Pinhole.Mode.String()
+		} else {
+			r.Foreign = followed || !d.predecessor.open() // it may have asked
+		}
+		list = append(list, r)
+	}
+	slices.SortStableFunc(list, func(a, b pinholeRecord) int { return cmp.Compare(a.Session, b.Session) })
+	return list
+}
