@@ -92,6 +92,9 @@ func (k ServerKind) with(s Setup) ServerKind {
 	return k
 }
 
+// WithoutTLS is the server with TLS switched off.
+func (k ServerKind) WithoutTLS() ServerKind { return k.with(Setup{NoTLS: true}) }
+
 // ports returns the control ports that the server listens on.
 func (k ServerKind) ports() []uint16 {
 	ports := []uint16{ExplicitPort, ImplicitPort}

@@ -4,6 +4,11 @@
 //	go run ./scripts/lab/record && go test ./alg/replay -run TestGolden -update
 //
 // Then read the golden files: what they say has to be right, not only reproducible.
+//
+// With -replies it makes testdata/servers instead: what each server says to each command in each state, for the model servers of
+// alg/inspect/model.
+//
+//	go run ./scripts/lab/record -replies testdata/servers
 package main
 
 import (
@@ -36,16 +41,21 @@ func main() {
 	flag.StringVar(&r.servers, "servers", ".build/servers", "where the FTP servers were unpacked")
 	flag.StringVar(&r.out, "out", "testdata/captures", "where the captures go")
 	flag.StringVar(&r.match, "match", "", "only the captures whose file name has this in it")
+	flag.StringVar(&r.replies, "replies", "", "record the servers' replies into this directory, and no captures")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
-	if err := r.recordAll(ctx); err != nil {
+	record := r.recordAll
+	if r.replies != "" {
+		record = r.recordReplies
+	}
+	if err := record(ctx); err != nil {
 		fmt.Fprintln(os.Stderr, "record:", err)
 		os.Exit(1)
 	}
 }
 
-type recorder struct{ binary, servers, out, match string }
+type recorder struct{ binary, servers, out, match, replies string }
 
 // recordAll makes the captures, those of one server in one lab.
 func (r recorder) recordAll(ctx context.Context) error {
