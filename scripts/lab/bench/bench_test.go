@@ -27,8 +27,9 @@ func TestMain(m *testing.M) {
 	os.Exit(m.Run())
 }
 
-// TestShort runs the whole benchmark, shortened, and looks for every measure in its table.
-func TestShort(t *testing.T) {
+// built returns programs made of the sources at hand.
+func built(t *testing.T) programs {
+	t.Helper()
 	if os.Geteuid() != 0 {
 		if os.Getenv("CI") == "true" || os.Getenv("FTPALG_ROOT_TESTS") == "1" {
 			t.Fatal("this test needs root, and CI or FTPALG_ROOT_TESTS=1 demands that it runs")
@@ -46,6 +47,12 @@ func TestShort(t *testing.T) {
 			t.Fatalf("%v: %v\n%s", build, err, out)
 		}
 	}
+	return p
+}
+
+// TestShort runs the whole benchmark, shortened, and looks for every measure in its table.
+func TestShort(t *testing.T) {
+	p := built(t)
 	var out bytes.Buffer
 	if err := run(t.Context(), &out, p, short, ""); err != nil {
 		t.Error(err)
@@ -65,6 +72,47 @@ func TestShort(t *testing.T) {
 		}
 	}
 	t.Log(out.String())
+}
+
+// TestBefore compares a build with itself, shortened.
+func TestBefore(t *testing.T) {
+	p := built(t)
+	p.before = p.ftpalg
+	var out bytes.Buffer
+	if err := run(t.Context(), &out, p, short, ""); err != nil {
+		t.Error(err)
+	}
+	for _, measure := range []string{
+		"command, no state, one at a time, p50", "command, no state, pipelined, p50", "command, rests on paths, one at a time, p50",
+		"command, rests on paths, pipelined, p50", "CPU per command, no state", "sessions/s, no state, 1 at", "sessions/s, no state, 8 at",
+		"sessions/s, rests on paths, 8 at", "CPU per session", "FTPS sessions/s, relay", "FTPS sessions/s, defaults", "CPU per FTPS session, relay",
+		"CPU per FTPS session, defaults", "KiB allocated per FTPS session, relay",
+	} {
+		if strings.Count(out.String(), "\n"+measure) == 0 {
+			t.Errorf("%q is not in the table", measure)
+		}
+	}
+	t.Log(out.String())
+}
+
+// The whole's ratio is that of the medians, and with it come the least and the greatest of the parts'.
+func TestOver(t *testing.T) {
+	var s series
+	for i := range 10 {
+		s.add(daemon, []float64{10, 20}[i/5])
+		s.add(beforeDaemon, 20)
+	}
+	if ratio, text := s.over(builds{daemon, beforeDaemon, ""}); ratio != 1 || text != "1.000 (0.500-1.000)" {
+		t.Errorf("%v, %s", ratio, text)
+	}
+}
+
+// The trace's lines are as Go writes them (package runtime, GODEBUG).
+func TestCollected(t *testing.T) {
+	line := "gc 12 @3.405s 1%: 0.03+1.2+0.002 ms clock, 0.07+0.3/1.1/0+0.005 ms cpu, 31->32->5 MB, 32 MB goal, 0 MB stacks, 0 MB globals, 2 P\n"
+	if m := collected.FindStringSubmatch("x\n" + line); len(m) != 3 || m[1] != "31" || m[2] != "5" {
+		t.Errorf("%q", m)
+	}
 }
 
 func TestQuantile(t *testing.T) {

@@ -19,12 +19,14 @@ type dialect struct {
 	implicit bool // TLS comes first
 	auth     bool // AUTH TLS comes before the login (RFC 4217 section 4)
 	private  bool // data connections have TLS as well
+	located  bool // the client asks where it is, which a gateway that looks at paths may want to know
 }
 
-// plain is FTP without TLS, and opaque is FTPS whose data connections are clear.
+// plain is FTP without TLS, located is the same of a client that asks where it is, and opaque is FTPS whose data connections are clear.
 var (
-	plain  = dialect{port: benchPort}
-	opaque = dialect{port: benchPort, auth: true}
+	plain   = dialect{port: benchPort}
+	located = dialect{port: benchPort, located: true}
+	opaque  = dialect{port: benchPort, auth: true}
 )
 
 // ftpClient is one control connection, seen from the client.
@@ -81,6 +83,9 @@ func (g *gateway) login(d dialect) (*ftpClient, error) {
 		err = errors.Join(err, c.command("PBSZ 0", "200"), c.command("PROT P", "200"))
 	case d.implicit && !d.private: // MS-FTPS 1.3: P unless something else is said
 		err = errors.Join(err, c.command("PROT C", "200"))
+	}
+	if d.located {
+		err = errors.Join(err, c.command("PWD", "257"))
 	}
 	if err != nil {
 		return nil, errors.Join(err, c.conn.Close())

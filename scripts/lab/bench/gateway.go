@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 	"sync/atomic"
@@ -60,6 +61,15 @@ const (
 	offloaded // and with data connections in a flowtable
 	twin      // routed once more, to see what differs where nothing does
 	stateful  // the least firewall that knows connections
+	inStep    // ftpalg again: with a policy that rests on a session's state
+	chosen    // opening TLS, with data connections as it chooses itself
+	traced    // relaying them, with Go's garbage collector telling what it does
+	// The same of the build before.
+	beforeDaemon
+	beforeInStep
+	beforeRelayed
+	beforeChosen
+	beforeTraced
 	ways
 )
 
@@ -67,6 +77,8 @@ var wayNames = [ways]string{
 	"routed", "kernel helper", "floor", "ftpalg", "ftpalg relay", "ftpalg direct", "mod_proxy", "HAProxy", "stunnel",
 	"no payload filter", "2 queues", "4 queues", "one by one", "NFQA_CT",
 	"routed, flowtable", "ftpalg, nft", "ftpalg, flowtable", "routed's twin", "conntrack alone",
+	"in step", "ftpalg's choice", "traced",
+	"before", "before, in step", "before, relay", "before, its choice", "before, traced",
 }
 
 // The ways that are compared with one another: each part of the table has one column for each.
@@ -77,6 +89,7 @@ var (
 	flowtableWays   = []int{routed, fast, kernelHelper, nftRules, offloaded}
 	bulkWays        = []int{routed, kernelHelper, floor, daemon, twin}
 	pastWays        = []int{routed, direct, twin, stateful}
+	buildWays       = []int{daemon, beforeDaemon} // the columns; the rows are of other pairs as well
 )
 
 // queue is the number of the queue, in the floor's rules and in ftpalg's.
@@ -96,7 +109,10 @@ type gateway struct {
 }
 
 // programs are what a gateway needs from the build.
-type programs struct{ ftpalg, floor, servers, self string }
+type programs struct {
+	ftpalg, floor, servers, self string
+	before                       string // another build of ftpalg, if it is to be compared with
+}
 
 // startTimeout bounds the start of every program.
 const startTimeout = 20 * time.Second
@@ -112,6 +128,8 @@ func newGateway(ctx context.Context, way int, p programs) (*gateway, error) {
 		g.open, g.helped, g.floored, g.guarded, g.terminated, nil, g.modProxied, g.haProxied, g.stunnelled,
 		g.unfiltered, g.queues("21:22"), g.queues("21:24"), g.oneByOne, g.told,
 		g.fast, g.nftRules(), g.nftRules(flowtableFlags...), g.open, g.tracked,
+		g.inStep, g.chosen, g.traced,
+		earlier(g.guarded), earlier(g.inStep), earlier(g.terminated), earlier(g.chosen), earlier(g.traced),
 	}[way]
 	if err = errors.Join(g.writeCertificate(), g.widen(ctx)); err == nil {
 		err = setUp(ctx, p)
@@ -211,13 +229,18 @@ func (g *gateway) unfiltered(ctx context.Context, p programs) error {
 }
 
 // daemon runs ftpalg with a policy.
-func (g *gateway) daemon(ctx context.Context, p programs, policy string, flags ...string) (err error) {
+func (g *gateway) daemon(ctx context.Context, p programs, policy string, flags ...string) error {
+	return g.daemonBy(ctx, []string{p.ftpalg}, policy, flags...)
+}
+
+// daemonBy is daemon by a command line that begins in another way.
+func (g *gateway) daemonBy(ctx context.Context, command []string, policy string, flags ...string) (err error) {
 	file := g.Path("policy.yaml")
 	if err := os.WriteFile(file, []byte(policy), 0o600); err != nil {
 		return err
 	}
-	args := append([]string{"run", "--policy", file, "--log-format", "json", "--socket", g.Path("ftpalg.sock")}, flags...)
-	g.proc, err = g.launch(ctx, lab.Gateway, `"msg":"ready"`, p.ftpalg, args...)
+	args := slices.Concat(command[1:], []string{"run", "--policy", file, "--log-format", "json", "--socket", g.Path("ftpalg.sock")}, flags)
+	g.proc, err = g.launch(ctx, lab.Gateway, `"msg":"ready"`, command[0], args...)
 	return err
 }
 

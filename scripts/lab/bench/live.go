@@ -38,13 +38,22 @@ const warmUp = 20
 
 // roundTrips is what batches of NOOP showed.
 type roundTrips struct {
+	by  exchange
 	p50 series // µs
 	all [ways][]time.Duration
 	cpu series // µs of the gateway's process for a command
 }
 
+// exchange has a client send so many commands, and says how long each took.
+type exchange func(c *ftpClient, commands int) ([]time.Duration, error)
+
 // control measures the round trip of NOOP over one control connection that is logged in.
 func control(ctx context.Context, gateways []*gateway, rounds, commands int) (*roundTrips, error) {
+	return controlBy(ctx, gateways, rounds, commands, (*ftpClient).noops)
+}
+
+// controlBy is control with the commands sent in another way.
+func controlBy(ctx context.Context, gateways []*gateway, rounds, commands int, by exchange) (*roundTrips, error) {
 	var clients [ways]*ftpClient
 	for _, g := range gateways {
 		err := g.InNS(lab.Client, func() (err error) {
@@ -58,7 +67,7 @@ func control(ctx context.Context, gateways []*gateway, rounds, commands int) (*r
 	}
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
-	result := &roundTrips{}
+	result := &roundTrips{by: by}
 	err := interleave(ctx, gateways, rounds, func(g *gateway) error {
 		return result.batch(g, clients[g.way], commands)
 	})
@@ -67,14 +76,14 @@ func control(ctx context.Context, gateways []*gateway, rounds, commands int) (*r
 
 // batch measures one round on one gateway.
 func (r *roundTrips) batch(g *gateway, c *ftpClient, commands int) error {
-	if _, err := c.noops(warmUp); err != nil {
+	if _, err := r.by(c, warmUp); err != nil {
 		return err
 	}
 	before, err := g.cpu()
 	if err != nil {
 		return err
 	}
-	took, err := c.noops(commands)
+	took, err := r.by(c, commands)
 	if err != nil {
 		return err
 	}
@@ -152,7 +161,7 @@ type sessionRates struct {
 }
 
 // sessions measures whole sessions per second, run by so many clients at a time.
-func sessions(ctx context.Context, gateways []*gateway, port uint16, clients, rounds, each int) (*sessionRates, error) {
+func sessions(ctx context.Context, gateways []*gateway, d dialect, clients, rounds, each int) (*sessionRates, error) {
 	var rates sessionRates
 	err := interleave(ctx, gateways, rounds, func(g *gateway) error {
 		var stalls atomic.Int64
@@ -164,7 +173,7 @@ func sessions(ctx context.Context, gateways []*gateway, port uint16, clients, ro
 		if err := g.many(clients, func() error {
 			for range each {
 				began := time.Now()
-				if err := g.wholeSession(dialect{port: port}); err != nil {
+				if err := g.wholeSession(d); err != nil {
 					return err
 				}
 				if time.Since(began) > stalled {

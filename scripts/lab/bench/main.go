@@ -11,6 +11,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"os/exec"
 	"os/signal"
 	"strings"
 	"syscall"
@@ -39,6 +40,7 @@ func dispatch(args []string) error {
 	flags.StringVar(&p.ftpalg, "ftpalg", ".build/ftpalg", "the ftpalg to measure")
 	flags.StringVar(&p.floor, "floor", ".build/floor", "the floor to compare with")
 	flags.StringVar(&p.servers, "servers", ".build/servers", "where the FTP servers were unpacked")
+	flags.StringVar(&p.before, "before", "", "another build of ftpalg: it is compared with that in place of everything else")
 	quick := flags.Bool("quick", false, "measure little, to see whether the benchmark works")
 	only := flags.String("only", "", "only the measurements with this in their name")
 	_ = flags.Parse(args[1:]) // it exits
@@ -69,6 +71,8 @@ type extent struct {
 	realRounds, real                          int // the same, against vsftpd
 	relayRounds, spliceRounds, relayMebibytes int
 	pastRounds                                int // of mebibytes
+	buildRounds, buildSessions                int // the latter by each of several clients
+	collections                               int // of the garbage collector
 }
 
 // full takes some minutes, short well below one.
@@ -81,6 +85,7 @@ var (
 		costRounds: 20, costCommands: 20_000, allocationsRuns: 1000, floodSYNs: 20_000, queueRounds: 200, flowtableRounds: 6, flowtableMebibytes: 8,
 		idle: 2000, handshakeRounds: 6, handshakes: 10, terminatedRounds: 6, terminated: 8, realRounds: 3, real: 3,
 		relayRounds: 8, spliceRounds: 10, relayMebibytes: 256, pastRounds: 160,
+		buildRounds: 40, buildSessions: 8, collections: 8,
 	}
 	short = extent{
 		controlRounds: 6, commands: 50,
@@ -90,6 +95,7 @@ var (
 		costRounds: 3, costCommands: 1000, allocationsRuns: 100, floodSYNs: 1000, queueRounds: 4, flowtableRounds: 2, flowtableMebibytes: 2,
 		idle: 50, handshakeRounds: 2, handshakes: 2, terminatedRounds: 2, terminated: 1, realRounds: 1, real: 1,
 		relayRounds: 2, spliceRounds: 2, relayMebibytes: 16, pastRounds: 2,
+		buildRounds: 5, buildSessions: 1, collections: 2,
 	}
 )
 
@@ -128,6 +134,14 @@ var measurements = []measurement{
 	{"terminated-past", append([]int{relayed}, pastWays...), (*bench).reportPast},
 }
 
+// comparisons are measured in place of the measurements when there is a build to compare with.
+var comparisons = []measurement{
+	{"before-control", []int{daemon, beforeDaemon, inStep, beforeInStep}, (*bench).compareControl},
+	{"before-sessions", []int{daemon, beforeDaemon, inStep, beforeInStep}, (*bench).compareSessions},
+	{"before-terminated", []int{relayed, beforeRelayed, chosen, beforeChosen}, (*bench).compareTerminated},
+	{"before-allocated", []int{traced, beforeTraced}, (*bench).compareAllocated},
+}
+
 // run measures everything with only in its name and prints the table, also if some of it failed.
 func run(ctx context.Context, w io.Writer, p programs, size extent, only string) (err error) {
 	b := &bench{extent: size, programs: p, load: load()}
@@ -136,8 +150,15 @@ func run(ctx context.Context, w io.Writer, p programs, size extent, only string)
 	}
 	start := time.Now()
 	defer func() { err = errors.Join(err, b.close()) }()
+	all := measurements
+	if p.before != "" {
+		if _, err := exec.LookPath(p.before); err != nil {
+			return fmt.Errorf("the build to compare with: %w", err)
+		}
+		all = comparisons
+	}
 	var errs []error
-	for _, m := range measurements {
+	for _, m := range all {
 		if !strings.Contains(m.name, only) {
 			continue
 		}

@@ -38,7 +38,7 @@ func (b *bench) reportQueues(ctx context.Context) error {
 		return err
 	}
 	for _, clients := range []int{1, atOnce, crowd} {
-		rates, err := sessions(ctx, gateways, benchPort, clients, b.queueRounds/10+1, max(1, atOnce*b.parallel/max(clients, atOnce)))
+		rates, err := sessions(ctx, gateways, plain, clients, b.queueRounds/10+1, max(1, atOnce*b.parallel/max(clients, atOnce)))
 		if err != nil {
 			return fmt.Errorf("%d at a time: %w", clients, err)
 		}

@@ -91,7 +91,7 @@ func (b *bench) reportSessions(ctx context.Context) error {
 				return err
 			}
 		}
-		rates, err := sessions(ctx, b.inspecting(), kind.port, kind.clients, kind.rounds, kind.each)
+		rates, err := sessions(ctx, b.inspecting(), dialect{port: kind.port}, kind.clients, kind.rounds, kind.each)
 		if err != nil {
 			return fmt.Errorf("%s, %d at a time: %w", kind.server, kind.clients, err)
 		}

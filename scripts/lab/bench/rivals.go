@@ -37,7 +37,11 @@ limits:
 
 // terminated is ftpalg that opens TLS.
 func (g *gateway) terminated(ctx context.Context, p programs) error {
-	return g.daemon(ctx, p, fmt.Sprintf(terminatingPolicy, g.Path(certificateFile), g.Path(keyFile)))
+	return g.daemon(ctx, p, g.terminatingPolicy())
+}
+
+func (g *gateway) terminatingPolicy() string {
+	return fmt.Sprintf(terminatingPolicy, g.Path(certificateFile), g.Path(keyFile))
 }
 
 // beside gives the same gateway for the clients whose data connections are not relayed.

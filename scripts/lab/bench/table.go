@@ -31,7 +31,7 @@ func (t *table) note(format string, args ...any) {
 
 // print writes the table and the notes below it.
 func (t *table) print(w io.Writer) error {
-	for _, columns := range [][]int{inspectingWays, terminatingWays, queueWays, flowtableWays} {
+	for _, columns := range [][]int{inspectingWays, terminatingWays, queueWays, flowtableWays, buildWays} {
 		if err := t.part(w, columns); err != nil {
 			return err
 		}
