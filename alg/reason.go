@@ -55,7 +55,9 @@ const (
 
 	// What becomes of a relayed transfer.
 	ProtectionDiffers // data would have to be relayed, and the policy says direct
+	DataUnprotected   // data would be in clear text, and the policy asks for a client's certificate or TLS session on it
 	ReuseRequired     // the data connection does not resume the control connection's TLS session
+	OtherCertificate  // the data connection's certificate has another subject than the control connection's
 	TooLarge          // over the policy's max-size
 	DataFailed        // the data connection could not be made, or its TLS failed
 
@@ -138,7 +140,9 @@ var reasonNames = [reasonCount]string{
 	GatewayStopped:     "gateway-stopped",
 	ForeignExpectation: "foreign-expectation",
 	ProtectionDiffers:  "protection-differs",
+	DataUnprotected:    "data-unprotected",
 	ReuseRequired:      "reuse-required",
+	OtherCertificate:   "other-certificate",
 	TooLarge:           "too-large",
 	DataFailed:         "data-failed",
 	Used:               "used",

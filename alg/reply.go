@@ -60,12 +60,13 @@ var replyCodes = [reasonCount]int{
 	GatewayStopped:     421,
 	ForeignExpectation: 421,
 	// The same: 552 is a transfer that exceeds what is allotted. RFC 4217 section 10.2: 522 is TLS on the data connection
-	// that is not as the other end wants it.
+	// that is not as the other end wants it, and 521 a data connection that is not possible with the level of PROT.
 	TooLarge:          552,
 	ReuseRequired:     522,
+	OtherCertificate:  522,
+	DataUnprotected:   521,
 	ProtectionDiffers: 425,
-	// RFC 959 section 4.2.2: 426 is a transfer whose connection was closed.
-	DataFailed: 426,
+	DataFailed:        425,
 }
 
 // refused stands between a reply's code and the reason.

@@ -41,6 +41,7 @@ func build(d *document, raw *rawPolicy) *Policy {
 	b.allClients(raw.Clients)
 	b.allRules(raw.Rules)
 	b.certificatesToShow()
+	b.reusedSessions()
 	b.allTests(raw.Tests)
 	if len(b.faults) == 0 {
 		b.warn()

@@ -191,21 +191,43 @@ func (b *builder) terminated(key string, r *Rule) {
 		b.needsTerminate(key+".tls", r.TLS != ClientTLS{Versions: defaultVersions})
 		b.needsTerminate(key+".max-size", r.MaxSize > 0)
 	}
-	if r.Data != DataDirect {
-		return
+	if r.Data == DataDirect {
+		b.direct(key, r)
 	}
-	const problem = "data: direct passes ftpalg by, so it cannot see to this; write data: auto, or remove one of them"
-	if r.TLS.RequireReuse {
-		b.fault(key+".tls.session-reuse", problem)
+}
+
+// direct checks that a rule whose data connections pass ftpalg by asks nothing of them. The versions of TLS before 1.3 are the
+// server's to choose there.
+func (b *builder) direct(key string, r *Rule) {
+	for _, asked := range []struct {
+		key string
+		is  bool
+	}{
+		{".tls.session-reuse", r.TLS.RequireReuse},
+		{".tls.client-ca", r.TLS.CA != ""},
+		{".tls.min-version", r.TLS.Min > defaultVersions.Min},
+		{".max-size", r.MaxSize > 0},
+	} {
+		if asked.is {
+			b.fault(key+asked.key, "data: direct passes ftpalg by, so it cannot see to this; write data: auto, or remove one of them")
+		}
 	}
-	if r.TLS.CA != "" {
-		b.fault(key+".tls.client-ca", problem)
-	}
-	if r.TLS.Versions.Min > defaultVersions.Min {
-		b.fault(key+".tls.min-version", problem)
-	}
-	if r.MaxSize > 0 {
-		b.fault(key+".max-size", problem)
+}
+
+// reusedSessions checks that data connections to servers that want their TLS session resumed are relayed: the client has no
+// session of the server's.
+func (b *builder) reusedSessions() {
+	for i := range b.p.Rules {
+		r := &b.p.Rules[i]
+		if r.Action != Terminate || r.Data != DataDirect {
+			continue
+		}
+		for j := range b.p.Servers {
+			if s := &b.p.Servers[j]; r.servers[j] && s.Upstream.SessionReuse {
+				b.fault(index("rules", i)+".data", "direct, and server %q has session-reuse: required, which a relay alone can do; "+
+					"write data: auto, or session-reuse: auto", s.Name)
+			}
+		}
 	}
 }
 

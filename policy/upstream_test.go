@@ -186,6 +186,9 @@ func TestTerminateErrors(t *testing.T) {
 	} {
 		wantErrors(t, terminating("", c.rule, ""), c.want)
 	}
+	wantErrors(t, terminating("    upstream: {session-reuse: required}", "    data: direct", ""), []string{
+		`10:11: rules[0].data: direct, and server "files" has session-reuse: required, which a relay alone can do; write data: auto, or session-reuse: auto`,
+	})
 	const needs = "needs action: terminate, since inspect neither opens TLS nor sees data connections; write that, or remove the key"
 	wantErrors(t, small("    data: relay\n    tls: {legacy: allow}\n    max-size: 5", ""), []string{
 		"6:11: rules[0].data: " + needs, "7:10: rules[0].tls: " + needs, "8:15: rules[0].max-size: " + needs,

@@ -21,10 +21,13 @@ type outside interface {
 	open(alg.Pinhole) (netip.AddrPort, alg.Reason)
 	// shut takes it away.
 	shut(alg.Pinhole, alg.Reason)
-	// begin says that a transfer begins, and finish that its final reply is here; finish gives the reply that has to
-	// stand in its place, or "".
-	begin(alg.Direction)
+	// begin says that a transfer is asked for, and returns why it must not be; accepted says that the server has answered
+	// it with 1yz, and finish that its final reply is here. finish returns the reply that has to stand in its place, or "".
+	begin(alg.Direction) alg.Reason
+	accepted()
 	finish(code int) string
+	// protect says that PROT was answered with success.
+	protect()
 	report(audit.Event)
 	// hangUp ends the session when what was sent is out.
 	hangUp(alg.Reason)
@@ -55,6 +58,7 @@ type dialogue struct {
 	aborted  bool   // ABOR has gone on, and not everything before it is answered
 	doubtful bool   // a reply that was forgotten may have come after all: they may be other commands' than they seem
 	held     []byte // the lines so far of a transfer's final reply
+	told     bool   // the client has been told how its transfer ended: the server's own reply is for nobody
 	user     string
 	fx       []alg.Effect
 	over     bool
@@ -116,7 +120,7 @@ func (d *dialogue) listen() bool {
 
 // forget goes on as if the server had answered everything.
 func (d *dialogue) forget() {
-	d.aborted, d.doubtful = false, true
+	d.aborted, d.doubtful, d.told = false, true, false
 	for _, e := range d.control.Forget(nil) {
 		d.out.shut(e.Pinhole, e.Reason)
 	}
@@ -231,14 +235,17 @@ const maxHeld = 8 << 10
 // place.
 func (d *dialogue) pass(reply ftp.Reply, l line, transferring, transferred bool) {
 	switch {
+	case transferring && reply.Preliminary() && reply.Last:
+		d.out.accepted()
+		d.transferLine(l)
 	case transferred:
-		held := d.held
-		d.held = nil
-		if text := d.out.finish(reply.Code); text != "" && !d.over {
+		if text := d.out.finish(reply.Code); text != "" && !d.over && !d.told {
+			d.held = nil
 			d.reply(text)
 			return
 		}
-		d.out.send(alg.Client, append(held, l.wire...))
+		d.transferLine(l)
+		d.told = false
 	case transferring && !reply.Last && len(d.held)+len(l.wire) <= maxHeld:
 		d.held = append(d.held, l.wire...)
 		return
@@ -251,6 +258,24 @@ func (d *dialogue) pass(reply ftp.Reply, l line, transferring, transferred bool)
 	if reply.Last && !reply.Preliminary() {
 		d.answered(reply.Code)
 	}
+}
+
+// transferLine passes on the last line of a reply to a transfer, and those before it, unless the client has been told something
+// else.
+func (d *dialogue) transferLine(l line) {
+	if !d.told {
+		d.out.send(alg.Client, append(d.held, l.wire...))
+	}
+	d.held = nil
+}
+
+// endTransfer ends the transfer at hand for the client, with a reply of ours.
+func (d *dialogue) endTransfer(text string) {
+	if d.over || d.told || d.own == settling || d.control.Transferring() == alg.NoTransfer {
+		return
+	}
+	d.told = true
+	d.reply(text)
 }
 
 // answered notes what a final reply says of the command before it.
@@ -320,7 +345,9 @@ func (d *dialogue) feed(now time.Time, from alg.Side, wire []byte) (why alg.Reas
 		case alg.End:
 			d.end(e.Reason)
 		case alg.BeginTransfer:
-			d.out.begin(e.Direction)
+			if why = d.out.begin(e.Direction); why != alg.NoReason {
+				d.denied(why, e.Text)
+			}
 		case alg.Login:
 			d.login(e)
 		case alg.Audit:

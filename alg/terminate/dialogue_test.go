@@ -19,6 +19,7 @@ type stageHand struct {
 	log      []string
 	noServer bool       // TLS with the server fails
 	refuse   alg.Reason // of pinholes
+	unfit    alg.Reason // of the data connection for a transfer
 	instead  string     // of a transfer's reply
 	over     bool
 }
@@ -52,8 +53,16 @@ func (o *stageHand) open(p alg.Pinhole) (netip.AddrPort, alg.Reason) {
 }
 
 func (o *stageHand) shut(p alg.Pinhole, why alg.Reason) { o.note("shut %s", why) }
-func (o *stageHand) begin(alg.Direction)                { o.note("begin") }
 func (o *stageHand) finish(int) string                  { return o.instead }
+func (o *stageHand) accepted()                          { o.note("accepted") }
+func (o *stageHand) protect()                           { o.note("protect") }
+
+func (o *stageHand) begin(alg.Direction) alg.Reason {
+	if o.unfit == alg.NoReason {
+		o.note("begin")
+	}
+	return o.unfit
+}
 
 func (o *stageHand) report(e audit.Event) {
 	if e.Kind == audit.EventDeny {
@@ -128,7 +137,7 @@ var scripts = []struct {
 		C: PASV => S< PASV
 		S: 227 Entering (198,51,100,2,195,80) => open PASV 198.51.100.2:50000, C< 227 Entering (198,51,100,2,195,80)
 		C: RETR x => begin, S< RETR x
-		S: 150 here => C< 150 here
+		S: 150 here => accepted, C< 150 here
 		S: 226 done => shut transfer-done, C< 226 done
 		C: QUIT => S< QUIT
 		S: 221 bye => C< 221 bye, hang up`},
@@ -179,7 +188,7 @@ var scripts = []struct {
 		C: PROT S => C< 536 The level is not supported by TLS
 		C: PROT X => C< 504 The level is not known; C and P are
 		C: PROT P => S< PROT P
-		S: 200 private => C< 200 private
+		S: 200 private => protect, C< 200 private
 		C: PROT C => S< PROT C
 		S: 534 never => C< 534 never
 		C: REIN => C< 502 REIN is not available under TLS
@@ -207,7 +216,7 @@ var scripts = []struct {
 		C: AUTH TLS => S< AUTH TLS
 		S: 534 no => C< 234 AUTH accepted, TLS begins, C TLS
 		C: PBSZ 0 => C< 200 PBSZ=0
-		C: PROT P => C< 200 Data protection is P`},
+		C: PROT P => protect, C< 200 Data protection is P`},
 	{name: "TLS with the server fails", change: func(o *stageHand, _ *dialogue) { o.noServer = true }, script: `
 		S: 220 hello => C< 220 hello
 		C: AUTH TLS => S< AUTH TLS
@@ -219,7 +228,7 @@ var scripts = []struct {
 		S: 220 hello => C< 220 hello
 		C: AUTH TLS => C< 234 AUTH accepted, TLS begins, C TLS
 		C: PBSZ 0 => C< 200 PBSZ=0
-		C: PROT P => C< 200 Data protection is P
+		C: PROT P => protect, C< 200 Data protection is P
 		C: CCC => C< 200 The control connection is in clear text now, C clear`},
 	{name: "a server with TLS behind a plain client", channel: policy.Explicit, script: `
 		S: 220 hello => C< 220 hello
@@ -251,7 +260,7 @@ var scripts = []struct {
 		S: 220 hello => C< 220 hello
 		C: RETR x => begin, S< RETR x
 		wait: NOOP2
-		S: 150 here => C< 150 here
+		S: 150 here => accepted, C< 150 here
 		wait: SIZE x
 		C: ABOR => S< ABOR
 		S: 426 cut => C< 426 cut
@@ -260,7 +269,7 @@ var scripts = []struct {
 	{name: "another reply for a transfer", change: func(o *stageHand, _ *dialogue) { o.instead = "552 too large" }, script: `
 		S: 220 hello => C< 220 hello
 		C: STOR x => begin, S< STOR x
-		S: 150 here => C< 150 here
+		S: 150 here => accepted, C< 150 here
 		S: 226-so far
 		S: 226 done => C< 552 too large`},
 	{name: "EPRT of another protocol", script: `
@@ -283,7 +292,7 @@ var scripts = []struct {
 	{name: "login failures behind forgotten replies", script: `
 		S: 220 hello => C< 220 hello
 		C: RETR a => begin, S< RETR a
-		S: 150 here => C< 150 here
+		S: 150 here => accepted, C< 150 here
 		C: NOOP => S< NOOP
 		C: ABOR => S< ABOR
 		forget

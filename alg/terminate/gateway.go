@@ -42,8 +42,6 @@ const (
 	ticketLife = 24 * time.Hour
 	// timeWait is how long the kernel keeps the socket of a connection that it closed first (TCP_TIMEWAIT_LEN).
 	timeWait = time.Minute
-	// maxInsisting bounds what is remembered of servers that insist on session reuse.
-	maxInsisting = 1024
 	// acceptPause is the wait after a failed accept, most likely for want of descriptors.
 	acceptPause = 100 * time.Millisecond
 )
@@ -68,12 +66,11 @@ type Gateway struct {
 	Options
 	inForce atomic.Pointer[inForce]
 
-	mu        sync.Mutex
-	sessions  map[*session]struct{}
-	doors     map[door]*promise
-	insisting map[netip.Addr]bool // servers seen to insist on session reuse
-	relayed   map[hosts]time.Time // when a data connection between two hosts was relayed last
-	carried   int                 // connections
+	mu       sync.Mutex
+	sessions map[*session]struct{}
+	doors    map[door]*promise
+	relayed  map[hosts]time.Time // when a data connection between two hosts was relayed last
+	carried  int                 // connections
 
 	life    context.Context // of the connections
 	stop    func()          // ends it
@@ -100,8 +97,7 @@ type door struct {
 // New gives a gateway without sessions.
 func New(o Options) *Gateway {
 	g := &Gateway{
-		Options: o, sessions: map[*session]struct{}{},
-		doors: map[door]*promise{}, insisting: map[netip.Addr]bool{}, relayed: map[hosts]time.Time{},
+		Options: o, sessions: map[*session]struct{}{}, doors: map[door]*promise{}, relayed: map[hosts]time.Time{},
 	}
 	g.life, g.stop = context.WithCancel(context.Background())
 	g.SetPolicy(o.Policy, o.Certificates)
@@ -268,21 +264,6 @@ func (g *Gateway) handshake(client netip.Addr, run func() error) error {
 	}
 	defer g.Books.Handshakes.Release(client, 1)
 	return run()
-}
-
-// insist notes that a server insists on data connections that resume the control connection's TLS session.
-func (g *Gateway) insist(server netip.Addr) {
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	if len(g.insisting) < maxInsisting {
-		g.insisting[server] = true
-	}
-}
-
-func (g *Gateway) insists(server netip.Addr) bool {
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	return g.insisting[server]
 }
 
 // noteRelayed notes that a data connection between two hosts is, or was until now, relayed.

@@ -108,6 +108,7 @@ func (d *dialogue) prot(cmd ftp.Command) {
 		d.reply("504 The level is not known; C and P are")
 	case !d.side[alg.Server].tls:
 		client.data = levels[level]
+		d.out.protect()
 		d.reply(fmt.Sprintf("200 Data protection is %s", level))
 		d.protected()
 	case level == "C":
@@ -195,6 +196,14 @@ func (d *dialogue) authAnswered(x exchange, reply ftp.Reply, l line) {
 func (d *dialogue) protectionAnswered(x exchange, reply ftp.Reply, l line) {
 	client, server := &d.side[alg.Client], &d.side[alg.Server]
 	ok := reply.Code >= 200 && reply.Code < 300
+	if ok && (x == protC || x == protP) {
+		client.data = alg.Clear
+		if x == protP {
+			client.data = alg.TLS
+		}
+		server.data = client.data
+		d.out.protect()
+	}
 	d.reply(fmt.Sprintf("%d %s", reply.Code, reply.Text))
 	if !ok {
 		return
@@ -203,11 +212,6 @@ func (d *dialogue) protectionAnswered(x exchange, reply ftp.Reply, l line) {
 	case pbsz:
 		client.pbsz, server.pbsz = true, true
 	case protC, protP:
-		client.data = alg.Clear
-		if x == protP {
-			client.data = alg.TLS
-		}
-		server.data = client.data
 		d.protected()
 	case ccc:
 		if d.out.unsecure(alg.Server) != nil || d.out.unsecure(alg.Client) != nil {

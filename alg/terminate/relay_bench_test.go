@@ -25,7 +25,7 @@ func newRelay(t testing.TB, clientTLS, serverTLS bool) (r *relay, client, server
 	p.Limits.IdleTimeout = time.Minute
 	s := &session{policy: p, rule: &p.Rules[0]}
 	n := s.newPromise(alg.Pinhole{}, true)
-	r = &relay{promise: n, halves: [2]*half{newHalf(near, time.Minute), newHalf(far, time.Minute)}}
+	r = &relay{promise: n, transfer: &transfer{}, halves: [2]*half{newHalf(near, time.Minute), newHalf(far, time.Minute)}}
 	certs := newCertificates(t)
 	asServer := func(c net.Conn) *tls.Conn { return tls.Server(c, certs.base) }
 	if clientTLS {

@@ -237,7 +237,7 @@ func TestRelayStalls(t *testing.T) {
 // A transfer's reply waits for the end of its data, and not for that of the silent direction, which many clients end at once.
 func TestRelaySettles(t *testing.T) {
 	eachProtection(t, func(t *testing.T, r *relay, client, server net.Conn) {
-		r.promise.transfer = alg.Download
+		r.transfer.direction = alg.Download
 		done := make(chan error, 1)
 		go func() { done <- r.pump() }()
 		finished(t, client)

@@ -36,20 +36,26 @@ func (s *session) secureClient() error {
 		return err
 	}
 	base.SetSessionTicketKeys([][32]byte{s.key})
-	var hello clientHello
-	config := s.tickets.control(base, &hello)
+	var resumed string
+	config := s.tickets.control(base, &resumed)
 	err = s.handshakeControl(alg.Client, func(c net.Conn) *tls.Conn { return tls.Server(c, config) })
 	if err != nil {
 		return err
 	}
 	if !s.peers[alg.Client].tls.ConnectionState().DidResume {
-		hello.resumed = ""
+		resumed = ""
 	}
-	s.configs[alg.Client] = s.tickets.data(base, hello.resumed)
-	peer := server.certificate()
-	s.alike = hello.shown != nil && peer != nil && slices.Equal(hello.shown.Certificate[0], peer.Raw) &&
-		hello.oldest <= server.tls.ConnectionState().Version
+	s.configs[alg.Client] = s.tickets.data(base, resumed)
+	s.subject = subjectOf(s.peers[alg.Client].tls.ConnectionState())
 	return nil
+}
+
+// subjectOf is the subject of the certificate that the peer showed, in its encoding (RFC 5280 section 4.1.2.6), or "".
+func subjectOf(state tls.ConnectionState) string {
+	if len(state.PeerCertificates) == 0 {
+		return ""
+	}
+	return string(state.PeerCertificates[0].RawSubject)
 }
 
 // keptSession is a cache that forgets no session. crypto/tls drops one whose handshake failed, but that is most often the
@@ -69,13 +75,6 @@ func (s *session) handshakeControl(side alg.Side, over func(net.Conn) *tls.Conn)
 	})
 }
 
-// clientHello is what a client's first message brought about.
-type clientHello struct {
-	shown   *tls.Certificate
-	oldest  uint16 // version that the client speaks
-	resumed string // the mark in the ticket that was taken
-}
-
 // ticketMark begins what we write into a ticket. What it is good for follows, and the id of its control connection.
 const ticketMark = "ftpalg:"
 
@@ -92,9 +91,9 @@ func newTickets(scope string) tickets {
 }
 
 // control gives the configuration of the TLS server that the client meets on the control connection. It accepts the tickets
-// of any control connection under the same rule to the same server: a client may come back. What the client says and is
-// shown is noted.
-func (t tickets) control(base *tls.Config, seen *clientHello) *tls.Config {
+// of any control connection under the same rule to the same server: a client may come back. The mark of the one that it takes is
+// noted.
+func (t tickets) control(base *tls.Config, resumed *string) *tls.Config {
 	config := base.Clone()
 	config.WrapSession = t.wrap(base)
 	config.UnwrapSession = func(identity []byte, cs tls.ConnectionState) (*tls.SessionState, error) {
@@ -102,13 +101,8 @@ func (t tickets) control(base *tls.Config, seen *clientHello) *tls.Config {
 		if !strings.HasPrefix(mark, t.scope) {
 			return nil, nil // a full handshake follows
 		}
-		seen.resumed = mark
+		*resumed = mark
 		return ss, nil
-	}
-	config.GetCertificate = func(hello *tls.ClientHelloInfo) (c *tls.Certificate, err error) {
-		c, err = base.GetCertificate(hello)
-		seen.shown, seen.oldest = c, slices.Min(hello.SupportedVersions)
-		return c, err
 	}
 	return config
 }

@@ -47,7 +47,7 @@ type session struct {
 
 	tickets tickets
 	configs [2]*tls.Config // of the next data connections, by side
-	alike   bool           // the client was shown the server's own certificate, and speaks TLS as old as the server does
+	subject string         // of the client's certificate, where the policy asks for one
 	promise *promise       // of the data connection at hand
 	marked  bool           // data connections come here
 

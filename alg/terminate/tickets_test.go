@@ -40,10 +40,10 @@ func TestTicketsAreBound(t *testing.T) {
 			data            func() *tls.Config // of the control connection as it is now
 		}
 		newSide := func(scope string, cache tls.ClientSessionCache) *side {
-			x, tickets, hello := &side{}, newTickets(scope), &clientHello{}
+			x, tickets, resumed := &side{}, newTickets(scope), new(string)
 			x.client = &tls.Config{InsecureSkipVerify: true, ServerName: "server", MaxVersion: version, ClientSessionCache: cache}
-			x.control = tickets.control(base, hello)
-			x.data = func() *tls.Config { return tickets.data(base, hello.resumed) }
+			x.control = tickets.control(base, resumed)
+			x.data = func() *tls.Config { return tickets.data(base, *resumed) }
 			return x
 		}
 		one, other := newSide("rule", tls.NewLRUClientSessionCache(4)), newSide("rule", tls.NewLRUClientSessionCache(4))
@@ -88,11 +88,11 @@ func (c *countedCache) Put(key string, s *tls.ClientSessionState) {
 // An upload's data connection resumes, as others do, and brings no ticket that its client would have to read.
 func TestUploadsBringNoTickets(t *testing.T) {
 	base := newCertificates(t).base
-	tickets, hello := newTickets("rule"), &clientHello{}
+	tickets, resumed := newTickets("rule"), new(string)
 	cache := &countedCache{ClientSessionCache: tls.NewLRUClientSessionCache(4)}
 	client := &tls.Config{InsecureSkipVerify: true, ServerName: "server", MinVersion: tls.VersionTLS13, ClientSessionCache: cache}
-	visit(t, client, tickets.control(base, hello))
-	data := tickets.data(base, hello.resumed)
+	visit(t, client, tickets.control(base, resumed))
+	data := tickets.data(base, *resumed)
 	before := cache.puts
 	for range 2 {
 		if !visit(t, client, withoutNewTickets(data)) {
@@ -123,10 +123,10 @@ func TestUploadsResumeInTLS12(t *testing.T) {
 		base := newCertificates(t).base
 		client := &tls.Config{InsecureSkipVerify: true, ServerName: "server", ClientSessionCache: tls.NewLRUClientSessionCache(4)}
 		limit(client, base)
-		tickets, hello := newTickets("rule"), &clientHello{}
-		visit(t, client, tickets.control(base, hello))
+		tickets, resumed := newTickets("rule"), new(string)
+		visit(t, client, tickets.control(base, resumed))
 		for i := range 3 {
-			if !visit(t, client, withoutNewTickets(tickets.data(base, hello.resumed))) {
+			if !visit(t, client, withoutNewTickets(tickets.data(base, *resumed))) {
 				t.Errorf("the %s speaks TLS 1.2: upload %d did not resume its control connection's session", name, i)
 			}
 		}

@@ -129,7 +129,7 @@ func (s Scenario) needsReuse() bool {
 
 // relayed tells whether the data connections come to ftpalg.
 func (s Scenario) relayed() bool {
-	return s.Data == Relay || s.Data == Auto && s.Server.insists && s.protectsData()
+	return s.Data == Relay || s.Data == Auto && s.protectsData()
 }
 
 // TLS12 tells whether the session is kept to TLS 1.2: the rows over IPv6 are, those over IPv4 take TLS 1.3.

@@ -57,16 +57,12 @@ func indent(by int, lines []string) string {
 // handshakeTimeout is ftpalg's default where machines are not slow: an emulated one may take seconds for what takes milliseconds.
 var handshakeTimeout = min(patient(10*time.Second), time.Minute)
 
-// policy returns the policy file for a data path. With auto it says which server insists on session reuse; how ftpalg finds
-// that out by itself has a test of its own.
+// policy returns the policy file for a data path.
 func (s *Stage) policy(data DataPath) string {
 	if data == Closed {
 		return s.nat.publish(Policy())
 	}
 	t := Termination{Rule: []string{"data: " + string(data)}, Limits: []string{fmt.Sprint("handshake-timeout: ", handshakeTimeout)}}
-	if data == Auto && s.Server.Kind.insists {
-		t.Upstream = []string{"session-reuse: required"}
-	}
 	return s.nat.publish(t.Policy(s.Server))
 }
 

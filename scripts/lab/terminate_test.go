@@ -271,29 +271,6 @@ func TestTerminatedWrongTicket(t *testing.T) {
 	}
 }
 
-// Outcome: by auto the first transfer fails at a server that insists on its own TLS session, and the next is relayed, be it
-// of another session. (vsftpd ends a session behind 522.)
-func TestAutoLearns(t *testing.T) {
-	for _, kind := range Servers[:2] {
-		t.Run(kind.Name, func(t *testing.T) {
-			s := opened(t, kind, Termination{Rule: []string{"data: auto"}})
-			s.write(t, "down.bin", contents)
-			c := s.connect(t, explicitPASV)
-			data := c.open("RETR down.bin")
-			_, _ = io.ReadAll(data) // the reply tells
-			data.Close()
-			if code, text := c.final(); code != 522 && code != 425 {
-				t.Errorf("direct: %d %s", code, text)
-			}
-			for _, scenario := range []Scenario{explicitPASV, implicitEPSV} {
-				if got, code := s.connect(t, scenario).get("RETR down.bin"); code != 226 || !bytes.Equal(got, contents) {
-					t.Errorf("%s, relayed: %d, %d bytes", scenario.Protection, code, len(got))
-				}
-			}
-		})
-	}
-}
-
 // Outcome: the policy's rules hold inside TLS, with replies of their own, and the session lives.
 func TestTerminatedRules(t *testing.T) {
 	s := opened(t, Servers[2], Termination{Rule: []string{

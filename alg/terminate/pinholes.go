@@ -1,0 +1,111 @@
+package terminate
+
+import (
+	"errors"
+	"maps"
+	"time"
+
+	"ftpalg/alg"
+	"ftpalg/alg/audit"
+	"ftpalg/conntrack"
+)
+
+// promise notes a data connection that is to come. One that another session was promised between the same ends is this
+// session's now, as the kernel holds one expectation for them; but not where several clients share an address: then it is
+// ExpectationFailed.
+func (g *Gateway) promise(n *promise) alg.Reason {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	before := g.doors[n.door()]
+	switch {
+	case before != nil && n.pinhole.Shared && before.session != n.session:
+		return alg.ExpectationFailed
+	case before != nil:
+		g.strike(before)
+		before.session.closed(before, alg.NextDataCommand, nil)
+	}
+	if g.Books.Pinholes.Take(n.session.client.Addr(), 1) != nil {
+		return alg.PinholeLimit
+	}
+	g.doors[n.door()] = n
+	return alg.NoReason
+}
+
+// keeps says whether a promise is on the books.
+func (g *Gateway) keeps(n *promise) bool {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return g.doors[n.door()] == n
+}
+
+// drop takes a promise off the books, and says whether it was on them.
+func (g *Gateway) drop(n *promise) bool {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.doors[n.door()] != n {
+		return false
+	}
+	g.strike(n)
+	return true
+}
+
+// strike takes a promise off the books that is on them. g.mu must be held.
+func (g *Gateway) strike(n *promise) {
+	delete(g.doors, n.door())
+	g.Books.Pinholes.Release(n.session.client.Addr(), 1)
+}
+
+// take gives what was promised at a door, which is open no more: not in the kernel either, where conntrack may have taken the
+// connection for a part of one between the same ports that was reset. The lock is held meanwhile, so that what falls is not
+// the expectation of the door's next promise.
+func (g *Gateway) take(d door) *promise {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	n := g.doors[d]
+	if n == nil {
+		return nil
+	}
+	if err := g.Conntrack.Withdraw(n.expectation()); err != nil && !errors.Is(err, conntrack.ErrNotFound) {
+		n.session.report(audit.Event{Kind: audit.EventAudit, Reason: alg.ExpectationFailed, Mode: n.pinhole.Mode, From: n.pinhole.From, To: n.at, Err: err})
+	}
+	g.strike(n)
+	return n
+}
+
+// Expire forgets the pinholes that the kernel let lapse and what else is too old, and renews the key for tickets. Call it
+// every second.
+func (g *Gateway) Expire(now time.Time) {
+	if f := g.inForce.Load(); now.Sub(f.since) > ticketLife {
+		g.SetPolicy(f.policy, f.certs)
+	}
+	var lapsed []*promise
+	g.mu.Lock()
+	maps.DeleteFunc(g.relayed, func(_ hosts, last time.Time) bool { return now.Sub(last) > timeWait })
+	for _, n := range g.doors {
+		if now.After(n.until) {
+			lapsed = append(lapsed, n)
+		}
+	}
+	g.mu.Unlock()
+	for _, n := range lapsed {
+		n.lapse()
+	}
+}
+
+// lapse forgets a pinhole that the kernel let lapse; later, if its session is busy: one whose client does not read, or is slow
+// to shake hands, must not keep the others waiting.
+func (n *promise) lapse() {
+	s := n.session
+	defer s.rescue()
+	if !s.mu.TryLock() {
+		return
+	}
+	defer s.mu.Unlock()
+	if s.promise == n && s.dialogue.control.Pinhole() == n.pinhole {
+		s.shut(n.pinhole, alg.TimedOut)
+		s.dialogue.control.Expire()
+	} else if s.gateway.drop(n) {
+		n.settle()
+		s.closed(n, alg.Used, nil) // by a connection that did not come to be
+	}
+}
