@@ -135,6 +135,17 @@ func (c *Control) SetProtection(p Protection) {
 	c.secured, c.dataLevel = c.wrapped, p.Data
 }
 
+// HasUser reports whether the server has accepted a USER since the session began, or since the last AUTH.
+func (c *Control) HasUser() bool { return c.login != loggedOut }
+
+// Renew forgets the user and the working directory, for a front end that speaks TLS itself, when it begins: whatever was said
+// before AUTH, in clear text, was said by nobody (RFC 2228 section 3, RFC 4217 section 4). The pinhole goes too.
+func (c *Control) Renew(fx []Effect) []Effect {
+	c.login = loggedOut
+	c.cwd.reset()
+	return append(c.closePinhole(NextDataCommand, fx), Effect{Kind: Login})
+}
+
 // Outstanding is how many commands have no final reply yet; before the greeting it is one.
 func (c *Control) Outstanding() int { return int(c.kinds.n) }
 

@@ -31,6 +31,7 @@ const (
 	UnsolicitedReply  // 227 or 229 without the command that asks for it
 	ExpectationFailed // the kernel did not take the pinhole
 	PinholeLimit      // the limit on pinholes is reached
+	AUTHTooLate       // AUTH from a user who is logged in, or on the way to it
 	NotLoggedIn       // a data connection announced before a login (design rule 15)
 	PartialLine       // a restricted command's line that the client did not complete
 	NoRoom            // the address that NAT asks for does not fit into the line
@@ -120,6 +121,7 @@ var reasonNames = [reasonCount]string{
 	UnsolicitedReply:   "unsolicited-reply",
 	ExpectationFailed:  "expectation-failed",
 	PinholeLimit:       "pinhole-limit",
+	AUTHTooLate:        "auth-too-late",
 	NotLoggedIn:        "not-logged-in",
 	PartialLine:        "partial-line",
 	NoRoom:             "no-room",

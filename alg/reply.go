@@ -19,6 +19,7 @@ var replyCodes = [reasonCount]int{
 	ModeDenied:    502,
 	// The same: 503 is a bad sequence of commands. RFC 2428 section 4 has data commands behind EPSV ALL rejected.
 	AfterEPSVAll: 503,
+	AUTHTooLate:  503,
 	// RFC 2428 section 2, with the protocols that will do: see Refusal.
 	OtherProtocol: 522,
 	// RFC 2577 section 3 suggests 504 for PORT with a port that must not be.

@@ -1,6 +1,7 @@
 package terminate
 
 import (
+	"bytes"
 	"net/netip"
 	"time"
 
@@ -147,8 +148,7 @@ func (d *dialogue) clientLine(now time.Time, l line) {
 		d.refuse(alg.LineTooLong, l.text)
 		return
 	}
-	wire := clean(l)
-	if why := d.feed(now, alg.Client, wire); why != alg.NoReason {
+	if why := d.feed(now, alg.Client, l.wire); why != alg.NoReason {
 		// The engine waits for a reply to the denied command: it is ours.
 		answer := []byte(d.control.Refusal(why) + "\r\n")
 		d.feed(now, alg.Server, answer)
@@ -160,17 +160,21 @@ func (d *dialogue) clientLine(now time.Time, l line) {
 		if d.features = noFeatures; cmd.Verb == "FEAT" {
 			d.features = awaited
 		}
-		d.out.send(alg.Server, d.ownActive(wire, cmd))
+		d.out.send(alg.Server, d.ownActive(withoutSignals(l, cmd), cmd))
 	}
 }
 
-// clean gives the line as it goes on: without the Telnet signals around ABOR (RFC 959 section 4.1.3), whose urgency went
-// lost with the connection that had it.
-func clean(l line) []byte {
-	if l.flaws&ftp.RawIAC != 0 || !hasIAC(l.wire) || hasIAC(l.text) {
-		return l.wire
+// urgent are the commands that Telnet signals may come before (RFC 959 section 4.1.3).
+var urgent = map[string]bool{"ABOR": true, "STAT": true, "QUIT": true}
+
+// withoutSignals is the line as it goes on: as it came, but for the Telnet signals before an urgent command, whose urgency went
+// lost with the connection that had it. All other bytes belong to names.
+func withoutSignals(l line, cmd ftp.Command) []byte {
+	plain := append(bytes.Clone(l.text), "\r\n"...)
+	if urgent[cmd.Verb] && bytes.HasSuffix(l.wire, plain) {
+		return plain
 	}
-	return append(append([]byte(nil), l.text...), "\r\n"...)
+	return l.wire
 }
 
 // serverLine takes a line of the server's.

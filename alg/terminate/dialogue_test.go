@@ -22,6 +22,7 @@ type stageHand struct {
 	unfit    alg.Reason // of the data connection for a transfer
 	instead  string     // of a transfer's reply
 	over     bool
+	sent     [2]string // last, by side
 }
 
 func (o *stageHand) note(format string, args ...any) {
@@ -29,6 +30,7 @@ func (o *stageHand) note(format string, args ...any) {
 }
 
 func (o *stageHand) send(to alg.Side, text []byte) {
+	o.sent[to] = string(text)
 	o.note("%s< %s", sideName(to), strings.TrimRight(string(text), "\r\n"))
 }
 
@@ -101,6 +103,21 @@ func bounced() *alg.Control {
 		panic(err) // it is constant
 	}
 	return alg.NewTerminated(p, p.Decide(scriptClient.Addr(), scriptServer), scriptClient, scriptServer)
+}
+
+// requireTLS and demandReuse change the policy.
+func requireTLS(d *dialogue) {
+	p, err := policy.Parse("test", []byte(scriptPolicy+"    require: tls\n"))
+	if err != nil {
+		panic(err) // it is constant
+	}
+	d.control = alg.NewTerminated(p, p.Decide(scriptClient.Addr(), scriptServer), scriptClient, scriptServer)
+}
+
+func demandReuse(d *dialogue) {
+	rule := *d.rule
+	rule.TLS.RequireReuse = true
+	d.rule = &rule
 }
 
 func newScript(o *stageHand, channel policy.Channel) *dialogue {
@@ -230,10 +247,58 @@ var scripts = []struct {
 		C: PBSZ 0 => C< 200 PBSZ=0
 		C: PROT P => protect, C< 200 Data protection is P
 		C: CCC => C< 200 The control connection is in clear text now, C clear`},
-	{name: "a server with TLS behind a plain client", channel: policy.Explicit, script: `
+	{name: "AUTH from a user", channel: policy.Explicit, script: `
 		S: 220 hello => C< 220 hello
 		C: USER lab => S< USER lab
 		S: 331 more => C< 331 more
+		C: AUTH TLS => deny auth-too-late, C< REPLY auth-too-late
+		C: PASS x => S< PASS x
+		S: 230 in => C< 230 in
+		C: AUTH TLS => deny auth-too-late, C< REPLY auth-too-late
+		C: REIN => S< REIN
+		S: 220 anew => C< 220 anew
+		C: AUTH TLS => C< 234 AUTH accepted, TLS begins, C TLS`},
+	{name: "AUTH from a user whom the server refused", channel: policy.Plain, script: `
+		S: 220 hello => C< 220 hello
+		C: USER lab => S< USER lab
+		S: 530 not without TLS => C< 530 not without TLS
+		C: AUTH TLS => C< 234 AUTH accepted, TLS begins, C TLS
+		C: USER lab => S< USER lab
+		S: 331 more => C< 331 more`},
+	{name: "AUTH from a user whom the policy refused", channel: policy.Plain, change: func(_ *stageHand, d *dialogue) { requireTLS(d) }, script: `
+		S: 220 hello => C< 220 hello
+		C: USER lab => deny tls-required, C< REPLY tls-required
+		C: AUTH TLS => C< 234 AUTH accepted, TLS begins, C TLS
+		C: USER lab => S< USER lab`},
+	{name: "AUTH that the server refuses, and the policy goes on, from a user", change: func(_ *stageHand, d *dialogue) { d.refused = policy.Plain }, script: `
+		S: 220 hello => C< 220 hello
+		C: USER lab => S< USER lab
+		S: 230 in => C< 230 in
+		C: AUTH TLS => S< AUTH TLS
+		S: 534 no => deny auth-too-late, C< REPLY auth-too-late
+		C: NOOP => S< NOOP`},
+	{name: "AUTH that the server accepts from a user: the gateway forgets who that was", script: `
+		S: 220 hello => C< 220 hello
+		C: USER lab => S< USER lab
+		S: 230 in => C< 230 in
+		C: EPSV => S< EPSV
+		S: 229 here (|||50000|) => open EPSV 198.51.100.2:50000, C< 229 here (|||50000|)
+		C: AUTH TLS => S< AUTH TLS
+		S: 234 go => S TLS, C< 234 AUTH accepted, TLS begins, C TLS, shut next-data-command
+		C: PORT 192,0,2,2,195,80 => deny not-logged-in, C< REPLY not-logged-in`},
+	{name: "AUTH when replies and commands may have parted", script: `
+		S: 220 hello => C< 220 hello
+		C: RETR a => begin, S< RETR a
+		forget
+		C: AUTH TLS => deny auth-too-late, C< REPLY auth-too-late`},
+	{name: "data in clear text where the policy asks for a TLS session", channel: policy.Plain, change: func(_ *stageHand, d *dialogue) { demandReuse(d) }, script: `
+		S: 220 hello => C< 220 hello
+		C: AUTH TLS => C< 234 AUTH accepted, TLS begins, C TLS
+		C: PBSZ 0 => C< 200 PBSZ=0
+		C: PROT C => deny tls-required, C< 534 The policy asks for TLS on data connections
+		C: PROT P => C< 200 Data protection is P`},
+	{name: "a server with TLS behind a plain client", channel: policy.Explicit, script: `
+		S: 220 hello => C< 220 hello
 		C: AUTH TLS => C< 234 AUTH accepted, TLS begins, C TLS
 		C: PBSZ 0 => C< 200 PBSZ=0
 		C: CCC => C< 200 The control connection is in clear text now, C clear`},
@@ -366,6 +431,35 @@ func matches(got, want string) bool {
 		}
 	}
 	return got == want
+}
+
+// What the client sends goes on byte for byte, or is refused with a reply; but Telnet signals before ABOR are left out.
+func TestNamesAreNotChanged(t *testing.T) {
+	for said, want := range map[string]string{
+		"DELE \xcc\xee\xff\xe1\r\n":         "DELE \xcc\xee\xff\xe1\r\n",
+		"DELE \xcc\xee\xff\xff\r\n":         "DELE \xcc\xee\xff\xff\r\n",
+		"DELE \xcc\xee\xff\r\n":             "", // IAC and the line's end: servers differ in where it is
+		"\xff\xf4\xff\xf2ABOR\r\n":          "ABOR\r\n",
+		"\xff\xf4\xff\xf2STAT\r\n":          "STAT\r\n",
+		"STAT \xff\xff\r\n":                 "STAT \xff\xff\r\n",
+		"\xff\xf4\xff\xf2STAT \xff\xff\r\n": "\xff\xf4\xff\xf2STAT \xff\xff\r\n",
+		"NOOP\n":                            "NOOP\n",
+	} {
+		o := &stageHand{}
+		d := newScript(o, policy.Plain)
+		playStep(t, o, d, "S: 220 hello => C< 220 hello")
+		r := lineReader{limit: 4096, buf: []byte(said)}
+		l, err := r.next(nil, time.Time{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		o.log = nil
+		d.clientLine(time.Time{}, l)
+		got := strings.Join(o.log, ", ")
+		if sent := o.sent[alg.Server]; sent != want || want == "" && !strings.Contains(got, "C< 50") {
+			t.Errorf("%q went on as %q: %s", said, sent, got)
+		}
+	}
 }
 
 // FuzzDialogue has both sides say anything. Nothing may be sent between AUTH and its reply, nothing but whole lines, and

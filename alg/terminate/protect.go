@@ -62,11 +62,21 @@ func (d *dialogue) auth(cmd ftp.Command) {
 		d.reply("503 TLS is in use already")
 	case !d.shows:
 		d.refuse(alg.NoCertificate, []byte("AUTH"))
-	case d.channel == policy.Same && !d.side[alg.Server].tls:
+	case d.channel == policy.Same && !d.side[alg.Server].tls && !d.doubtful:
 		d.ask(authTLS, "AUTH TLS")
 	default:
-		d.acceptAUTH()
+		d.answerAUTH()
 	}
+}
+
+// answerAUTH answers AUTH without the server, which does not hear of it and so keeps the user and the directory that it has. Those
+// may be somebody else's, who spoke before in clear text (RFC 2228 section 3).
+func (d *dialogue) answerAUTH() {
+	if d.control.HasUser() || d.doubtful {
+		d.refuse(alg.AUTHTooLate, []byte("AUTH"))
+		return
+	}
+	d.acceptAUTH()
 }
 
 // acceptAUTH begins TLS with the client.
@@ -74,6 +84,12 @@ func (d *dialogue) acceptAUTH() {
 	d.reply("234 AUTH accepted, TLS begins")
 	if d.out.secure(alg.Client) == nil {
 		// RFC 4217 section 4: all but the mechanism is as at the beginning.
+		for _, e := range d.control.Renew(nil) {
+			if e.Kind == alg.ClosePinhole {
+				d.out.shut(e.Pinhole, e.Reason)
+			}
+		}
+		d.user = ""
 		d.side[alg.Client] = protection{tls: true, data: alg.Clear}
 		d.protected()
 	}
@@ -106,6 +122,10 @@ func (d *dialogue) prot(cmd ftp.Command) {
 		d.reply("536 The level is not supported by TLS")
 	case level != "C" && level != "P":
 		d.reply("504 The level is not known; C and P are")
+	case level == "C" && (d.rule.TLS.RequireReuse || d.rule.TLS.CA != ""):
+		// A data connection in clear text shows neither the client's certificate nor its TLS session (RFC 2228 section 3: 534).
+		d.denied(alg.TLSRequired, []byte("PROT C"))
+		d.reply("534 The policy asks for TLS on data connections")
 	case !d.side[alg.Server].tls:
 		client.data = levels[level]
 		d.out.protect()
@@ -183,7 +203,7 @@ func (d *dialogue) authAnswered(x exchange, reply ftp.Reply, l line) {
 		d.ask(authSSL, "AUTH SSL") // MS-FTPS 1.3: a server may know only one of the names
 	case d.refused == policy.Plain:
 		d.out.report(audit.Event{Kind: audit.EventAudit, Reason: alg.AUTHRefused, Text: audit.WireText(l.text)})
-		d.acceptAUTH()
+		d.answerAUTH()
 	case reply.Positive():
 		d.end(alg.NotFTP)
 	default:
@@ -231,10 +251,6 @@ func (d *dialogue) protected() {
 	d.control.SetProtection(p)
 	d.out.report(audit.Event{Kind: audit.EventProtection, Protection: p})
 }
-
-const iac = 0xff
-
-func hasIAC(b []byte) bool { return bytes.IndexByte(b, iac) >= 0 }
 
 // featureName is the name in a line of FEAT's reply.
 func featureName(text []byte) string {

@@ -411,6 +411,7 @@ func (s *session) send(to alg.Side, text []byte) {
 func (s *session) secure(side alg.Side) error {
 	if side == alg.Client {
 		s.due = true
+		s.abandonPromise() // what was announced in clear text is no part of the session in TLS
 		return nil
 	}
 	if err := s.secureServer(); err != nil {
