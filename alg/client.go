@@ -102,7 +102,7 @@ var simpleKinds = map[string]kind{
 	"STOR": upload, "STOU": upload, "APPE": upload, "RETR": download,
 	"LIST": listing, "NLST": listing, "MLSD": listing,
 	"PASS": pass, "ACCT": pass, "QUIT": quit, "STAT": stat,
-	"PWD": pwd, "XPWD": pwd,
+	"PWD": pwd, "XPWD": pwd, "TYPE": representation,
 }
 
 func protKind(level []byte) kind {

@@ -28,6 +28,7 @@ const (
 	needPassword
 	needAccount
 	loggedIn
+	loginUnknown // in a session that is resumed
 )
 
 // Control is one control connection. Make one with New, NewTerminated or Resume; it is not safe for concurrent use.
@@ -43,6 +44,9 @@ type Control struct {
 	epsvAll   bool // the server accepted EPSV ALL
 	secured   bool // inside TLS since it began or since AUTH
 	resumed   bool // picked up in the middle, and nothing has been read since that tells what came before
+	unread    bool // nobody has read it from its beginning
+	guess     bool // if its first bytes look like TLS, it is
+	cleared   bool // it was in TLS before (CCC)
 	missed    bool // a command may have been sent that was not captured
 	inDenied  bool // the rest of the client's line is being overwritten
 	readAlong bool // the kernel's helper reads clear text behind us
@@ -92,18 +96,6 @@ func NewTerminated(p *policy.Policy, d policy.Decision, client, server netip.Add
 	d.Implicit = false
 	c := New(p, d, client, server)
 	c.opened, c.canShow = true, p.CanShow(d.Server)
-	return c
-}
-
-// Resume gives the state machine of a control connection that was there before we were. It is taken to be logged in,
-// and whether it is inside TLS shows in its first bytes.
-func Resume(p *policy.Policy, d policy.Decision, client, server netip.AddrPort) *Control {
-	c := New(p, d, client, server)
-	c.kinds = queue{}
-	c.login, c.resumed, c.dataLevel = loggedIn, true, Unknown
-	if c.tls != nil {
-		c.tls.resume()
-	}
 	return c
 }
 
@@ -166,7 +158,7 @@ func (c *Control) Opaque(from Side) bool { return c.phase == records && !c.tls.C
 
 // Feed takes the next bytes of one side, in stream order, and appends what should happen to fx. The bytes are not kept.
 func (c *Control) Feed(now time.Time, from Side, b []byte, fx []Effect) []Effect {
-	if c.resumed && c.phase == clear && c.rule.OpaquePinhole && beginsRecord(b) {
+	if c.resumed && c.guess && c.phase == clear && c.rule.OpaquePinhole && beginsRecord(b) {
 		// What was read before in clear text was the end of a record.
 		c.lines[from].Skip(0)
 		c.startTLS()
@@ -203,7 +195,7 @@ func (c *Control) feedTLS(now time.Time, from Side, b []byte, fx []Effect) (int,
 		return n, c.end(NotTLS, fx)
 	case ev&backToClear != 0:
 		if c.tls.Cleared == [2]bool{true, true} {
-			c.phase, c.tls, c.jit, c.secured = clear, nil, jit{}, false
+			c.phase, c.tls, c.jit, c.secured, c.cleared = clear, nil, jit{}, false, true
 			c.login = loggedIn // inside TLS: servers refuse CCC before it
 			fx = append(fx, Effect{Kind: Protect, Protection: c.Protection()})
 		}
@@ -239,7 +231,7 @@ func (c *Control) Abort(why Reason, fx []Effect) []Effect {
 func (c *Control) Lose(from Side, n int) {
 	c.lines[from].Skip(n)
 	c.kinds, c.replies, c.resumed, c.inDenied = queue{}, ftp.Replies{}, true, false
-	c.missed = c.missed || from == Client
+	c.missed, c.guess = c.missed || from == Client, true
 	c.login = loggedIn // as in a session that is resumed
 	if c.phase == authSent {
 		c.phase = clear

@@ -11,6 +11,9 @@ type Memory struct {
 	EPSVAll     bool
 	Secured     bool
 	Resumed     bool
+	Unread      bool
+	Guess       bool
+	Cleared     bool
 	DataLevel   Level
 	Outstanding []run
 	Fed         [2]uint64 // bytes of each side
@@ -29,6 +32,7 @@ func (c *Control) Remember() (m Memory, ok bool) {
 	}
 	return Memory{
 		Phase: c.phase, Login: c.login, EPSVAll: c.epsvAll, Secured: c.secured, Resumed: c.resumed, DataLevel: c.dataLevel,
+		Unread: c.unread, Guess: c.guess, Cleared: c.cleared,
 		Outstanding: c.kinds.runs[:c.kinds.used],
 		Fed:         [2]uint64{c.lines[Client].Offset(), c.lines[Server].Offset()},
 		Replies:     c.replies, Pinhole: c.pinhole, TLS: c.tls, Credit: c.jit, Directory: c.cwd,
@@ -42,6 +46,7 @@ func (c *Control) Recall(m Memory) bool {
 		return false
 	}
 	c.phase, c.login, c.epsvAll, c.secured, c.resumed, c.dataLevel = m.Phase, m.Login, m.EPSVAll, m.Secured, m.Resumed, m.DataLevel
+	c.unread, c.guess, c.cleared = m.Unread, m.Guess, m.Cleared
 	c.kinds = queue{}
 	c.kinds.used = uint8(copy(c.kinds.runs[:], m.Outstanding))
 	for _, r := range c.kinds.runs {

@@ -26,7 +26,7 @@ func handOver(t testing.TB, c *Control) *Control {
 	if err := gob.NewDecoder(&b).Decode(&m); err != nil {
 		t.Fatal(err)
 	}
-	next := Resume(c.policy, c.policy.Decide(c.client.Addr(), c.server), c.client, c.server)
+	next := Resume(c.policy, c.policy.Decide(c.client.Addr(), c.server), c.client, c.server, PhaseUnknown)
 	if !next.Recall(m) {
 		t.Fatalf("%+v is not gone on with", m)
 	}
@@ -72,7 +72,7 @@ func TestRecallForbidden(t *testing.T) {
 		closed := policy.AllowAll()
 		d := closed.Decide(tlsClientAddr.Addr(), tlsServerAddr)
 		d.Rule.OpaquePinhole = false
-		if next := Resume(closed, d, tlsClientAddr, tlsServerAddr); next.Recall(m) || next.HasCredit(now) || next.Opaque(Client) {
+		if next := Resume(closed, d, tlsClientAddr, tlsServerAddr, PhaseTLS); next.Recall(m) || next.HasCredit(now) || next.Opaque(Client) {
 			t.Errorf("behind %q: TLS goes on", step)
 		}
 	}
@@ -81,7 +81,7 @@ func TestRecallForbidden(t *testing.T) {
 // TestRecallNothing: a memory that says nothing opens nothing, and one with too much is bounded.
 func TestRecallNothing(t *testing.T) {
 	p := policy.AllowAll()
-	c := Resume(p, p.Decide(tlsClientAddr.Addr(), tlsServerAddr), tlsClientAddr, tlsServerAddr)
+	c := Resume(p, p.Decide(tlsClientAddr.Addr(), tlsServerAddr), tlsClientAddr, tlsServerAddr, PhaseUnknown)
 	if !c.Recall(Memory{Outstanding: make([]run, 1000)}) || c.kinds.used != maxRuns {
 		t.Errorf("%d runs", c.kinds.used)
 	}

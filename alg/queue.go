@@ -31,6 +31,7 @@ const (
 	cwd
 	pwd
 	denied
+	representation // TYPE
 )
 
 // direction is that of a transfer command.

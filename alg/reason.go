@@ -42,6 +42,8 @@ const (
 	TextAroundAUTH     // clear text between AUTH and the handshake (injection)
 	TooManyOutstanding // more commands without a reply than the limit
 	NoConnection       // a segment of no connection that conntrack knows
+	SessionUnknown     // it began before us, nobody has read it, and the policy rests on who logged in
+	LabelFailed        // whether it is in TLS could not be written to its conntrack entry
 	PolicyDenied       // the policy allows nothing between these two hosts
 	SessionLimit       // the limit on sessions, or on one client's sessions
 	InternalError      // a mistake of ours: the packet is dropped and its session ended
@@ -130,6 +132,8 @@ var reasonNames = [reasonCount]string{
 	TextAroundAUTH:     "text-around-auth",
 	TooManyOutstanding: "too-many-outstanding",
 	NoConnection:       "no-connection",
+	SessionUnknown:     "session-unknown",
+	LabelFailed:        "label-failed",
 	PolicyDenied:       "policy-denied",
 	SessionLimit:       "session-limit",
 	InternalError:      "internal-error",

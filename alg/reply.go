@@ -50,6 +50,8 @@ var replyCodes = [reasonCount]int{
 	TooManyOutstanding: 421,
 	NoConnection:       421,
 	PolicyDenied:       421,
+	SessionUnknown:     421,
+	LabelFailed:        421,
 	SessionLimit:       421,
 	InternalError:      421,
 	SplitLine:          421,

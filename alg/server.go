@@ -45,6 +45,9 @@ func (c *Control) reply(r ftp.Reply, line ftp.Line, fx []Effect) []Effect {
 		return c.closePinhole(SessionOver, fx)
 	}
 	k := c.kinds.oldest()
+	if c.login == loginUnknown && provesLogin(k, r.Code) {
+		c.login = loggedIn
+	}
 	if r.Preliminary() {
 		return fx
 	}

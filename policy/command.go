@@ -195,6 +195,12 @@ func (r *Rule) Restricts(prefix string) bool {
 	return false
 }
 
+// RestsOnState reports whether the rule restricts anything that is read in clear text.
+func (r *Rule) RestsOnState() bool { return len(r.allow) > 0 || len(r.denied) > 0 || r.RequireTLS }
+
+// RestsOnLogin reports whether the rule restricts who logs in, or how.
+func (r *Rule) RestsOnLogin() bool { return !r.users.isZero() || r.RequireTLS }
+
 // TracksPaths reports whether the rule has any path entry, so that the working directory matters.
 func (r *Rule) TracksPaths() bool {
 	for _, d := range r.denied {

@@ -1,6 +1,7 @@
 package inspect
 
 import (
+	"cmp"
 	"net/netip"
 	"time"
 
@@ -24,9 +25,16 @@ func (in *Inspector) begin(sh *shard, now time.Time, k Key, entry conntrack.Entr
 		return nil, alg.PolicyDenied
 	}
 	why := alg.Admit(d)
+	phase := alg.PhaseUnknown
+	if m != nil {
+		if phase = decodeLabel(entry.Label); m.Phase != alg.PhaseUnknown {
+			phase = m.Phase
+		}
+		why = cmp.Or(why, alg.AdmitResumed(d, phase))
+	}
 	s := &session{
 		key: k, id: entry.ID, policy: p, rule: d.Rule,
-		began: now, lastSeen: now, implicit: d.Implicit, resumed: m != nil,
+		began: now, lastSeen: now, implicit: d.Implicit, resumed: m != nil, written: decodeLabel(entry.Label),
 	}
 	if s.resumed {
 		s.number = m.Number
@@ -52,7 +60,7 @@ func (in *Inspector) begin(sh *shard, now time.Time, k Key, entry conntrack.Entr
 		return s, alg.NoReason
 	}
 	sh.sessions[k] = s
-	in.startSession(sh, s, d, m, now)
+	in.startSession(sh, s, d, m, phase, now)
 	if entry.Helper == conntrack.KernelFTP {
 		s.readAlong = true
 		s.control.ReadAlong()
@@ -66,9 +74,9 @@ func (in *Inspector) begin(sh *shard, now time.Time, k Key, entry conntrack.Entr
 }
 
 // startSession gives a session its engine, and tells of it.
-func (in *Inspector) startSession(sh *shard, s *session, d policy.Decision, m *Memory, now time.Time) {
+func (in *Inspector) startSession(sh *shard, s *session, d policy.Decision, m *Memory, phase alg.Phase, now time.Time) {
 	if s.resumed {
-		s.control = alg.Resume(s.policy, d, s.key.Client, s.key.Server)
+		s.control = alg.Resume(s.policy, d, s.key.Client, s.key.Server, phase)
 		if m.Number != 0 {
 			in.recall(sh, s, m, now)
 		}

@@ -28,6 +28,7 @@ type Conntrack interface {
 	Expect(conntrack.Expectation) error
 	Withdraw(conntrack.Expectation) error
 	Lookup(conntrack.Tuple) (conntrack.Entry, error)
+	SetLabel(t conntrack.Tuple, value, mask conntrack.Label) error
 }
 
 // Bounds of the whole inspector; those of one session are in the policy.
@@ -75,6 +76,7 @@ type shard struct {
 	open     map[door]*session     // pinholes that stand
 	missed   map[door]*session     // by the ends of a SYN that did not use its pinhole
 	holding  map[*session]struct{} // sessions that may have packets without a verdict
+	openings map[Key]opening
 	fx       []alg.Effect
 	swept    time.Time // when sessions that are closing were looked for last
 }
@@ -108,6 +110,7 @@ func New(o Options) *Inspector {
 		in.shards[i].open = map[door]*session{}
 		in.shards[i].missed = map[door]*session{}
 		in.shards[i].holding = map[*session]struct{}{}
+		in.shards[i].openings = map[Key]opening{}
 	}
 	return in
 }
@@ -153,6 +156,9 @@ func (in *Inspector) packet(now time.Time, p Packet, seg *nfq.Segment) (translat
 			in.rescue(sh, s, now, p, mistake)
 		}
 	}()
+	if isSYNACK(seg) && !in.lossy && in.policy.Load().IsControlPort(seg.Src) {
+		return in.opens(sh, now, p, seg)
+	}
 	ends := Key{seg.Src, seg.Dst}
 	s, from, why := in.find(sh, now, p, seg)
 	if s != nil && in.replaced(s, &s.streams[from], seg) {
@@ -186,7 +192,7 @@ func (in *Inspector) packet(now time.Time, p Packet, seg *nfq.Segment) (translat
 }
 
 // find gives the session of a segment and the side that sent it. A segment of a control connection that is not known
-// yet begins a session; if that must not be, the reason says why. Without session and reason it is a SYN to decide on, or a
+// yet begins a session, or resumes one if its SYN/ACK was not seen; if that must not be, the reason says why. Without session and reason it is a SYN to decide on, or a
 // server's segment that got its client's view of the addresses just now.
 func (in *Inspector) find(sh *shard, now time.Time, packet Packet, seg *nfq.Segment) (*session, alg.Side, alg.Reason) {
 	if s, from := sh.session(seg); s != nil {
@@ -207,15 +213,26 @@ func (in *Inspector) find(sh *shard, now time.Time, packet Packet, seg *nfq.Segm
 	// conntrack yet, and nobody says anything before the handshake is over.
 	entry, err := in.entry(packet, k, from)
 	switch {
-	case isSYN(seg) && (err != nil || !entry.Opened):
+	case isSYN(seg) && (!in.lossy || err != nil || !entry.Opened):
 		return nil, from, alg.NoReason
 	case err != nil, !entry.Opened:
 		return nil, from, alg.NoConnection
 	case from == alg.Server && natted(entry) && entry.Orig != k.tuple():
 		seg.Src, seg.Dst = entry.Orig.Dst, entry.Orig.Src
 		return nil, from, alg.NoReason
+	case entry.Orig != k.tuple():
+		return nil, from, alg.NoConnection // the server opened it, from its control port
+	}
+	o, seen := in.takeOpening(sh, k, entry.ID)
+	if !seen && !in.lossy {
+		s, why := in.begin(sh, now, k, entry, &Memory{Key: k})
+		return s, from, why
 	}
 	s, why := in.begin(sh, now, k, entry, nil)
+	if s != nil && seen {
+		s.streams[alg.Client].sync(o.origin[alg.Client])
+		s.streams[alg.Server].sync(o.origin[alg.Server])
+	}
 	return s, from, why
 }
 
@@ -266,6 +283,9 @@ func (in *Inspector) End(now time.Time, k Key, id uint32) {
 	sh := in.shard(k.Client.Addr(), k.Server.Addr())
 	sh.mu.Lock()
 	defer sh.mu.Unlock()
+	if sh.openings[k].id == id {
+		in.dropOpening(sh, k)
+	}
 	if s := sh.sessions[k]; s != nil && s.id == id {
 		in.guard(sh, s, now, func() { in.forget(sh, s, now, alg.ConnectionClosed) })
 	}
@@ -334,6 +354,7 @@ func (in *Inspector) Sweep(now time.Time, before time.Time) {
 		for _, s := range sh.sessions {
 			in.guard(sh, s, now, func() { in.sweep(sh, s, now, before) })
 		}
+		in.sweepOpenings(sh, now)
 		sh.mu.Unlock()
 	}
 }

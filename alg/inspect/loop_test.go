@@ -22,9 +22,12 @@ type silent struct{}
 func (silent) Verdict(uint32, nfq.Verdict) error    { return nil }
 func (silent) Expect(conntrack.Expectation) error   { return nil }
 func (silent) Withdraw(conntrack.Expectation) error { return nil }
-func (silent) Lookup(conntrack.Tuple) (conntrack.Entry, error) {
-	return conntrack.Entry{Opened: true, Live: true}, nil
+func (silent) Lookup(t conntrack.Tuple) (conntrack.Entry, error) {
+	e := conntrack.Untranslated(t)
+	e.Opened, e.Live = true, true
+	return e, nil
 }
+func (silent) SetLabel(conntrack.Tuple, conntrack.Label, conntrack.Label) error { return nil }
 
 // loop drives many sessions with packets made once, of which only sequence numbers and payload are changed: so that what
 // is measured is ours.
@@ -46,6 +49,7 @@ func newLoop(t testing.TB, n int) *loop {
 		l.packet[side] = build(t, ends[0].Addr(), ends[1].Addr(), tcp, nil)
 	}
 	for i := range n {
+		l.synAck(i)
 		l.send(i, alg.Server, "220 ready\r\n")
 		l.exchange(i, "USER a\r\n", "331 password\r\n")
 		l.exchange(i, "PASS b\r\n", "230 in\r\n")
@@ -56,6 +60,15 @@ func newLoop(t testing.TB, n int) *loop {
 func (l *loop) exchange(i int, command, reply string) {
 	l.send(i, alg.Client, command)
 	l.send(i, alg.Server, reply)
+}
+
+// synAck makes session i's SYN/ACK: its number is that before the first byte's.
+func (l *loop) synAck(i int) {
+	l.packet[alg.Server][33] |= 2 // SYN
+	l.seq[i][alg.Server]--
+	l.send(i, alg.Server, "")
+	l.seq[i][alg.Server]++
+	l.packet[alg.Server][33] &^= 2
 }
 
 // send makes session i's next packet: its number is in the client's address and port.

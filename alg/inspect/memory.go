@@ -11,7 +11,7 @@ import (
 
 // MemoryFormat is the number of what the fields of Memory, and of alg.Memory in it, mean. Who knows another number must not use
 // them.
-const MemoryFormat = 1
+const MemoryFormat = 2
 
 // Memory is what an inspector knows of a session and no packet tells again, for the one that goes on with it (Resume). It is
 // there for encoding/gob. It has what was typed last, perhaps a password: it must not be written anywhere.
@@ -28,6 +28,8 @@ type Memory struct {
 	Missed       *missed
 	Granted      bool // its credit was spent, and the SYN may be repeated
 	Streams      [2]place
+	Opening      bool        // nothing was said: only its ID and the origins of its streams mean something
+	Phase        alg.Phase   // also where Control is nil
 	Control      *alg.Memory // nil in the middle of a line: then its bytes are read as those of a session that nobody knows
 }
 
@@ -46,6 +48,12 @@ func (in *Inspector) Remember() iter.Seq[Memory] {
 		for i := range in.shards {
 			sh := &in.shards[i]
 			sh.mu.Lock()
+			for k, o := range sh.openings {
+				if !yield(o.memory(k)) {
+					sh.mu.Unlock()
+					return
+				}
+			}
 			for _, s := range sh.sessions {
 				if !s.turnedAway && !yield(sh.remember(s)) {
 					sh.mu.Unlock()
@@ -57,10 +65,19 @@ func (in *Inspector) Remember() iter.Seq[Memory] {
 	}
 }
 
+func (o opening) memory(k Key) Memory {
+	m := Memory{Key: k, ID: o.id, Opening: true, Began: o.since}
+	for from, seq := range o.origin {
+		m.Streams[from].Origin = seq
+	}
+	return m
+}
+
 func (sh *shard) remember(s *session) Memory {
 	m := Memory{
 		Key: s.key, ID: s.id, Number: s.number, User: s.user, Began: s.began, LastSeen: s.lastSeen,
 		PinholeUntil: s.pinholeUntil, Refused: s.refused, Told: s.told, Missed: s.missed,
+		Phase: s.control.Phase(),
 	}
 	if p := sh.pairs[s.key.hosts()]; p != nil {
 		m.Granted = slices.Contains(p.granted, s)
@@ -97,7 +114,19 @@ func (in *Inspector) Resume(now time.Time, entry conntrack.Entry, m Memory) {
 	if k := (Key{Client: entry.Orig.Src, Server: entry.Orig.Dst}); m.Key != k || m.ID != entry.ID {
 		m = Memory{Key: k}
 	}
+	if m.Opening {
+		in.reopen(m)
+		return
+	}
 	in.start(now, m.Key, entry, &m)
+}
+
+// reopen goes on with an opening.
+func (in *Inspector) reopen(m Memory) {
+	sh := in.shard(m.Key.Client.Addr(), m.Key.Server.Addr())
+	sh.mu.Lock()
+	defer sh.mu.Unlock()
+	in.keepOpening(sh, m.Key, opening{id: m.ID, origin: [2]uint32{m.Streams[0].Origin, m.Streams[1].Origin}, since: m.Began})
 }
 
 // recall gives a session that has just been made what was remembered of it.

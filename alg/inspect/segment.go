@@ -20,7 +20,7 @@ const (
 func (in *Inspector) segment(sh *shard, s *session, from alg.Side, now time.Time, p Packet, seg *nfq.Segment) {
 	st, peer := &s.streams[from], &s.streams[from.Other()]
 	if seg.Flags&nfq.SYN != 0 {
-		if !st.synced { // a later one is no beginning, whatever it says
+		if in.lossy && !st.synced { // a later one is no beginning, whatever it says
 			st.sync(seg.Seq + 1)
 		}
 		in.beginning(now, p, seg)
@@ -214,6 +214,7 @@ func (in *Inspector) fresh(sh *shard, s *session, from alg.Side, now time.Time, 
 	st.next = g.end()
 	sh.fx = s.control.Feed(now, from, fresh, sh.fx[:0])
 	in.carryOut(sh, s, now, &g)
+	in.keepPhase(sh, s, now, &g)
 	if s.refused {
 		in.reset(s, from, &g, undelivered)
 		return

@@ -27,12 +27,13 @@ type session struct {
 	pinholeUntil time.Time
 	implicit     bool
 	resumed      bool
-	readAlong    bool    // the kernel's helper reads what goes on
-	refused      bool    // no packet goes on any more
-	turnedAway   bool    // was refused from the start
-	told         [2]bool // which sides were sent a reset because of that
-	credited     bool    // stands in its pair's list
-	opaque       bool    // counted as inside TLS in its pair
+	written      alg.Phase // in its label, or tried in vain for want of room
+	readAlong    bool      // the kernel's helper reads what goes on
+	refused      bool      // no packet goes on any more
+	turnedAway   bool      // was refused from the start
+	told         [2]bool   // which sides were sent a reset because of that
+	credited     bool      // stands in its pair's list
+	opaque       bool      // counted as inside TLS in its pair
 }
 
 // pair is what two hosts have between them, for just-in-time pinholes.

@@ -36,9 +36,10 @@ type wire struct {
 	packets   map[uint32][]byte
 	verdicts  map[uint32]nfq.Verdict
 	nextID    uint32
-	receivers [2]receiver // by the sending side
-	loses     bool        // the kernel drops what waits in the queue
-	resets    [2]uint32   // sequence number of the reset that a side was sent, by the side whose packet became it
+	receivers [2]receiver  // by the sending side
+	shaken    map[Key]bool // the handshakes that were seen
+	loses     bool         // the kernel drops what waits in the queue
+	resets    [2]uint32    // sequence number of the reset that a side was sent, by the side whose packet became it
 }
 
 // receiver puts one direction together: the first content of every byte counts.
@@ -70,7 +71,7 @@ func (r *receiver) stream() []byte {
 func newWire(t testing.TB, p *policy.Policy, client, server netip.AddrPort) *wire {
 	w := &wire{
 		t: t, ct: &conntrack.Fake{}, key: Key{client, server}, isn: [2]uint32{0xfffffff0, 77},
-		packets: map[uint32][]byte{}, verdicts: map[uint32]nfq.Verdict{},
+		packets: map[uint32][]byte{}, verdicts: map[uint32]nfq.Verdict{}, shaken: map[Key]bool{},
 	}
 	for i := range w.receivers {
 		w.receivers[i] = receiver{isn: w.isn[i], bytes: map[uint32]byte{}}
@@ -133,15 +134,32 @@ func (w *wire) Verdict(id uint32, v nfq.Verdict) error {
 	return nil
 }
 
-// send puts payload on the wire, offset bytes after what its side has sent before.
-func (w *wire) send(from alg.Side, offset int, payload []byte, edit func(*layers.TCP)) (id uint32) {
-	src, dst := w.key.Client, w.key.Server
-	if from == alg.Server {
-		src, dst = dst, src
-		if w.view != (Key{}) {
-			src, dst = w.view.Server, w.view.Client
-		}
+// ends are the addresses of a packet.
+func (w *wire) ends(from alg.Side) (src, dst netip.AddrPort) {
+	switch {
+	case from == alg.Client:
+		return w.key.Client, w.key.Server
+	case w.view != Key{}:
+		return w.view.Server, w.view.Client
 	}
+	return w.key.Server, w.key.Client
+}
+
+// handshake sends the server's SYN/ACK: the next bytes are the connection's first.
+func (w *wire) handshake() {
+	w.shaken[w.key] = true
+	src, dst := w.ends(alg.Server)
+	seg := nfq.Segment{Src: src, Dst: dst, Flags: nfq.SYN | nfq.ACK,
+		Seq: w.isn[alg.Server] + w.sent[alg.Server] - 1, Ack: w.isn[alg.Client] + w.sent[alg.Client]}
+	w.in.Packet(clock, Packet{Queue: silent{}}, &seg)
+}
+
+// send puts payload on the wire, offset bytes after what its side has sent before. What is not resumed has begun.
+func (w *wire) send(from alg.Side, offset int, payload []byte, edit func(*layers.TCP)) (id uint32) {
+	if !w.shaken[w.key] && w.in.sessionAt(w.key) == nil {
+		w.handshake()
+	}
+	src, dst := w.ends(from)
 	tcp := &layers.TCP{
 		SrcPort: layers.TCPPort(src.Port()), DstPort: layers.TCPPort(dst.Port()), ACK: true, Window: 65535,
 		Seq: w.isn[from] + w.sent[from] + uint32(offset), Ack: w.isn[from.Other()] + w.sent[from.Other()],

@@ -10,10 +10,14 @@ const (
 	maxHeldOfClient = 256
 )
 
+// maxOpenings bounds the memory of handshakes, some 10 MB. The inspector forgets one for another before.
+const maxOpenings = 1 << 16
+
 // Books are the accounts of a gateway. Both front ends work with the same: a client has one share, however its connections are
 // carried.
 type Books struct {
 	Sessions   *Account // control connections that are followed
+	Openings   *Account // control connections that have said nothing yet
 	TurnedAway *Account // the same, remembered only to refuse them
 	Pinholes   *Account // that stand
 	Held       *Account // queued packets without a verdict
@@ -30,6 +34,7 @@ type Share struct {
 func (b *Books) Shares() []Share {
 	return []Share{
 		{"sessions", b.Sessions.Use()},
+		{"silent connections", b.Openings.Use()},
 		{"refused sessions", b.TurnedAway.Use()},
 		{"pinholes", b.Pinholes.Use()},
 		{"held packets", b.Held.Use()},
@@ -45,6 +50,7 @@ func NewBooks(limits func() *policy.Limits) *Books {
 	sessions := func(l *policy.Limits) Limits { return Limits{l.Sessions, l.SessionsPerClient} }
 	return &Books{
 		Sessions:   account(sessions),
+		Openings:   account(func(l *policy.Limits) Limits { return Limits{maxOpenings, l.SessionsPerClient} }),
 		TurnedAway: account(sessions),
 		Pinholes:   account(func(l *policy.Limits) Limits { return Limits{l.Pinholes, l.PinholesPerClient} }),
 		Held:       New(Fixed(maxHeld, maxHeldOfClient)),

@@ -68,6 +68,9 @@ func (c *capture) Expect(conntrack.Expectation) error { return nil }
 // Withdraw forgets what Expect did not keep.
 func (c *capture) Withdraw(conntrack.Expectation) error { return nil }
 
+// SetLabel writes nothing: a replay ends with its sessions.
+func (c *capture) SetLabel(conntrack.Tuple, conntrack.Label, conntrack.Label) error { return nil }
+
 // Lookup says of a connection whether a side has sent FIN so far.
 func (c *capture) Lookup(t conntrack.Tuple) (conntrack.Entry, error) {
 	conn := c.tcp[inspect.Key{Client: t.Src, Server: t.Dst}]

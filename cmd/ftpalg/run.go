@@ -300,10 +300,11 @@ func (d *daemon) resume() error {
 		return err
 	}
 	for _, c := range before {
-		if !c.Opened || c.Mark&d.steering.terminate().Control != 0 {
+		m := d.handed.sessions[inspect.Key{Client: c.Orig.Src, Server: c.Orig.Dst}]
+		if !c.Opened && !m.Opening || c.Mark&d.steering.terminate().Control != 0 {
 			continue // it has not said anything yet, and perhaps never will; or it was terminated, and ended with us
 		}
-		d.inspector.Resume(time.Now(), c, d.handed.sessions[inspect.Key{Client: c.Orig.Src, Server: c.Orig.Dst}])
+		d.inspector.Resume(time.Now(), c, m)
 	}
 	d.handed.sessions = nil
 	return nil

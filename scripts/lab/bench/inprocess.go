@@ -28,11 +28,14 @@ import (
 // nothing stands in for the kernel: it takes verdicts and expectations and does nothing.
 type nothing struct{}
 
-func (nothing) Verdict(uint32, nfq.Verdict) error    { return nil }
-func (nothing) Expect(conntrack.Expectation) error   { return nil }
-func (nothing) Withdraw(conntrack.Expectation) error { return nil }
-func (nothing) Lookup(conntrack.Tuple) (conntrack.Entry, error) {
-	return conntrack.Entry{Opened: true, Live: true}, nil
+func (nothing) Verdict(uint32, nfq.Verdict) error                                { return nil }
+func (nothing) Expect(conntrack.Expectation) error                               { return nil }
+func (nothing) Withdraw(conntrack.Expectation) error                             { return nil }
+func (nothing) SetLabel(conntrack.Tuple, conntrack.Label, conntrack.Label) error { return nil }
+func (nothing) Lookup(t conntrack.Tuple) (conntrack.Entry, error) {
+	e := conntrack.Untranslated(t)
+	e.Opened, e.Live = true, true
+	return e, nil
 }
 
 const (
@@ -106,6 +109,8 @@ func (f *fleet) exchange(i int, command, reply string) {
 
 // open logs session i in and lets it do one transfer, as a session that is idle now has done.
 func (f *fleet) open(i int) {
+	client, server := ends(i)
+	f.segment(server, client, 0x12, f.seq[i][alg.Server]-1, f.seq[i][alg.Client], "") // SYN/ACK
 	f.say(i, alg.Server, "220 Ready.\r\n")
 	f.exchange(i, "USER lab\r\n", "331 Password required.\r\n")
 	f.exchange(i, "PASS secret\r\n", "230 Logged in.\r\n")

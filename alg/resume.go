@@ -1,0 +1,80 @@
+package alg
+
+import (
+	"net/netip"
+
+	"ftpalg/policy"
+)
+
+// Phase is how the bytes of a control connection are to be read, as far as it is kept where it outlives this process (in the
+// label of the connection's conntrack entry).
+type Phase uint8
+
+const (
+	PhaseUnknown Phase = iota // nobody has read the connection from its beginning
+	PhaseClear                // commands and replies, from the beginning on
+	PhaseAUTH                 // AUTH has gone on, and its reply has not come
+	PhaseTLS
+	PhaseCleared // commands and replies again, after TLS (CCC)
+)
+
+// Phase is the phase that the connection is in. It changes in Feed alone.
+func (c *Control) Phase() Phase {
+	switch {
+	case c.phase == authSent:
+		return PhaseAUTH
+	case c.phase == records:
+		return PhaseTLS
+	case c.unread:
+		return PhaseUnknown
+	case c.cleared:
+		return PhaseCleared
+	}
+	return PhaseClear
+}
+
+// AdmitResumed says why a control connection cannot go on that was there before us, or NoReason. Where the policy rests on who
+// logged in, and how, somebody must have read that.
+func AdmitResumed(d policy.Decision, phase Phase) Reason {
+	if phase == PhaseUnknown && d.Rule.RestsOnLogin() {
+		return SessionUnknown
+	}
+	return NoReason
+}
+
+// Resume gives the state machine of a control connection that was there before we were. What its phase tells is known. All else
+// is not: whether there was a login, which commands have no reply yet, and the working directory. What needs one of these is
+// denied until the server's replies prove it; the directory stays unknown, as a reply that is late would be taken for another's.
+func Resume(p *policy.Policy, d policy.Decision, client, server netip.AddrPort, phase Phase) *Control {
+	c := New(p, d, client, server)
+	c.phase, c.tls, c.kinds, c.secured = clear, nil, queue{}, false
+	c.login, c.resumed, c.dataLevel = loginUnknown, true, Unknown
+	c.cwd.lose()
+	if phase == PhaseUnknown && d.Implicit {
+		phase = PhaseTLS
+	}
+	switch opaque := c.rule.OpaquePinhole; {
+	case phase == PhaseTLS && opaque:
+		c.startTLS()
+		c.tls.resume()
+	case phase == PhaseAUTH && opaque:
+		c.phase = authSent
+		c.kinds.push(auth, 1)
+	case phase == PhaseCleared:
+		c.cleared, c.login = true, loggedIn // servers refuse CCC before a login
+	case phase != PhaseClear:
+		c.unread = true
+		c.guess = !c.rule.RestsOnState() // who is not restricted gains nothing by a forged record
+	}
+	return c
+}
+
+// provesLogin reports whether a reply is one that servers give to users who have logged in, and to nobody else: a data
+// connection was offered or is made, or a directory or a file was found. TYPE changes what only they have.
+func provesLogin(oldest kind, code int) bool {
+	switch code {
+	case 125, 150, 213, 226, 227, 229, 250, 257:
+		return true
+	}
+	return code == 200 && oldest == representation
+}
