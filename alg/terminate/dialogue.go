@@ -98,25 +98,50 @@ const (
 // aloud are the commands that a client may send while a transfer is under way.
 var aloud = map[string]bool{"ABOR": true, "STAT": true, "QUIT": true, "NOOP": true}
 
-// ready says whether a client's line may be taken now.
+// ready reports whether a client's line may be taken now.
 func (d *dialogue) ready(l line) bool {
 	switch {
 	case d.over:
 		return true
-	case d.own != none:
+	case d.own != none && d.own != settling:
 		return false
-	case d.control.Outstanding() == 0:
+	case d.own == none && d.control.Outstanding() == 0:
 		return true
-	case d.control.Transferring() == alg.NoTransfer:
+	case d.own == none && d.control.Transferring() == alg.NoTransfer:
 		return false
 	}
 	cmd, err := ftp.ParseCommand(l.text)
-	return err == nil && aloud[cmd.Verb] && d.rule.Command(cmd.Verb, cmd.Arg, "") == policy.Allowed
+	return err == nil && aloud[cmd.Verb] && (d.own == none || cmd.Verb == "NOOP") && d.rule.Command(cmd.Verb, cmd.Arg, "") == policy.Allowed
 }
 
-// listen says whether the client is to be read at all: what cannot be answered yet is better left in its socket.
+// listen reports whether the client is to be read at all. While the server is asked about protection it is not: what cannot be
+// answered yet is better left in its socket.
 func (d *dialogue) listen() bool {
-	return d.over || d.own == none && (d.control.Outstanding() == 0 || d.control.Transferring() != alg.NoTransfer || d.aborted)
+	return d.over || d.own == none || d.own == settling
+}
+
+// How long a client's command waits for the replies to those before it: to a transfer that was given up, to a NOOP, which servers
+// may leave out too, and to others, which may take long. When one comes after all, it is taken for another command's.
+const (
+	owedGivenUp = 2 * time.Second
+	owedSoon    = 4 * time.Second
+	owedLate    = 30 * time.Second
+)
+
+// patience is how long the client's next command waits; 0 is for as long as it takes. givenUp says that the transfer at hand was
+// given up: some servers never answer it.
+func (d *dialogue) patience(givenUp bool) time.Duration {
+	switch {
+	case d.own != none:
+		return 0
+	case givenUp:
+		return owedGivenUp
+	case d.control.Transferring() != alg.NoTransfer:
+		return 0
+	case d.verb == "NOOP":
+		return owedSoon
+	}
+	return owedLate
 }
 
 // forget goes on as if the server had answered everything.
@@ -136,6 +161,10 @@ func (d *dialogue) clientLine(now time.Time, l line) {
 		return
 	}
 	cmd, err := ftp.ParseCommand(l.text)
+	if d.own == settling {
+		d.reply("200 NOOP") // the server is heard again when its transfer's data has gone on
+		return
+	}
 	if err == nil && l.flaws&ftp.Refused == 0 && d.protectionCommand(cmd) {
 		return
 	}
@@ -226,7 +255,11 @@ func (d *dialogue) ownActive(wire []byte, cmd ftp.Command) []byte {
 // that (bounce: peer): the client has to connect there.
 func (d *dialogue) ownAddress(wire []byte, reply ftp.Reply, to netip.AddrPort) []byte {
 	announced, err := ftp.ParsePASV(reply.Text)
-	if err != nil || announced == to || announced.Port() != to.Port() || !to.Addr().Is4() {
+	if !to.Addr().Is4() {
+		// A 227 has no room for it. 0.0.0.0, as servers say over IPv6, is to clients the address of the control connection.
+		to = netip.AddrPortFrom(netip.IPv4Unspecified(), to.Port())
+	}
+	if err != nil || announced == to || announced.Port() != to.Port() {
 		return wire
 	}
 	return []byte("227 " + ftp.FormatPASV(to) + "\r\n")

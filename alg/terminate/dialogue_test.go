@@ -114,6 +114,16 @@ func requireTLS(d *dialogue) {
 	d.control = alg.NewTerminated(p, p.Decide(scriptClient.Addr(), scriptServer), scriptClient, scriptServer)
 }
 
+// overIPv6 has the session go over IPv6, with a policy that overlooks foreign addresses.
+func overIPv6(d *dialogue) {
+	p, err := policy.Parse("test", []byte(strings.ReplaceAll(scriptPolicy, "198.51.100.2", `"2001:db8:2::2"`)+"bounce: peer\n"))
+	if err != nil {
+		panic(err) // it is constant
+	}
+	client, server := netip.MustParseAddrPort("[2001:db8:1::2]:40000"), netip.MustParseAddrPort("[2001:db8:2::2]:21")
+	d.control = alg.NewTerminated(p, p.Decide(client.Addr(), server), client, server)
+}
+
 func demandReuse(d *dialogue) {
 	rule := *d.rule
 	rule.TLS.RequireReuse = true
@@ -175,6 +185,14 @@ var scripts = []struct {
 		S: 230 in => C< 230 in
 		C: PASV => S< PASV
 		S: 227 Entering (203,0,113,9,195,80) => open PASV 198.51.100.2:50000, C< 227 Entering Passive Mode (198,51,100,2,195,80).`},
+	{name: "PASV over IPv6", change: func(_ *stageHand, d *dialogue) { overIPv6(d) }, script: `
+		S: 220 hello => C< 220 hello
+		C: USER lab => S< USER lab
+		S: 230 in => C< 230 in
+		C: PASV => S< PASV
+		S: 227 Entering Passive Mode (0,0,0,0,195,80). => open PASV [2001:db8:2::2]:50000, C< 227 Entering Passive Mode (0,0,0,0,195,80).
+		C: PASV => shut next-data-command, S< PASV
+		S: 227 Entering Passive Mode (203,0,113,9,195,80). => open PASV [2001:db8:2::2]:50000, C< 227 Entering Passive Mode (0,0,0,0,195,80).`},
 	{name: "QUIT during a transfer", script: `
 		S: 220 hello => C< 220 hello
 		C: RETR x => begin, S< RETR x
@@ -296,7 +314,7 @@ var scripts = []struct {
 		C: AUTH TLS => C< 234 AUTH accepted, TLS begins, C TLS
 		C: PBSZ 0 => C< 200 PBSZ=0
 		C: PROT C => deny tls-required, C< 534 The policy asks for TLS on data connections
-		C: PROT P => C< 200 Data protection is P`},
+		C: PROT P => protect, C< 200 Data protection is P`},
 	{name: "a server with TLS behind a plain client", channel: policy.Explicit, script: `
 		S: 220 hello => C< 220 hello
 		C: AUTH TLS => C< 234 AUTH accepted, TLS begins, C TLS

@@ -44,6 +44,7 @@ type session struct {
 	due      bool // TLS begins with the client before it is read next
 	over     bool
 	greeted  time.Time // when the greeting is due
+	asked    time.Time // when the server was sent something last
 
 	tickets tickets
 	configs [2]*tls.Config // of the next data connections, by side
@@ -229,10 +230,16 @@ func (s *session) serverDeadline() time.Time {
 	return idle
 }
 
-// patient says whether silence is in order: of a server that nobody asked anything, and of anyone during a transfer.
+// slowestReply is how long a server may take to answer: one that computes the hash of a large file is not idle, nor is the client
+// that waits for it. TCP itself finds servers that are gone.
+const slowestReply = time.Hour
+
+// patient reports whether the server's silence is in order: nobody asked anything, or a transfer is under way, or the answer may
+// take longer.
 func (s *session) patient() bool {
 	c := s.dialogue.control
-	return s.greeted.IsZero() && s.dialogue.own == none && (c.Outstanding() == 0 || c.Transferring() != alg.NoTransfer)
+	return s.greeted.IsZero() && s.dialogue.own == none &&
+		(c.Outstanding() == 0 || c.Transferring() != alg.NoTransfer || time.Since(s.asked) < slowestReply)
 }
 
 // readClient takes the client's lines, each when it can be answered.
@@ -251,8 +258,10 @@ func (s *session) clientSaid(l line, err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	switch {
-	case timedOut(err) && s.dialogue.control.Transferring() != alg.NoTransfer:
-	case timedOut(err) && !errors.Is(err, errSlowLine):
+	case timedOut(err) && errors.Is(err, errSlowLine):
+		s.lost(err)
+	case timedOut(err) && s.dialogue.busy(): // it waits for a reply
+	case timedOut(err):
 		s.dialogue.end(alg.IdleTimeout)
 	case err != nil:
 		for errors.Is(err, io.EOF) && !s.over && s.dialogue.busy() {
@@ -266,32 +275,41 @@ func (s *session) clientSaid(l line, err error) {
 	}
 }
 
-// owedTimeout is how long a client's command waits for the reply to a transfer that was given up.
-const owedTimeout = 2 * time.Second
-
-// waitTurn waits until a client's line may be taken.
+// waitTurn waits until a client's line may be taken, or until the replies that it waits for are overdue.
 func (s *session) waitTurn(l line) {
 	if s.over || s.dialogue.ready(l) {
 		return
 	}
-	late := false
-	owed := time.AfterFunc(owedTimeout, func() {
-		s.mu.Lock()
-		defer s.mu.Unlock()
-		late = true
-		s.turn.Broadcast()
-	})
-	defer owed.Stop()
+	began, stop := time.Now(), s.tick()
+	defer stop()
 	for !s.over && !s.dialogue.ready(l) {
-		if late && s.givenUp() && s.dialogue.own == none {
+		if limit := s.dialogue.patience(s.givenUp()); limit > 0 && time.Since(began) >= limit {
 			s.dialogue.forget()
 			continue
 		}
-		if late {
-			late = false
-			owed.Reset(owedTimeout)
-		}
 		s.turn.Wait()
+	}
+}
+
+// turnTick is how often one who waits for its turn looks at the clock.
+const turnTick = time.Second
+
+// tick has those who wait for their turn look again, every turnTick until stop is called.
+func (s *session) tick() (stop func()) {
+	ticker, done := time.NewTicker(turnTick), make(chan struct{})
+	go func() {
+		for {
+			select {
+			case <-ticker.C:
+				s.turn.Broadcast()
+			case <-done:
+				return
+			}
+		}
+	}()
+	return func() {
+		ticker.Stop()
+		close(done)
 	}
 }
 
@@ -396,6 +414,9 @@ func (s *session) turnAway(why alg.Reason) {
 func (s *session) send(to alg.Side, text []byte) {
 	if s.over || to == alg.Client && s.due {
 		return
+	}
+	if to == alg.Server {
+		s.asked = time.Now()
 	}
 	said := inClear
 	if s.dialogue.side[to].tls {

@@ -441,6 +441,71 @@ func TestIdleTimeout(t *testing.T) {
 	s.hearEnd()
 }
 
+// A command that the server takes longer for than an idle session may last, and its client's silence, end nothing. Once it is
+// answered the client is idle.
+func TestSlowCommand(t *testing.T) {
+	const idle = 200 * time.Millisecond
+	w := newWorld(t, false, func(p *policy.Policy) { p.Limits.IdleTimeout = idle })
+	s, c := w.loggedIn(), w.client
+	c.say("HASH large.iso")
+	s.hear("HASH large.iso")
+	<-time.After(3 * idle) // what is tested is that nothing happens
+	s.say("213 SHA-256 0-49 49f6 large.iso")
+	c.hear("213 ")
+	c.hear("421 ")
+}
+
+// A NOOP that is not answered does not keep the next command waiting for ever. What replies belong to is in doubt from then on.
+func TestUnansweredNOOP(t *testing.T) {
+	w := newWorld(t, false, nil)
+	s, c := w.loggedIn(), w.client
+	c.say("NOOP", "SYST")
+	s.hear("NOOP")
+	s.hear("SYST")
+	s.say("215 UNIX")
+	c.hear("215 ")
+	c.say("AUTH TLS")
+	c.hear("503 ")
+}
+
+// settles reports whether a session holds a transfer's reply back until its data has gone on.
+func (w *world) settles() bool {
+	w.gateway.mu.Lock()
+	defer w.gateway.mu.Unlock()
+	for s := range w.gateway.sessions {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		if s.dialogue.own == settling {
+			return true
+		}
+	}
+	return false
+}
+
+// A client may say NOOP while it reads data that the server has sent long since, and is answered.
+func TestNOOPBesideData(t *testing.T) {
+	w := newWorld(t, false, func(p *policy.Policy) { p.Rules[0].Data, p.Rules[0].MaxSize = policy.DataRelay, 1<<40 })
+	s := w.loggedIn()
+	l := listen(t)
+	w.gateway.running.Go(w.retrieve(s, l))
+	far, err := l.Accept() // the other half, which the gateway makes
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.say("150 here")
+	w.client.hear("150 ")
+	s.say("226 done") // before the data has ended
+	for !w.settles() {
+		runtime.Gosched()
+	}
+	w.client.say("NOOP")
+	w.client.hear("200 ")
+	far.Close()
+	w.client.hear("226 ")
+	w.client.say("NOOP")
+	s.hear("NOOP")
+}
+
 // acceptTLS gives a server that speaks TLS first its end.
 func (w *world) acceptTLS() *end {
 	s := w.accept()
