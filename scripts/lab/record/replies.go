@@ -25,7 +25,7 @@ import (
 
 const (
 	// quiet is how long a server must say nothing for its answer to be over. Its own delays are far shorter.
-	quiet = 500 * time.Millisecond
+	quiet = time.Second
 	// atOnce bounds the connections at the same time: Pure-FTPd takes eight of one client.
 	atOnce = 6
 	// stall is how long the rest of bigFile may take.
@@ -145,7 +145,10 @@ func (e *examiner) askAll() (*serverReplies, error) {
 		return nil, err
 	}
 	defer c.close()
-	replies.Greeting = e.blur(c.listen())
+	if err := c.expect("220"); err != nil {
+		return nil, err
+	}
+	replies.Greeting = e.blur(c.last)
 	replies.Server = strings.TrimSpace(replies.Greeting)
 	return replies, nil
 }
@@ -181,15 +184,15 @@ func (e *examiner) ask(state string, p probe) (answer, error) {
 // reach brings a connection to a state.
 func (e *examiner) reach(c *asked, state string) error {
 	steps := map[string][]string{
-		stateGreeted: {}, stateNamed: {"USER"}, stateIn: {"USER", "PASS", "PASV"},
-		stateTransfer: {"USER", "PASS", "PASV", "RETR"}, stateAborted: {"USER", "PASS", "PASV", "RETR", "ABOR"},
+		stateGreeted: {}, stateNamed: {"USER"}, stateIn: {"USER", "PASS", "TYPE", "PASV"},
+		stateTransfer: {"USER", "PASS", "TYPE", "PASV", "RETR"}, stateAborted: {"USER", "PASS", "TYPE", "PASV", "RETR", "ABOR"},
 	}[state]
 	if err := c.expect("220"); err != nil {
 		return err
 	}
 	lines := map[string][2]string{
 		"USER": {"USER " + lab.User, "331"}, "PASS": {"PASS " + lab.Password, "230"},
-		"PASV": {"PASV", "227"}, "RETR": {"RETR " + e.home + "/big", "150"},
+		"TYPE": {"TYPE I", "200"}, "PASV": {"PASV", "227"}, "RETR": {"RETR " + e.home + "/big", "150"},
 	}
 	for _, step := range steps {
 		if step == "ABOR" {
