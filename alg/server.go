@@ -159,6 +159,9 @@ func (c *Control) authAnswered(k kind, r ftp.Reply, fx []Effect) []Effect {
 func (c *Control) loginAnswered(r ftp.Reply, fx []Effect) []Effect {
 	before := c.login
 	switch {
+	case r.Code == 202 && c.login != needAccount:
+		// Superfluous (RFC 959 section 4.2): nobody has logged in by it. Pure-FTPd says so to ACCT before USER.
+		return fx
 	case r.Code < 300:
 		c.login = loggedIn
 	case r.Code == 331:
