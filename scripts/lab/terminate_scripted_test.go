@@ -446,7 +446,7 @@ func TestFailedDataHandshakeUnnoticed(t *testing.T) {
 	if _, err := io.WriteString(near, "this is no TLS\r\n"); err != nil {
 		t.Fatal(err)
 	}
-	s.hears(client, "426 *")
+	s.hears(client, "425 *")
 	s.pass(client, server, "NOOP")
 	s.pass(server, client, "200 ok")
 }

@@ -1,0 +1,103 @@
+package lab
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"net/netip"
+	"os"
+	"testing"
+	"time"
+
+	"ftpalg/alg/ftp"
+)
+
+// Outcome: a user who has logged in before AUTH, in clear text, is not in the session that goes on in TLS where the server does
+// not hear of it: AUTH is refused. One whom the server refused may begin anew.
+func TestAUTHFromUser(t *testing.T) {
+	for _, kind := range Servers {
+		for _, upstream := range []string{"control: plain", "control: explicit"} {
+			t.Run(fmt.Sprintf("%s/%s", kind.Name, upstream), func(t *testing.T) {
+				s := opened(t, kind, Termination{Upstream: []string{upstream}})
+				mark := s.Daemon.Mark()
+				c := s.connect(t, Scenario{Client: held, Mode: PASV, Family: IPv4, Protection: Plain, Data: Auto})
+				do(t, c.control, 503, "AUTH TLS")
+				waitLog(t, s.Daemon, mark, "deny", "auth-too-late")
+				do(t, c.control, 257, "PWD") // and nothing has changed
+				do(t, c.control, 221, "QUIT")
+
+				refused := s.connect(t, explicitPASV)
+				do(t, refused.control, 257, "PWD")
+				do(t, refused.control, 503, "AUTH TLS")
+			})
+		}
+	}
+}
+
+// Outcome: PASV over IPv6, which vsftpd answers with 0,0,0,0, has its pinhole where the session is terminated too.
+func TestPASVOverIPv6(t *testing.T) {
+	for _, kind := range Servers {
+		for _, data := range []string{"data: direct", "data: relay"} {
+			t.Run(fmt.Sprintf("%s/%s", kind.Name, data), func(t *testing.T) {
+				s := opened(t, kind, Termination{Rule: []string{data}})
+				s.write(t, "down.bin", contents)
+				c := s.connect(t, Scenario{Client: held, Mode: PASV, Family: IPv6, Protection: Plain, Data: Auto})
+				code, text := c.say("PASV")
+				if code >= 400 {
+					t.Logf("%s refuses PASV over IPv6: %d %s", kind.Name, code, text)
+					return
+				}
+				announced, err := ftp.ParsePASV([]byte(text))
+				if err != nil {
+					t.Fatalf("PASV: %d %s: %v", code, text, err)
+				}
+				data := dial(t, s.Lab, Client, netip.AddrPortFrom(Addr(Server, IPv6), announced.Port()))
+				defer data.Close()
+				if err := c.PrintfLine("RETR down.bin"); err != nil {
+					t.Fatal(err)
+				}
+				_ = data.SetDeadline(time.Now().Add(patience))
+				if got, err := io.ReadAll(data); err != nil || !bytes.Equal(got, contents) {
+					t.Errorf("RETR: %d bytes, %v", len(got), err)
+				}
+				if code, text := c.final(); code != 226 {
+					t.Errorf("RETR: %d %s", code, text)
+				}
+				do(t, c.control, 221, "QUIT")
+			})
+		}
+	}
+}
+
+// Outcome: names are bytes. One in Windows-1251 with the letter 0xFF is the file's own name at the server, or the command is
+// refused; another file is never touched.
+func TestNamesInWindows1251(t *testing.T) {
+	for _, kind := range Servers {
+		t.Run(kind.Name, func(t *testing.T) {
+			s := opened(t, kind, Termination{})
+			for _, name := range []string{"\xcc\xee\xff", "\xcc\xee\xff\xe1", "\xcc\xee", "\xcc\xee\xe1"} {
+				s.write(t, name, contents)
+			}
+			c := s.connect(t, Scenario{Client: held, Mode: PASV, Family: IPv4, Protection: Plain, Data: Auto})
+			c.say("DELE \xcc\xee\xff")
+			c.say("DELE \xcc\xee\xff\xe1")
+			for _, other := range []string{"\xcc\xee", "\xcc\xee\xe1"} {
+				if _, err := os.Stat(s.Server.File(other)); errors.Is(err, fs.ErrNotExist) {
+					t.Errorf("%q is gone, which nobody has deleted", other)
+				}
+			}
+			do(t, c.control, 221, "QUIT")
+		})
+	}
+}
+
+// say gives a command, and returns its final reply.
+func (c *ftpClient) say(command string) (code int, text string) {
+	c.t.Helper()
+	if err := c.PrintfLine("%s", command); err != nil {
+		c.t.Fatal(err)
+	}
+	return c.final()
+}
