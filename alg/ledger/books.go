@@ -13,6 +13,14 @@ const (
 // maxOpenings bounds the memory of handshakes, some 10 MB. The inspector forgets one for another before.
 const maxOpenings = 1 << 16
 
+// A relayed data connection whose reader stalls takes 0.4 MiB of memory, or a pipe of 1 MiB of the kernel's, and four
+// descriptors at most.
+const (
+	maxRelays = 2048
+	// maxRelaysOfClient is room for an office behind one address. Each of its sessions has one transfer at a time.
+	maxRelaysOfClient = 256
+)
+
 // Books are the accounts of a gateway. Both front ends work with the same: a client has one share, however its connections are
 // carried.
 type Books struct {
@@ -22,6 +30,7 @@ type Books struct {
 	Pinholes   *Account // that stand
 	Held       *Account // queued packets without a verdict
 	Handshakes *Account // of TLS, in flight
+	Relays     *Account // relayed data connections
 }
 
 // Share is one account and what it counts.
@@ -39,6 +48,7 @@ func (b *Books) Shares() []Share {
 		{"pinholes", b.Pinholes.Use()},
 		{"held packets", b.Held.Use()},
 		{"TLS handshakes", b.Handshakes.Use()},
+		{"relayed data connections", b.Relays.Use()},
 	}
 }
 
@@ -55,5 +65,6 @@ func NewBooks(limits func() *policy.Limits) *Books {
 		Pinholes:   account(func(l *policy.Limits) Limits { return Limits{l.Pinholes, l.PinholesPerClient} }),
 		Held:       New(Fixed(maxHeld, maxHeldOfClient)),
 		Handshakes: account(func(l *policy.Limits) Limits { return Limits{l.Handshakes, l.HandshakesPerClient} }),
+		Relays:     New(Fixed(maxRelays, maxRelaysOfClient)),
 	}
 }

@@ -36,12 +36,23 @@ func (g *Gateway) data(ctx context.Context, c *net.TCPConn, d door) {
 	g.noteRelayed(n.session.hosts())
 	defer g.noteRelayed(n.session.hosts())
 	defer n.settle()
-	if err := n.carry(ctx, c); err != nil {
+	if err := n.carryCounted(ctx, c); err != nil {
 		n.fail(reasonOf(err))
 		n.session.report(audit.Event{
 			Kind: audit.EventAudit, Reason: reasonOf(err), Mode: n.pinhole.Mode, From: n.pinhole.From, To: n.at, Err: err,
 		})
 	}
+}
+
+// carryCounted carries a data connection if there is room for it in its client's share.
+func (n *promise) carryCounted(ctx context.Context, c *net.TCPConn) error {
+	client, relays := n.session.client.Addr(), n.session.gateway.Books.Relays
+	if err := relays.Take(client, 1); err != nil {
+		reset(c)
+		return fmt.Errorf("%w: %w", errRelays, err)
+	}
+	defer relays.Release(client, 1)
+	return n.carry(ctx, c)
 }
 
 // used takes the pinhole off the books: its data connection is here.
@@ -107,6 +118,7 @@ var (
 	errSubject    = errors.New("the data connection's certificate has another subject than the control connection's")
 	errProtection = errors.New("the protection of data was changed after TLS had begun on the data connection")
 	errUnanswered = errors.New("the server neither accepts nor refuses the transfer")
+	errRelays     = errors.New("too many data connections are relayed")
 	errTooLarge   = errors.New("the transfer is over the policy's max-size")
 )
 
@@ -115,6 +127,8 @@ func reasonOf(err error) alg.Reason {
 	switch {
 	case errors.Is(err, errTooLarge):
 		return alg.TooLarge
+	case errors.Is(err, errRelays):
+		return alg.PinholeLimit
 	case errors.Is(err, errNoReuse):
 		return alg.ReuseRequired
 	case errors.Is(err, errSubject):
@@ -143,7 +157,7 @@ func (r *relay) prepare(ctx context.Context) (accepted bool, err error) {
 		if err := r.secure(t); err != nil {
 			return false, err
 		}
-		if accepted, err = r.promise.awaitAnswer(ctx, t); err != nil {
+		if accepted, err = r.promise.awaitAnswer(ctx, t, r.idle()); err != nil {
 			return false, err
 		}
 	}

@@ -75,15 +75,19 @@ func (h *half) atEnd() error {
 // read reads what has arrived.
 func (h *half) read(b []byte) (n int, err error) {
 	n, err = h.reader().Read(b)
-	if h.tls != nil {
-		h.bulk.widen() // something comes this way
-	}
 	for err == nil && n < len(b) && h.tls != nil && h.bulk.whole() {
 		var more int
 		more, err = h.tls.Read(b[n:])
 		n += more
 	}
 	return n, err
+}
+
+// widen has many records read at once from now on, where there are any.
+func (h *half) widen() {
+	if h.tls != nil {
+		h.bulk.widen()
+	}
 }
 
 // write writes all of b. Its records leave together.

@@ -159,10 +159,10 @@ func (n *promise) awaitAsked(ctx context.Context) (t *transfer) {
 	return t
 }
 
-// awaitAnswer waits until the server has answered a transfer command, and reports whether it accepted it. It gives up after
-// as long as nothing may move in a transfer.
-func (n *promise) awaitAnswer(ctx context.Context, t *transfer) (accepted bool, err error) {
-	ctx, cancel := context.WithTimeout(ctx, n.session.policy.Limits.IdleTimeout)
+// awaitAnswer waits until the server has answered a transfer command, and reports whether it accepted it. It gives up when
+// that takes too long.
+func (n *promise) awaitAnswer(ctx context.Context, t *transfer, limit time.Duration) (accepted bool, err error) {
+	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
 	answered := n.await(ctx, func() bool {
 		accepted = n.transfer == t && n.accepted

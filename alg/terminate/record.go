@@ -101,8 +101,7 @@ const maxRecord = recordHeader + 1<<14 + 2048
 
 func newBulkConn(c net.Conn) *bulkConn { return &bulkConn{Conn: c, in: bufio.NewReader(c)} }
 
-// widen has many records read at once from now on. Most data connections send in one direction alone, so that one end needs
-// no room for them.
+// widen has many records read at once from now on.
 func (c *bulkConn) widen() { c.in = bufio.NewReaderSize(c.in, bufferSize+maxRecord) }
 
 func (c *bulkConn) Read(b []byte) (int, error) { return c.in.Read(b) }
