@@ -11,8 +11,8 @@ import (
 type Phase uint8
 
 const (
-	PhaseUnknown Phase = iota // nobody has read the connection from its beginning
-	PhaseClear                // commands and replies, from the beginning on
+	PhaseUnknown Phase = iota // nobody has logged in, or nobody has read the connection from its beginning
+	PhaseClear                // commands and replies, and somebody has logged in
 	PhaseAUTH                 // AUTH has gone on, and its reply has not come
 	PhaseTLS
 	PhaseCleared // commands and replies again, after TLS (CCC)
@@ -25,7 +25,7 @@ func (c *Control) Phase() Phase {
 		return PhaseAUTH
 	case c.phase == records:
 		return PhaseTLS
-	case c.unread:
+	case c.unread, c.login != loggedIn:
 		return PhaseUnknown
 	case c.cleared:
 		return PhaseCleared
@@ -43,8 +43,9 @@ func AdmitResumed(d policy.Decision, phase Phase) Reason {
 }
 
 // Resume gives the state machine of a control connection that was there before we were. What its phase tells is known. All else
-// is not: whether there was a login, which commands have no reply yet, and the working directory. What needs one of these is
-// denied until the server's replies prove it; the directory stays unknown, as a reply that is late would be taken for another's.
+// is not: in PhaseUnknown whether there was a login, and always which commands have no reply yet, and the working directory. What
+// needs a login is denied until the server's replies prove one. The directory stays unknown: a reply that is late would be taken
+// for another command's.
 func Resume(p *policy.Policy, d policy.Decision, client, server netip.AddrPort, phase Phase) *Control {
 	c := New(p, d, client, server)
 	c.phase, c.tls, c.kinds, c.secured = clear, nil, queue{}, false
@@ -60,9 +61,9 @@ func Resume(p *policy.Policy, d policy.Decision, client, server netip.AddrPort, 
 	case phase == PhaseAUTH && opaque:
 		c.phase = authSent
 		c.kinds.push(auth, 1)
-	case phase == PhaseCleared:
-		c.cleared, c.login = true, loggedIn // servers refuse CCC before a login
-	case phase != PhaseClear:
+	case phase == PhaseClear || phase == PhaseCleared:
+		c.cleared, c.login = phase == PhaseCleared, loggedIn
+	default:
 		c.unread = true
 		c.guess = !c.rule.RestsOnState() // who is not restricted gains nothing by a forged record
 	}

@@ -39,6 +39,7 @@ type follower struct {
 	State   handshake
 	Request bool    // the client sent application data that no reply followed yet
 	Cleared [2]bool // this side is clear text again
+	Adrift  int     // where the server's next record begins is not known; it does within so many bytes
 }
 
 // recordSide is where one direction stands in its current record.
@@ -60,8 +61,10 @@ const (
 	open               // application data is application data
 )
 
-// resume takes the handshake as done.
+// resume takes the handshake as done. The server's next byte may be within a record. The client's must begin one: its records
+// are short, and what is skipped might be commands, if CCC was on its way.
 func (f *follower) resume() {
+	f.Adrift = maxRecord + recordHeader
 	f.State = open
 	f.Side[Client].Started, f.Side[Server].Started = true, true
 	f.Side[Client].Secret, f.Side[Server].Secret = true, true
@@ -70,9 +73,22 @@ func (f *follower) resume() {
 // untouched says whether no TLS byte has come from either side.
 func (f *follower) untouched() bool { return !f.Side[Client].Started && !f.Side[Server].Started }
 
+// skip passes over the rest of a server's record that began before us, up to a segment that begins with a record.
+func (f *follower) skip(b []byte) bool {
+	if f.Adrift < len(b) || beginsRecord(b) {
+		f.Adrift = 0
+		return false
+	}
+	f.Adrift -= len(b)
+	return true
+}
+
 // feed takes the next bytes of one side. It stops before the first byte that is clear text again.
 func (f *follower) feed(from Side, b []byte) (n int, ev event) {
 	s := &f.Side[from]
+	if from == Server && f.Adrift > 0 && f.skip(b) {
+		return len(b), 0
+	}
 	for n < len(b) {
 		if s.Left > 0 {
 			take := min(s.Left, len(b)-n)

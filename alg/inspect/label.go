@@ -27,8 +27,11 @@ func word(w uint64) (l conntrack.Label) {
 	return l
 }
 
-// encodeLabel makes the label of a phase, which is not PhaseUnknown.
+// encodeLabel makes the label of a phase. That of PhaseUnknown is as if nothing had been written.
 func encodeLabel(p alg.Phase) conntrack.Label {
+	if p == alg.PhaseUnknown {
+		return conntrack.Label{}
+	}
 	return word(labelFormat<<formatShift | uint64(p-alg.PhaseClear)<<phaseShift)
 }
 
@@ -45,7 +48,7 @@ func decodeLabel(l conntrack.Label) alg.Phase {
 // the session ends: after a restart it would be taken for what it is not.
 func (in *Inspector) keepPhase(sh *shard, s *session, now time.Time, current *segment) {
 	phase := s.control.Phase()
-	if phase == s.written || phase == alg.PhaseUnknown || s.refused {
+	if phase == s.written || s.refused {
 		return
 	}
 	err := in.conntrack.SetLabel(s.key.tuple(), encodeLabel(phase), ours)

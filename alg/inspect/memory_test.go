@@ -179,7 +179,7 @@ const memoryShape = `{Key {Client netip.AddrPort; Server netip.AddrPort; }; ID u
 	`Outstanding slice {Kind uint8; N uint16; }; Fed array uint64; Replies {Code uint16; }; Pinhole {Mode uint8; Shared bool; ` +
 	`From netip.AddrPort; To netip.AddrPort; Real netip.AddrPort; }; TLS ptr {Side array {Header array uint8; Have uint8; ` +
 	`Started bool; Secret bool; Closing bool; Left int; }; Hello slice uint8; Version uint16; FinLen int; State uint8; Request bool; ` +
-	`Cleared array bool; }; Credit {Until time.Time; From netip.AddrPort; To netip.AddrPort; ISN uint32; Spent time.Time; }; ` +
+	`Cleared array bool; Adrift int; }; Credit {Until time.Time; From netip.AddrPort; To netip.AddrPort; ISN uint32; Spent time.Time; }; ` +
 	`Directory {Path string; Before string; Next string; Changes int; Lost bool; }; }; }`
 
 // writeShape writes what gob transfers of a type.

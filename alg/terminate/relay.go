@@ -63,6 +63,12 @@ func (s *session) open(p alg.Pinhole) (at netip.AddrPort, why alg.Reason) {
 		s.report(audit.Event{Kind: audit.EventAudit, Reason: why, Mode: p.Mode, From: p.From, To: n.at, Err: err})
 		return at, why
 	}
+	if err := s.sameEntry(); err != nil {
+		s.report(audit.Event{Kind: audit.EventAudit, Reason: alg.NoConnection, Mode: p.Mode, From: p.From, To: n.at, Err: err})
+		_ = s.gateway.Conntrack.Withdraw(n.expectation()) // it may have been used
+		s.gateway.drop(n)
+		return at, alg.ExpectationFailed
+	}
 	s.abandonPromise()
 	s.promise = n
 	s.setPinhole(n.stands(), n.until)
@@ -107,18 +113,27 @@ func (s *session) hosts() hosts { return hosts{s.client.Addr(), s.server.Addr()}
 // tuple is the client's connection as conntrack knows it.
 func (s *session) tuple() conntrack.Tuple { return conntrack.Tuple{Src: s.client, Dst: s.server} }
 
-// markMaster has the kernel bring this session's data connections here, or not.
+// markMaster has the kernel bring this session's data connections here, or not. What it said before may be gone: see
+// sameEntry.
 func (s *session) markMaster(relayed bool) error {
-	if s.marked == relayed {
-		return nil
-	}
 	var mark uint32
 	if relayed {
 		mark = s.gateway.RelayMark
 	}
-	err := s.gateway.Conntrack.SetMark(s.tuple(), mark, s.gateway.RelayMark)
-	if err == nil {
-		s.marked = relayed
+	return s.gateway.Conntrack.SetMark(s.tuple(), mark, s.gateway.RelayMark)
+}
+
+// sameEntry is an error, and ends the session, if conntrack's entry of the client's connection is not the one that the session
+// began with. A client can have the kernel forget that (a RST that conntrack believes and our socket does not) and make another
+// with a SYN, which has not our mark. Entries never come back: if it is the same after an expectation was made under it, then it
+// was the same when the mark was set.
+func (s *session) sameEntry() error {
+	entry, err := s.gateway.Conntrack.Lookup(s.tuple())
+	if err == nil && entry.ID != s.entry {
+		err = errors.New("conntrack has another entry for the control connection than it began with")
+	}
+	if err != nil {
+		s.abandon(alg.NoConnection)
 	}
 	return err
 }
@@ -174,6 +189,11 @@ func (s *session) protect() {
 	if err == nil {
 		n.relayed.Store(true)
 		err = s.gateway.Conntrack.Expect(n.expectation())
+	}
+	if err == nil {
+		if err = s.sameEntry(); err != nil {
+			_ = s.gateway.Conntrack.Withdraw(n.expectation())
+		}
 	}
 	if err != nil && s.gateway.drop(n) {
 		s.dialogue.control.Expire()

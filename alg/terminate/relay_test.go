@@ -9,6 +9,7 @@ import (
 	"io"
 	"net"
 	"net/netip"
+	"slices"
 	"syscall"
 	"testing"
 	"time"
@@ -259,6 +260,34 @@ func TestRelaySettles(t *testing.T) {
 		<-done
 		<-r.promise.settled
 	})
+}
+
+// TestReplacedEntry: the mark is set at every announcement, and a session whose entry is another than it began with ends.
+func TestReplacedEntry(t *testing.T) {
+	w := newWorld(t, false, func(p *policy.Policy) { p.Rules[0].Data = policy.DataRelay })
+	server := w.accept()
+	server.say("220 ready")
+	w.client.hear("220 ")
+	w.login(server)
+	for range 2 {
+		w.client.say("EPSV")
+		server.hear("EPSV")
+		server.say("229 here (|||50000|)")
+		w.client.hear("229 ")
+	}
+	if marks := w.table.marked(); !slices.Equal(marks, []uint32{1, 1}) {
+		t.Errorf("marks %v, want the relay's at each announcement", marks)
+	}
+	w.table.replace()
+	w.client.say("EPSV")
+	server.hear("EPSV")
+	server.say("229 here (|||50000|)")
+	w.client.hear("425 ")
+	w.client.hearEnd()
+	server.hearEnd()
+	if open := w.table.Open(); len(open) != 0 {
+		t.Errorf("expectations are left: %v", open)
+	}
 }
 
 // Where several clients share an address, and one has the port that another announces, that one's pinhole is at a port of its

@@ -50,7 +50,7 @@ type session struct {
 	configs [2]*tls.Config // of the next data connections, by side
 	subject string         // of the client's certificate, where the policy asks for one
 	promise *promise       // of the data connection at hand
-	marked  bool           // data connections come here
+	entry   uint32         // id of conntrack's entry of the client's connection
 
 	relaying atomic.Int32 // data connections that are here
 
@@ -137,6 +137,9 @@ var errUpstreamTLS = errors.New("TLS with the server")
 func (s *session) connect(ctx context.Context) (greeting []line, err error) {
 	if err := inlineUrgent(s.peers[alg.Client].tcp); err != nil {
 		return nil, err
+	}
+	if entry, err := s.gateway.Conntrack.Lookup(s.tuple()); err == nil { // without one no data connection can be expected
+		s.entry = entry.ID
 	}
 	channel, port := s.target.Dial(s.real.Port())
 	s.dialogue.channel = channel

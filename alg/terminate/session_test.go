@@ -16,6 +16,7 @@ import (
 	"net/netip"
 	"os"
 	"runtime"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -59,15 +60,36 @@ func newCertificates(t testing.TB) certificates {
 	return certificates{base}
 }
 
-// table is a conntrack in memory that knows no connection, so that every source port is free.
+// table is a conntrack in memory that knows the connections to the gateway and no others, so that every source port is free.
 type table struct {
 	conntrack.Fake
+	front netip.AddrPort
 	mu    sync.Mutex
 	marks []uint32
+	id    uint32 // of every entry
 }
 
-func (*table) Lookup(conntrack.Tuple) (conntrack.Entry, error) {
-	return conntrack.Entry{}, conntrack.ErrNotFound
+func (c *table) Lookup(t conntrack.Tuple) (conntrack.Entry, error) {
+	if t.Dst != c.front {
+		return conntrack.Entry{}, conntrack.ErrNotFound
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return conntrack.Entry{ID: c.id}, nil
+}
+
+// marked returns the marks that were set, in order.
+func (c *table) marked() []uint32 {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return slices.Clone(c.marks)
+}
+
+// replace has conntrack forget every connection, and know it by another entry.
+func (c *table) replace() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.id++
 }
 
 func (c *table) SetMark(_ conntrack.Tuple, mark, _ uint32) error {
@@ -169,6 +191,7 @@ func newWorld(t *testing.T, implicit bool, change func(*policy.Policy)) *world {
 	}
 	certs := newCertificates(t)
 	made := &faulty{certificates: certs}
+	made.front = front.Addr().(*net.TCPAddr).AddrPort()
 	w := &world{t: t, certs: certs, faulty: made, table: &made.table, front: front, back: back, events: make(chan audit.Event, 1000)}
 	w.gateway = New(Options{
 		Policy: p, Certificates: w.faulty, Conntrack: w.faulty, RelayMark: 1, OwnMark: 2,
