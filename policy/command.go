@@ -36,6 +36,8 @@ type restriction struct {
 	direction bool     // every use of it, because of where the data goes
 	users     bool     // the users that Rule.User refuses
 	files     bool     // the files that Rule.File refuses
+	site      bool     // what Rule.site refuses
+	unknown   bool     // what Rule.site does not know
 }
 
 // The commands whose data goes one way (RFC 959 section 4.1.3), and those that name a file.
@@ -45,23 +47,9 @@ var (
 	fileVerbs = []string{"APPE", "RETR", "RNFR", "RNTO", "STOR", "STOU"}
 )
 
-// argument says how a verb's argument holds a path.
-type argument uint8
-
-const (
-	onePath   argument = iota + 1 // the argument is the path (RFC 959 section 4.1.3)
-	listing                       // options as of ls, then paths, perhaps with wild cards
-	afterWord                     // a time or facts, one space, and the path
-)
-
-// pathVerbs are the commands whose paths can be restricted, in their plain form.
-var pathVerbs = map[string]argument{
-	"APPE": onePath, "CDUP": onePath, "CWD": onePath, "DELE": onePath, "MDTM": onePath, "MKD": onePath, "MLSD": onePath,
-	"MLST": onePath, "RETR": onePath, "RMD": onePath, "RNFR": onePath, "RNTO": onePath, "SIZE": onePath,
-	"SMNT": onePath, "STOR": onePath, "STOU": onePath,
-	"LIST": listing, "NLST": listing, "STAT": listing,
-	"MFCT": afterWord, "MFF": afterWord, "MFMT": afterWord,
-}
+// digests are the commands that answer with a checksum of a file, or of a part of it as short as a byte: so they tell its content
+// as RETR does.
+var digests = []string{"HASH", "MD5", "XCRC", "XMD5", "XSHA", "XSHA1", "XSHA256", "XSHA512"}
 
 // plainForm gives the standard name for the X forms of RFC 775, which servers take for the same commands (RFC 1123
 // section 4.1.3.1).
@@ -88,17 +76,27 @@ func (r *Rule) compile() {
 		case rest == "":
 			d.whole = true
 		case rest[0] == '/':
-			d.paths = append(d.paths, rest)
+			d.paths = append(d.paths, path.Clean(rest))
 		default:
 			d.words = append(d.words, []byte(rest))
 		}
 	}
-	// CDUP is CWD to the parent (RFC 959 section 4.1.1): a way round a CWD path otherwise.
-	if cwd, ok := r.denied["CWD"]; ok && len(cwd.paths) > 0 {
-		up := r.restriction("CDUP")
-		up.paths = slices.Concat(up.paths, cwd.paths)
-	}
+	r.extend("CWD", "CDUP") // which is CWD to the parent (RFC 959 section 4.1.1)
+	r.extend("RETR", digests...)
 	r.compileNames()
+	r.compileSite()
+}
+
+// extend has the paths of one verb hold for others, which would be a way round them.
+func (r *Rule) extend(verb string, others ...string) {
+	d := r.denied[verb]
+	if d == nil || len(d.paths) == 0 {
+		return
+	}
+	for _, other := range others {
+		o := r.restriction(other)
+		o.paths = slices.Concat(o.paths, d.paths)
+	}
 }
 
 func (r *Rule) compileNames() {
@@ -107,7 +105,7 @@ func (r *Rule) compileNames() {
 		r.restriction("USER").users = true
 	}
 	if !r.files.isZero() {
-		for _, verb := range fileVerbs {
+		for _, verb := range slices.Concat(fileVerbs, digests) {
 			r.restriction(verb).files = true
 		}
 	}
@@ -151,12 +149,22 @@ func (r *Rule) Command(verb string, arg []byte, cwd string) Ruling {
 		return DeniedDirection
 	case d.users && !r.User(string(arg)):
 		return DeniedUser
-	case d.files && namesFile(verb, arg) && !r.File(string(arg)):
+	case d.files && namesFile(verb, arg) && !r.names(verb, string(arg)):
 		return DeniedFile
+	case d.site:
+		return r.site(arg, cwd)
 	case len(d.paths) == 0:
 		return Allowed
 	}
-	return d.path(verb, string(arg), cwd)
+	return d.path(pathnames(verb, string(arg)), cwd)
+}
+
+// names reports whether a command may name the file that it names, in every way in which servers may read that.
+func (r *Rule) names(verb, arg string) bool {
+	if pathVerbs[verb] != digest {
+		return r.File(arg)
+	}
+	return !slices.ContainsFunc(pathnames(verb, arg).names, func(name string) bool { return !r.File(name) })
 }
 
 // namesFile reports whether a command's argument is a file's name: without one, the server makes one up for STOU (RFC 959
@@ -166,14 +174,24 @@ func namesFile(verb string, arg []byte) bool { return verb != "STOU" || len(byte
 // blanks are what C's isspace takes for white space, and so servers do.
 const blanks = " \t\v\f\r\n"
 
-// hasWord reports whether the first word of arg is one of the denied ones. White space in front, which some servers
-// skip, does not hide it.
+// hasWord reports whether the first word of arg is one of the denied ones, or may be: ProFTPD takes a word in quotes for the
+// same without.
 func (d *restriction) hasWord(arg []byte) bool {
+	if len(d.words) == 0 {
+		return false
+	}
+	word, _ := cutWord(arg)
+	return bytes.ContainsAny(word, `"\`) || slices.ContainsFunc(d.words, func(w []byte) bool { return bytes.EqualFold(w, word) })
+}
+
+// cutWord returns the first word of an argument and what follows the white space after it. White space in front, which some
+// servers skip, does not hide it.
+func cutWord(arg []byte) (word, rest []byte) {
 	arg = bytes.TrimLeft(arg, blanks)
 	if end := bytes.IndexAny(arg, blanks); end >= 0 {
-		arg = arg[:end]
+		return arg[:end], bytes.TrimLeft(arg[end:], blanks)
 	}
-	return slices.ContainsFunc(d.words, func(w []byte) bool { return bytes.EqualFold(w, arg) })
+	return arg, nil
 }
 
 // Restricts reports whether some command whose verb begins with prefix, in upper case, can be denied under this rule,
@@ -209,100 +227,4 @@ func (r *Rule) TracksPaths() bool {
 		}
 	}
 	return false
-}
-
-// path rules on the paths that a command names. Where servers differ in how they read an argument, every reading is
-// tried and the strictest ruling holds.
-func (d *restriction) path(verb, arg, cwd string) Ruling {
-	names, recursive := pathnames(verb, arg)
-	ruling := Allowed
-	for _, name := range names {
-		full, known := resolve(name, cwd, pathVerbs[verb] == listing)
-		for _, p := range d.paths {
-			switch {
-			case p == "/", known && under(full, p), known && recursive && under(p, full):
-				return DeniedPath
-			case !known:
-				ruling = DeniedPathUnknown
-			}
-		}
-	}
-	return ruling
-}
-
-// pathnames gives the paths that an argument may name; "" is the working directory. It also says whether what lies
-// under them is meant as well.
-func pathnames(verb, arg string) (names []string, recursive bool) {
-	arg = strings.Trim(arg, " \t")
-	first, rest, _ := strings.Cut(arg, " ")
-	switch {
-	case verb == "CDUP":
-		return []string{".."}, false
-	case verb == "STAT" && arg == "":
-		return nil, false // the status of the session (RFC 959 section 4.1.3), no path
-	case pathVerbs[verb] == afterWord:
-		return []string{strings.TrimSpace(rest)}, false
-	case verb == "MDTM" && isTime(first):
-		return []string{arg, strings.TrimSpace(rest)}, false // RFC 3659 has no time here; servers that set it with MDTM do
-	case pathVerbs[verb] == listing:
-		return listed(arg)
-	}
-	return []string{arg}, false
-}
-
-// listed reads the argument of LIST, NLST or STAT: what is left behind the options is one path with spaces to some
-// servers, several paths to others.
-func listed(arg string) (names []string, recursive bool) {
-	var words []string
-	rest := arg
-	for _, w := range strings.Fields(arg) {
-		if w[0] != '-' || strings.Contains(w, "/") { // no option has a slash
-			words = append(words, w)
-			continue
-		}
-		recursive = recursive || strings.Contains(w, "R")
-		if len(words) == 0 {
-			rest = strings.TrimLeft(strings.TrimPrefix(rest, w), " \t")
-		}
-	}
-	if len(words) < 2 {
-		return []string{strings.Join(words, "")}, recursive
-	}
-	return append(words, rest), recursive
-}
-
-// isTime reports whether a word is a time-val (RFC 3659 section 2.3): fourteen digits, perhaps a fraction.
-func isTime(word string) bool {
-	return len(word) >= 14 && strings.Trim(word[:14], "0123456789") == ""
-}
-
-// resolve makes a path absolute and clean, by its letters alone: the gateway cannot see the server's links. It gives
-// false where the path cannot be told: a relative one without a working directory, a home directory, a drive letter, a
-// quote that some servers strip, a wild card where the server expands them. A backslash counts as a slash, which is
-// what it is to a server on Windows.
-func resolve(name, cwd string, wild bool) (full string, known bool) {
-	name = strings.ReplaceAll(name, `\`, "/")
-	switch {
-	case strings.HasPrefix(name, "~"), strings.HasPrefix(name, `"`), len(name) > 1 && name[1] == ':':
-		return "", false
-	case wild && strings.ContainsAny(name, "*?[{"):
-		return "", false
-	case strings.HasPrefix(name, "/"):
-		return path.Clean(name), true
-	case !strings.HasPrefix(cwd, "/"):
-		return "", false
-	}
-	return path.Clean(cwd + "/" + name), true
-}
-
-// under reports whether a clean path is dir or lies under it. Names are compared as the least strict server does it:
-// case and trailing dots and spaces mean nothing on Windows.
-func under(full, dir string) bool {
-	if dir == "/" {
-		return true
-	}
-	names, want := strings.Split(full, "/"), strings.Split(dir, "/")
-	return len(names) >= len(want) && slices.EqualFunc(names[:len(want)], want, func(a, b string) bool {
-		return strings.EqualFold(strings.TrimRight(a, ". "), strings.TrimRight(b, ". "))
-	})
 }

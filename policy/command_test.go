@@ -42,7 +42,9 @@ func TestCommand(t *testing.T) {
 		{"SITE chmod", "", DeniedCommand},
 		{"SITE  \tChMod\t777", "", DeniedCommand},
 		{"SITE EXEC ls", "", DeniedCommand},
-		{"SITE CHMODX", "", Allowed},
+		{"SITE CHMODX", "", DeniedPathUnknown},    // whatever it is, it may lead to a path
+		{`SITE "CHMOD" 777 x`, "", DeniedCommand}, // ProFTPD strips quotes
+		{`SITE "HELP"`, "", DeniedCommand},
 		{"SITE HELP CHMOD", "", Allowed},
 		{"SITE", "", Allowed},
 
@@ -183,7 +185,7 @@ func TestRestricts(t *testing.T) {
 	names := ruleOf(t, "    users: {deny: root}\n    transfers: download\n    files: {allow: '*.txt'}")
 	for prefix, want := range map[string]bool{
 		"US": true, "USER": true, "USERS": false, "RET": true, "RNF": true, "RNTO": true, "STO": true, "APPE": true,
-		"LIST": false, "DELE": false, "X": false,
+		"LIST": false, "DELE": false, "X": true, "XPWD": false, "HASH": true, "SITE": true,
 	} {
 		if got := names.Restricts(prefix); got != want {
 			t.Errorf("%q: %v", prefix, got)

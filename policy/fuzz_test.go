@@ -27,6 +27,7 @@ func FuzzParse(f *testing.F) {
 	f.Add([]byte(decisions))
 	f.Add([]byte(small(`    commands: {allow: [a, "null"], deny: ["SITE #x", "SITE 'x", "RETR /a: b", "RETR /- c"]}`, "")))
 	f.Add([]byte(small("", "tests: [{name: 'a \"b\" \\ c', from: ::, to: 1.2.3.4, command: '~', expect: allow}]")))
+	f.Add([]byte(small(`    commands: {deny: ["STOR /incoming//a /"]}`, "")))
 	f.Add([]byte("a: &a [*a]\n"))
 	f.Add([]byte("? [a]\n: b\n--- !x\n%y\n"))
 	f.Fuzz(func(t *testing.T, src []byte) {

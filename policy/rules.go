@@ -157,13 +157,22 @@ func parseDeny(text string) (entry, problem string) {
 	case rest[0] == '/' && strings.ContainsAny(rest, `*?[{\`):
 		return "", "has a wild card; a path covers all that is under it, write the directory"
 	case rest[0] == '/':
-		return verb + " " + path.Clean(rest), ""
+		return verb + " " + cleanPath(rest), ""
 	case takesPath:
 		return "", "gives a path that does not begin with /; write it from the root that the client sees"
 	case strings.Contains(rest, " "):
 		return "", "has more than one word behind the command name; write the first only, as in SITE CHMOD"
 	}
 	return verb + " " + strings.ToUpper(rest), ""
+}
+
+// cleanPath gives a path in its one form. A slash is at its end only where a space would be, which could not be seen.
+func cleanPath(name string) string {
+	clean := path.Clean(name)
+	if strings.HasSuffix(clean, " ") {
+		clean += "/"
+	}
+	return clean
 }
 
 // isVerb reports whether text can be a command name: letters, and digits behind the first (XMD5, XSHA256).

@@ -84,6 +84,7 @@ type Setup struct {
 	RequireTLS bool       // it wants it for logins and for data
 	TLS12      bool       // no newer version than TLS 1.2
 	AnySession bool       // data connections need not resume the control connection's session
+	Modules    []string   // that ProFTPD loads besides its usual ones
 	Announce   netip.Addr // what it says in 227 in place of its own address; invalid: nothing else
 }
 

@@ -116,6 +116,9 @@ func proftpd(s site, port uint16) (string, []string) {
 	if s.TLS12 {
 		versions = "TLSv1.2"
 	}
+	for _, module := range s.Modules {
+		options += "\nLoadModule " + module + ".c"
+	}
 	text := fmt.Sprintf(`ModulePath %s/usr/lib/proftpd
 LoadModule mod_tls.c
 ServerName lab
