@@ -227,7 +227,7 @@ func (s *NATStage) RunCell(ctx context.Context, c Cell) (result CellResult) {
 		return result
 	}
 	if c.Guard == Ours {
-		if result.Err = s.carry(ctx, c.Data); result.Err != nil {
+		if result.Err = s.carry(ctx, c.Data, c.Start); result.Err != nil {
 			return result
 		}
 	}

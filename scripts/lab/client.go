@@ -47,7 +47,7 @@ func (p Protection) Port() uint16 {
 	return ExplicitPort
 }
 
-// Job is what a client is told to do in one session: a download, then an upload.
+// Job is what a client is told to do in one session: a download and an upload.
 type Job struct {
 	Host       netip.Addr
 	Port       uint16 // the control port there; 0 is the protection's own
@@ -59,6 +59,7 @@ type Job struct {
 	TLS13      bool   // no older version than TLS 1.3
 	Get, Into  string // remote name, local path
 	Put, As    string // local path, remote name
+	PutFirst   bool   // the upload comes before the download
 	Dir        string // the remote directory, for a client that does not take it from the server
 	Home       string // directory that the client may litter
 }
@@ -68,6 +69,14 @@ func (j Job) port() uint16 {
 		return j.Protection.Port()
 	}
 	return j.Port
+}
+
+// ordered returns what downloads and what uploads in the job's order.
+func ordered[T any](j Job, get, put T) []T {
+	if j.PutFirst {
+		return []T{put, get}
+	}
+	return []T{get, put}
 }
 
 // url returns the address of a remote file.
@@ -180,10 +189,8 @@ func curl(j Job) ([]string, string) {
 	if j.TLS12 {
 		options = append(options, "--tls-max", "1.2")
 	}
-	argv := append([]string{"curl"}, options...)
-	argv = append(argv, "--output", j.Into, j.url(j.Get), "--next")
-	argv = append(argv, options...)
-	return append(argv, "--upload-file", j.Put, j.url(j.As)), ""
+	transfers := ordered(j, []string{"--output", j.Into, j.url(j.Get)}, []string{"--upload-file", j.Put, j.url(j.As)})
+	return slices.Concat([]string{"curl"}, options, transfers[0], []string{"--next"}, options, transfers[1]), ""
 }
 
 func lftp(j Job) ([]string, string) {
@@ -196,6 +203,7 @@ func lftp(j Job) ([]string, string) {
 	}
 	word := func(b bool) string { return strings.ToLower(yes(b)) }
 	tls := word(j.Protection != Plain)
+	transfers := ordered(j, fmt.Sprintf("get %s -o %s", j.Get, j.Into), fmt.Sprintf("put %s -o %s", j.Put, j.As))
 	script := []string{
 		"debug 9", "set cmd:fail-exit yes", "set net:max-retries 1", "set net:timeout 20",
 		"set ftp:ssl-allow " + tls, "set ftp:ssl-force " + tls,
@@ -206,9 +214,7 @@ func lftp(j Job) ([]string, string) {
 		"set ftp:verify-address yes", // that data comes from the server's own address
 		"set ftp:passive-mode " + word(!j.Mode.Active()), "set ftp:prefer-epsv " + word(j.Mode == EPSV),
 		fmt.Sprintf("open -u %s,%s %s", User, Password, j.url("")),
-		fmt.Sprintf("get %s -o %s", j.Get, j.Into),
-		fmt.Sprintf("put %s -o %s", j.Put, j.As),
-		"bye",
+		transfers[0], transfers[1], "bye",
 	}
 	return []string{"lftp", "--norc", "-c", strings.Join(script, "; ")}, ""
 }
@@ -233,7 +239,8 @@ func ftplibWith(j Job, reuse, trust bool) ([]string, string) {
 func python(script string, j Job, more map[string]any) []string {
 	arguments := map[string]any{
 		"host": j.Host, "port": j.port(), "user": User, "password": Password, "ca": j.CA,
-		"protection": j.Protection, "mode": j.Mode, "tls12": j.TLS12, "get": j.Get, "into": j.Into, "put": j.Put, "as": j.As,
+		"protection": j.Protection, "mode": j.Mode, "tls12": j.TLS12,
+		"get": j.Get, "into": j.Into, "put": j.Put, "as": j.As, "putfirst": j.PutFirst,
 	}
 	maps.Copy(arguments, more)
 	text, err := json.Marshal(arguments)
@@ -252,7 +259,8 @@ func tnftp(j Job) ([]string, string) {
 	if j.Mode == PASV || j.Mode == PORT {
 		script = append(script, "epsv4 off")
 	}
-	script = append(script, fmt.Sprintf("get %s %s", j.Get, j.Into), fmt.Sprintf("put %s %s", j.Put, j.As), "quit", "")
+	script = append(script, ordered(j, fmt.Sprintf("get %s %s", j.Get, j.Into), fmt.Sprintf("put %s %s", j.Put, j.As))...)
+	script = append(script, "quit", "")
 	return []string{"tnftp", "-n", "-v", "-d", way, j.Host.String(), fmt.Sprint(j.port())}, strings.Join(script, "\n")
 }
 

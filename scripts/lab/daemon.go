@@ -10,6 +10,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"slices"
 	"sync"
 	"syscall"
 	"time"
@@ -54,6 +55,7 @@ type Event struct {
 	From    netip.Addr
 	To      netip.AddrPort
 	Reason  string
+	PID     int    // with ready: of the process in charge
 	Line    string `json:"-"` // as ftpalg wrote it
 }
 
@@ -149,6 +151,21 @@ func (d *Daemon) onlyOurs() error {
 		}
 	}
 	return lines.Err()
+}
+
+// HandOver has another process take over, as an upgrade does, and returns when that one is in charge. The stage needs Successors.
+func (d *Daemon) HandOver(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, daemonStart)
+	defer cancel()
+	events := slices.DeleteFunc(d.Since(0), func(e Event) bool { return e.Msg != msgReady })
+	mark := d.Mark()
+	if err := syscall.Kill(events[len(events)-1].PID, syscall.SIGUSR2); err != nil {
+		return fmt.Errorf("lab: ftpalg is to hand over: %w", err)
+	}
+	if _, err := d.WaitEvent(ctx, mark, func(e Event) bool { return e.Msg == msgReady }); err != nil {
+		return fmt.Errorf("lab: ftpalg did not hand over: %w", err)
+	}
+	return nil
 }
 
 // Reload asks the daemon to read its policy file again, as an operator does.

@@ -51,16 +51,22 @@ func TestMain(m *testing.M) {
 // TestScenarios runs the rows of the demo's table in which TLS stays closed: `-run TestScenarios/vsftpd/curl/plain/PASV/v4`
 // runs one.
 func TestScenarios(t *testing.T) {
-	runScenarios(t, func(s Scenario) bool { return s.Data == Closed })
+	runScenarios(t, Scenarios(), func(s Scenario) bool { return s.Data == Closed })
 }
 
 // TestTerminated runs those in which ftpalg has the key: `-run TestTerminated/vsftpd/curl/implicit/P/relay/PASV/v4` runs
 // one.
 func TestTerminated(t *testing.T) {
-	runScenarios(t, func(s Scenario) bool { return s.Data != Closed })
+	runScenarios(t, Scenarios(), func(s Scenario) bool { return s.Data != Closed })
 }
 
-func runScenarios(t *testing.T, wanted func(Scenario) bool) {
+// TestColdStart runs so many sessions, each the first after a start or a handover of ftpalg's, that any two properties meet.
+// `scripts/demo -cold` runs all.
+func TestColdStart(t *testing.T) {
+	runScenarios(t, Pairwise(ColdScenarios()), func(Scenario) bool { return true })
+}
+
+func runScenarios(t *testing.T, scenarios []Scenario, wanted func(Scenario) bool) {
 	requireRoot(t)
 	t.Parallel()
 	binary, err := buildDaemon()
@@ -72,10 +78,10 @@ func runScenarios(t *testing.T, wanted func(Scenario) bool) {
 			t.Parallel()
 			// Made by the first scenario that needs it, so that a -run pattern builds no more than it uses.
 			stage := sync.OnceValues(func() (*Stage, error) {
-				return NewStage(t.Context(), kind, Config{ServersDir: serversDir, Binary: binary})
+				return NewStage(t.Context(), kind, Config{ServersDir: serversDir, Binary: binary, Successors: scenarios[0].Start != Running})
 			})
 			used := false
-			for _, scenario := range Scenarios() {
+			for _, scenario := range scenarios {
 				if scenario.Server.Name != kind.Name || !wanted(scenario) {
 					continue
 				}

@@ -1,6 +1,7 @@
 """One listing, one download and one upload with FileZilla, for the lab, on a display that nobody sees.
 
-Arguments: JSON with host, port, user, password, ca, protection, mode, tls12, limit, dir, get, into, put, as.
+Arguments: JSON with host, port, user, password, ca, protection, mode, tls12, limit, dir, get, into, put, as,
+putfirst.
 FileZilla takes what it has to do from its queue, starts when Ctrl+P is pressed, and ends when the queue is empty. Its log is
 printed, because the lab checks that the mode and the protection were really used. A dialog is a failure, whatever it says: all
 that is asked of an honest server's user has been answered in the configuration.
@@ -87,7 +88,8 @@ def queue():
     names = job["dir"].strip("/").split("/")
     db.execute("INSERT INTO remote_paths VALUES (1, ?)", ("1 0 " + " ".join(f"{len(n)} {n}" for n in names),))
     into, put = os.path.split(job["into"]), os.path.split(job["put"])
-    for n, local, source, target, flags in ((1, into[0], job["get"], into[1], DOWNLOAD), (2, put[0], put[1], job["as"], 0)):
+    transfers = (1, into[0], job["get"], into[1], DOWNLOAD), (2, put[0], put[1], job["as"], 0)
+    for n, local, source, target, flags in sorted(transfers, reverse=job["putfirst"]):
         db.execute("INSERT INTO local_paths VALUES (?, ?)", (n, local + "/"))
         db.execute("INSERT INTO files (server, source_file, target_file, local_path, remote_path, priority, flags)"
                    " VALUES (1, ?, ?, ?, 1, 2, ?)", (source, target, n, flags))

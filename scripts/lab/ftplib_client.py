@@ -1,7 +1,7 @@
 """One download and one upload with Python's ftplib, for the lab.
 
 Arguments: JSON with host, port, user, password, ca, protection, clear, mode, tls12, tls13,
-reuse, trust, get, into, put, as.
+reuse, trust, get, into, put, as, putfirst.
 ftplib prints every command, because the lab checks that the mode and the protection were really used.
 """
 import ftplib, json, socket, ssl, sys
@@ -99,9 +99,17 @@ def connect():
     return ftp
 
 
+def download(ftp):
+    with open(job["into"], "wb") as f:
+        ftp.retrbinary("RETR " + job["get"], f.write)
+
+
+def upload(ftp):
+    with open(job["put"], "rb") as f:
+        ftp.storbinary("STOR " + job["as"], f)
+
+
 ftp = connect()
-with open(job["into"], "wb") as f:
-    ftp.retrbinary("RETR " + job["get"], f.write)
-with open(job["put"], "rb") as f:
-    ftp.storbinary("STOR " + job["as"], f)
+for transfer in (upload, download) if job["putfirst"] else (download, upload):
+    transfer(ftp)
 ftp.quit()

@@ -7,6 +7,11 @@ func TestPairwise(t *testing.T) {
 	checkPairwise(t, Scenarios(), 10)
 }
 
+// The same of those that start from nothing.
+func TestPairwiseCold(t *testing.T) {
+	checkPairwise(t, ColdScenarios(), 20)
+}
+
 // The same of the NAT matrix.
 func TestPairwiseCells(t *testing.T) {
 	checkPairwise(t, Cells(), 20)

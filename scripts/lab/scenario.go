@@ -16,6 +16,16 @@ const (
 	Auto   DataPath = "auto"
 )
 
+// Start is what came before a session.
+type Start string
+
+// The starts. Running is that of most scenarios: ftpalg has served others before.
+const (
+	Running    Start = ""
+	Started    Start = "started"    // ftpalg has just started
+	HandedOver Start = "handedover" // it has just taken over from another process
+)
+
 // Scenario is one row of the demo's table.
 type Scenario struct {
 	Server     ServerKind
@@ -26,6 +36,8 @@ type Scenario struct {
 	Clear      bool // PROT C: data connections are in clear text although the control connection has TLS
 	Data       DataPath
 	TLS13      bool // the client speaks no older version
+	Start      Start
+	PutFirst   bool // the upload comes before the download
 }
 
 // Scenarios returns every combination, those that cannot be included: the table says why they are not run. Those of one
@@ -37,6 +49,25 @@ func Scenarios() []Scenario {
 		// Behind a relayed data connection direct ones have to wait for a minute: see alg/terminate.
 		for _, data := range []DataPath{Direct, Auto, Relay} {
 			all = append(all, terminated(server, data)...)
+		}
+	}
+	return all
+}
+
+// ColdScenarios returns the combinations in which ftpalg terminates and chooses the data path itself, each as the first session
+// after each kind of start, with the download first and with the upload first: nothing that ftpalg could learn from a session is
+// known then.
+func ColdScenarios() []Scenario {
+	var all []Scenario
+	for _, server := range Servers {
+		for _, s := range terminatedFor(server, Auto, tlsClients()) {
+			for _, s.Start = range []Start{Started, HandedOver} {
+				for _, s.PutFirst = range []bool{false, true} {
+					if !s.PutFirst || s.Client.command != nil {
+						all = append(all, s)
+					}
+				}
+			}
 		}
 	}
 	return all
@@ -56,13 +87,24 @@ func inspected(server ServerKind) (all []Scenario) {
 	return all
 }
 
+// tlsClients are the clients of terminated sessions.
+func tlsClients() []ClientKind {
+	return slices.Concat([]ClientKind{Fresh}, Clients, []ClientKind{FileZilla})
+}
+
 // terminated returns the combinations in which ftpalg has the server's key. Auto comes to direct or relay, so few clients
-// are enough for it; plain sessions are there for the client that knows nothing else.
-func terminated(server ServerKind, data DataPath) (all []Scenario) {
-	clients := slices.Concat([]ClientKind{Fresh}, Clients, []ClientKind{FileZilla})
+// are enough for it.
+func terminated(server ServerKind, data DataPath) []Scenario {
+	clients := tlsClients()
 	if data == Auto {
 		clients = []ClientKind{Clients[0], Clients[2]}
 	}
+	return terminatedFor(server, data, clients)
+}
+
+// terminatedFor returns the combinations of a server, a data path and some clients. Plain sessions are there for the client that knows
+// nothing else.
+func terminatedFor(server ServerKind, data DataPath, clients []ClientKind) (all []Scenario) {
 	for _, secret := range []bool{false, true} {
 		for _, client := range clients {
 			s := Scenario{Server: server, Client: client, Data: data, Clear: !secret}
@@ -105,7 +147,22 @@ func (s Scenario) String() string {
 	if s.Data != Closed {
 		name = append(name, s.Level(), string(s.Data))
 	}
-	return strings.Join(append(name, string(s.Mode), s.Family.String()), "/")
+	name = append(name, string(s.Mode), s.Family.String())
+	if s.Start != Running {
+		name = append(name, string(s.Start), s.Order())
+	}
+	return strings.Join(name, "/")
+}
+
+// Order names the transfers in their order.
+func (s Scenario) Order() string {
+	switch {
+	case s.Client.command == nil:
+		return "none"
+	case s.PutFirst:
+		return "up-down"
+	}
+	return "down-up"
 }
 
 // Level returns the protection level of data connections (RFC 2228): C or P.
@@ -155,7 +212,10 @@ func (s Scenario) NotApplicable() string {
 }
 
 func (s Scenario) properties() []string {
-	return []string{s.Server.Name, s.Client.Name, string(s.Protection), s.Level() + string(s.Data), string(s.Mode), s.Family.String()}
+	return []string{
+		s.Server.Name, s.Client.Name, string(s.Protection), s.Level() + string(s.Data), string(s.Mode), s.Family.String(),
+		string(s.Start) + " " + s.Order(),
+	}
 }
 
 func (s Scenario) certain() bool { return s.NotApplicable() == "" && !s.Doubted() }

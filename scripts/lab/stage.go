@@ -42,6 +42,7 @@ type Config struct {
 	ServersDir string // where scripts/setup unpacked the FTP servers
 	Binary     string // ftpalg
 	Backend    rules.Backend
+	Successors bool // ftpalg is to hand over to further processes
 }
 
 // Stage is a lab with one FTP server and ftpalg in it, in which scenarios run one after the other.
@@ -89,9 +90,22 @@ func (s *Stage) guard(ctx context.Context) error {
 	return err
 }
 
+// withSuccessors runs a program and whatever it hands over to, and ends when the last of them has closed its output.
+const withSuccessors = `#!/bin/sh
+trap : TERM
+%q "$@" 2>&1 | (trap "" TERM; exec cat)
+`
+
 // startDaemon runs ftpalg on the gateway, with the stage's back end.
 func (s *Stage) startDaemon(ctx context.Context, policy string) (*Daemon, error) {
-	return s.Lab.StartDaemon(ctx, s.config.Binary, policy, "--backend", string(cmp.Or(s.config.Backend, rules.BackendAuto)))
+	binary := s.config.Binary
+	if s.config.Successors {
+		binary = s.Lab.Path("ftpalg.sh")
+		if err := os.WriteFile(binary, fmt.Appendf(nil, withSuccessors, s.config.Binary), 0o755); err != nil {
+			return nil, fmt.Errorf("lab: %w", err)
+		}
+	}
+	return s.Lab.StartDaemon(ctx, binary, policy, "--backend", string(cmp.Or(s.config.Backend, rules.BackendAuto)))
 }
 
 // acceptMarked has the gateway's own firewall, which drops, let by what ftpalg's table accepts: no table of nft's can accept for
@@ -163,7 +177,7 @@ func (s *Stage) Run(ctx context.Context, scenario Scenario) Result {
 		result.NotApplicable, result.Err = s.doubt(ctx, scenario)
 	}
 	if result.NotApplicable == "" && result.Err == nil {
-		result.Err = s.carry(ctx, scenario.Data)
+		result.Err = s.carry(ctx, scenario.Data, scenario.Start)
 	}
 	if result.NotApplicable == "" && result.Err == nil {
 		s.run(ctx, scenario, &result)
@@ -282,7 +296,7 @@ func (s *Stage) transfer(ctx context.Context, scenario Scenario, timeout time.Du
 	proc, err := s.Lab.StartClient(ctx, s.nat.client(), scenario.Client, Job{
 		Host: reach.Addr(), Port: reach.Port(), Mode: scenario.Mode, Protection: scenario.Protection,
 		Clear: scenario.Clear, CA: s.Server.CA, TLS12: scenario.TLS12(), TLS13: scenario.TLS13, Home: s.Lab.Dir,
-		Get: "down.bin", Into: into, Put: put, As: "up.bin", Dir: s.Server.home,
+		Get: "down.bin", Into: into, Put: put, As: "up.bin", Dir: s.Server.home, PutFirst: scenario.PutFirst,
 	})
 	if err != nil {
 		return err

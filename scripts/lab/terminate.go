@@ -66,12 +66,17 @@ func (s *Stage) policy(data DataPath) string {
 	return s.nat.publish(t.Policy(s.Server))
 }
 
-// carry has ftpalg run with the policy for a data path.
-func (s *Stage) carry(ctx context.Context, data DataPath) error {
-	if s.data == data {
-		return nil
+// carry has ftpalg run with the policy for a data path, started as it has to be.
+func (s *Stage) carry(ctx context.Context, data DataPath, start Start) error {
+	if s.data != data || start == Started {
+		if err := s.Restart(ctx, data, s.policy(data)); err != nil {
+			return err
+		}
 	}
-	return s.Restart(ctx, data, s.policy(data))
+	if start == HandedOver {
+		return s.Daemon.HandOver(ctx)
+	}
+	return nil
 }
 
 // Restart runs ftpalg with another policy.

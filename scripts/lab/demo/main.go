@@ -27,13 +27,16 @@ func main() {
 	match := flag.String("match", "", "only the scenarios whose name (server/client/protection/mode/family) has this in it")
 	pairs := flag.Bool("pairs", false, "only so many scenarios, or cells of ftpalg's, that any two properties that can meet do meet in one, and no bridges")
 	without := flag.String("without", "", "leaves out the scenarios of a client: one that this machine does not have")
+	cold := flag.Bool("cold", false, "in place of the scenarios, those in which ftpalg terminates, each as the first session after a start and after a handover")
 	nat := flag.Bool("nat", false, "the NAT matrix and its exposure in place of the scenarios; a cell is nat/guard/server/client/protection/mode/family")
 	churn := flag.Int("churn", 0, "in place of the scenarios, so many ends of ftpalg under live sessions, mostly by kill -9")
 	seed := flag.Uint64("seed", 1, "of the random points of -churn")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
-	show := func() (failed int, err error) { return demo(ctx, os.Stdout, config, choice{*match, *without, *pairs}) }
+	show := func() (failed int, err error) {
+		return demo(ctx, os.Stdout, config, choice{*match, *without, *pairs, *cold})
+	}
 	switch {
 	case *churn > 0:
 		show = func() (failed int, err error) { return 0, showChurn(ctx, os.Stdout, config, *churn, *seed) }
@@ -77,11 +80,13 @@ type choice struct {
 	match   string // only those with this in their name
 	without string // none of this client
 	pairs   bool   // so many scenarios that any two properties meet, and no bridges
+	cold    bool   // each as the first session after a start, and no bridges: those always are
 }
 
 // demo runs the scenarios, those of each server and data path in a lab of their own and some labs side by side, and prints
 // the rows in order; and then the same with the bridges.
 func demo(ctx context.Context, w io.Writer, config lab.Config, c choice) (failed int, err error) {
+	config.Successors = c.cold
 	rows, lanes := c.scenarios()
 	bridges := c.bridges()
 	if len(rows)+len(bridges) == 0 {
@@ -102,7 +107,11 @@ func demo(ctx context.Context, w io.Writer, config lab.Config, c choice) (failed
 
 // scenarios returns the chosen rows, and those that share a lab.
 func (c choice) scenarios() (rows []row, lanes [][]row) {
-	all := slices.DeleteFunc(lab.Scenarios(), func(s lab.Scenario) bool { return s.Client.Name == c.without })
+	all := lab.Scenarios()
+	if c.cold {
+		all = lab.ColdScenarios()
+	}
+	all = slices.DeleteFunc(all, func(s lab.Scenario) bool { return s.Client.Name == c.without })
 	if c.pairs {
 		all = lab.Pairwise(all)
 	}
@@ -123,7 +132,7 @@ func (c choice) scenarios() (rows []row, lanes [][]row) {
 
 // bridges returns the chosen bridges.
 func (c choice) bridges() (all []bridge) {
-	if c.pairs {
+	if c.pairs || c.cold {
 		return nil
 	}
 	for _, b := range lab.Bridges() {
@@ -180,19 +189,21 @@ The server's log has the client's own address, and the clients saw the server's.
 kernel expects nothing more.
 The client "held" arranges a data connection and holds still while the pinhole is probed; where the control connection
 is opaque it then scans 51 ports at once, of which its one credit may open one.
+With -cold each session is the first after a start of ftpalg's or after a handover (SIGUSR2), and downloads or uploads first.
 
 `
 
 // logLines is how much of ftpalg's log is shown of a session that failed.
 const logLines = 10
 
-const layout = "%-9s %-9s %-12s %-8s %-4s %-2s  %-8s %-22s %-8s %-10s %-5s %s\n"
+const layout = "%-9s %-9s %-12s %-*s %-4s %-2s  %-8s %-22s %-8s %-10s %-5s %s\n"
 
 func report(ctx context.Context, w io.Writer, rows []row) (failed int, err error) {
 	start, passed, notApplicable := time.Now(), 0, 0
 	var skipped skips
 	fmt.Fprint(w, heading)
-	fmt.Fprintf(w, layout, "server", "client", "control", "data", "mode", "IP", "transfer", "pinholes", "2nd host", "unpromised", "took", "result")
+	width := dataWidth(rows)
+	fmt.Fprintf(w, layout, "server", "client", "control", width, "data", "mode", "IP", "transfer", "pinholes", "2nd host", "unpromised", "took", "result")
 	for i, r := range rows {
 		var result lab.Result
 		select {
@@ -212,7 +223,7 @@ func report(ctx context.Context, w io.Writer, rows []row) (failed int, err error
 			passed++
 		}
 		skipped.flush(w)
-		printRow(w, r.scenario, result)
+		printRow(w, width, r.scenario, result)
 	}
 	fmt.Fprintf(w, "\n%d combinations, %d of them n/a, in %s\n", len(rows), notApplicable, time.Since(start).Round(time.Second))
 	_, err = fmt.Fprintf(w, "%d passed, %d failed\n", passed, failed)
@@ -248,7 +259,7 @@ func (k *skips) flush(w io.Writer) {
 	*k = skips{}
 }
 
-func printRow(w io.Writer, s lab.Scenario, r lab.Result) {
+func printRow(w io.Writer, width int, s lab.Scenario, r lab.Result) {
 	transfer, verdict := "ok", "pass"
 	if r.Promised.Sent > 0 {
 		transfer = "got " + r.Promised.String()
@@ -256,7 +267,7 @@ func printRow(w io.Writer, s lab.Scenario, r lab.Result) {
 	if r.Err != nil {
 		transfer, verdict = "-", "FAIL"
 	}
-	fmt.Fprintf(w, layout, s.Server.Name, s.Client.Name, control(s), data(s), s.Mode, s.Family, transfer,
+	fmt.Fprintf(w, layout, s.Server.Name, s.Client.Name, control(s), width, data(s), s.Mode, s.Family, transfer,
 		pinholes(s, r.Pinholes), probes(r.Stranger), probes(r.Beyond), r.Took.Round(100*time.Millisecond), verdict)
 	printTrouble(w, r)
 }
@@ -272,12 +283,24 @@ func printTrouble(w io.Writer, r lab.Result) {
 	}
 }
 
-// data names the protection of data connections and their path, where ftpalg terminates.
+// data names the protection of data connections and their path, where ftpalg terminates, and what came before the session.
 func data(s lab.Scenario) string {
-	if s.Data == lab.Closed {
+	switch {
+	case s.Data == lab.Closed:
 		return ""
+	case s.Start == lab.Running:
+		return s.Level() + " " + string(s.Data)
 	}
-	return s.Level() + " " + string(s.Data)
+	return fmt.Sprintf("%s %s %s %s", s.Level(), s.Data, s.Start, s.Order())
+}
+
+// dataWidth is how wide the column of data is.
+func dataWidth(rows []row) int {
+	width := 8
+	for _, r := range rows {
+		width = max(width, len(data(r.scenario)))
+	}
+	return width
 }
 
 // control names the protection of the control connection, with the newest TLS version that the client may use.
