@@ -11,6 +11,7 @@ import (
 	"regexp"
 	"slices"
 	"strings"
+	"time"
 )
 
 // Mode is how a data connection is arranged: the FTP command that announces it.
@@ -101,6 +102,8 @@ type ClientKind struct {
 	cannot func(Scenario) string
 	// listings is how many directory listings the client fetches beside the transfers.
 	listings int
+	// start is how long the client may take before its session begins.
+	start time.Duration
 }
 
 // pinholes is how many data connections a session of the client's needs, and so how many pinholes: no more may be opened.

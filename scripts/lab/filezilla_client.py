@@ -116,14 +116,10 @@ def start_filezilla():
     return subprocess.Popen("filezilla", stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
 
-def process_queue(filezilla):
-    """Presses Ctrl+P until something is logged: a window may be visible before it listens to keys."""
+def process_queue():
+    """Presses Ctrl+P, once: it would stop what it has started. The menu that listens to it is there before the window."""
     window = xdotool("search", "--sync", "--onlyvisible", "--name", "^FileZilla$").split()[0]
-    while filezilla.poll() is None and not os.path.exists(log):
-        xdotool("windowfocus", "--sync", window, "key", "ctrl+p")
-        until = time.monotonic() + 2
-        while filezilla.poll() is None and not os.path.exists(log) and time.monotonic() < until:
-            time.sleep(0.01)
+    xdotool("windowfocus", "--sync", window, "key", "ctrl+p")
 
 
 def watch(filezilla):
@@ -159,7 +155,7 @@ configure()
 programs = [start_display()]
 try:
     programs.append(start_filezilla())
-    process_queue(programs[-1])
+    process_queue()
     watch(programs[-1])
 finally:
     for program in reversed(programs):

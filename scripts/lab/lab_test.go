@@ -180,8 +180,8 @@ func TestScenarioNames(t *testing.T) {
 	}
 	clients := len(Clients) + 1 // FileZilla
 	inspected := len(Servers) * clients * 3 * 4 * 2
-	// In each of 6 modes: clients with TLS with 4 kinds of it at 2 levels, direct and relayed; tnftp; and 2 clients by auto.
-	terminated := len(Servers) * 6 * (clients*8*2 + 1*2 + 2*8)
+	// In each of 6 modes: clients with TLS with 4 kinds of it at 2 levels, direct and relayed; tnftp; and 3 clients by auto.
+	terminated := len(Servers) * 6 * (clients*8*2 + 1*2 + 3*8)
 	if want := inspected + terminated; len(seen) != want {
 		t.Errorf("%d scenarios, want %d", len(seen), want)
 	}

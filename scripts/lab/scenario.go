@@ -97,7 +97,7 @@ func tlsClients() []ClientKind {
 func terminated(server ServerKind, data DataPath) []Scenario {
 	clients := tlsClients()
 	if data == Auto {
-		clients = []ClientKind{Clients[0], Clients[2]}
+		clients = []ClientKind{Clients[0], Clients[2], FileZilla}
 	}
 	return terminatedFor(server, data, clients)
 }

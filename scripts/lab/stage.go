@@ -280,7 +280,7 @@ func (s *Stage) waitPinholes(mark, want int) []Event {
 
 // transfer runs the client and compares what was transferred.
 func (s *Stage) transfer(ctx context.Context, scenario Scenario, timeout time.Duration) error {
-	ctx, cancel := context.WithTimeout(ctx, timeout)
+	ctx, cancel := context.WithTimeout(ctx, scenario.Client.start+timeout)
 	defer cancel()
 	into, put := s.Lab.Path("into.bin"), s.Lab.Path("put.bin")
 	down, up := make([]byte, fileSize), make([]byte, fileSize)
