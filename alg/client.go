@@ -61,7 +61,7 @@ func (c *Control) command(line ftp.Line, fx []Effect) (kind, Reason, []Effect) {
 	if err != nil {
 		return other, BadCommand, fx
 	}
-	if line.Flaws&ftp.RawIAC != 0 && c.restricted(line.Text) || c.swallowed(line) {
+	if line.Flaws&ftp.RawIAC != 0 && c.restricted(line.Text) {
 		return other, BadCharacters, fx
 	}
 	if why := rulingReason(c.rule.Command(cmd.Verb, cmd.Arg, c.cwd.Path)); why != NoReason {

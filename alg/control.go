@@ -49,7 +49,6 @@ type Control struct {
 	cleared   bool // it was in TLS before (CCC)
 	missed    bool // a command may have been sent that was not captured
 	inDenied  bool // the rest of the client's line is being overwritten
-	readAlong bool // the kernel's helper reads clear text behind us
 	opened    bool // the front end speaks TLS itself: all that is fed is clear text
 	canShow   bool // and has a certificate for it
 	wrapped   bool // and speaks it with the client now
@@ -100,17 +99,12 @@ func NewTerminated(p *policy.Policy, d policy.Decision, client, server netip.Add
 }
 
 // Translated tells that the gateway translates addresses between the two hosts: where the server really is, and where the
-// client is as the server sees it. byKernel says that the kernel itself rewrites what it announces (nf_nat_ftp): so it may be
-// left to it where it does not fit.
-func (c *Control) Translated(server, client netip.Addr, byKernel bool) {
+// client is as the server sees it. resizes says that the front end can have a line go on that is longer or shorter than it came.
+func (c *Control) Translated(server, client netip.Addr, resizes bool) {
 	if c.nat = nil; server != c.server.Addr() || client != c.client.Addr() {
-		c.nat = &nat{server: server, client: client, byKernel: byKernel}
+		c.nat = &nat{server: server, client: client, resizes: resizes}
 	}
 }
-
-// ReadAlong tells that the kernel's own helper reads what goes on in clear text. It takes any line for an announcement that
-// begins like one, whatever it belongs to, so that none may go on that opens nothing here.
-func (c *Control) ReadAlong() { c.readAlong = true }
 
 // Protection is the protection of both channels now.
 func (c *Control) Protection() Protection {

@@ -22,7 +22,7 @@ func (c *Control) Hold(from Side) int {
 		return 0
 	case lines.PartialStart() < c.released[from], from == Client && c.inDenied:
 		return 0
-	case from == Server && c.kinds.oldest() != pasv && c.kinds.oldest() != epsv && !c.arms(lines.PartialText()):
+	case from == Server && c.kinds.oldest() != pasv && c.kinds.oldest() != epsv:
 		return 0
 	}
 	return lines.Partial()
@@ -32,7 +32,7 @@ func (c *Control) Hold(from Side) int {
 // command that is denied or that opens a pinhole, or has what no command may have.
 func (c *Control) Release(from Side) bool {
 	partial := c.lines[from].PartialText()
-	if from == Client && (c.lines[from].PartialFlaws()&ftp.Refused != 0 || c.restricted(partial)) || from == Server && (c.arms(partial) || c.translates() && c.kinds.oldest() == pasv) {
+	if from == Client && (c.lines[from].PartialFlaws()&ftp.Refused != 0 || c.restricted(partial)) || from == Server && c.translates() && c.kinds.oldest() == pasv {
 		return false
 	}
 	c.released[from] = c.lines[from].Offset()

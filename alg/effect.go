@@ -37,7 +37,7 @@ type Kind uint8
 
 const (
 	// OpenPinhole: Pinhole must stand before the bytes [Start, Start+Len) go on. If it cannot, give the effect to
-	// Control.Refuse. With ByKernel the kernel has to rewrite them, and makes Grows more of them; fewer, if it is negative.
+	// Control.Refuse. New, if there is any, has to go on in their place: it is longer or shorter.
 	OpenPinhole Kind = iota + 1
 	// ClosePinhole: Pinhole must go; Reason says why.
 	ClosePinhole
@@ -68,8 +68,6 @@ type Effect struct {
 	Direction  Direction
 	Start      uint64 // stream offset
 	Len        int
-	ByKernel   bool
-	Grows      int
 	Text       []byte
 	New        []byte
 }

@@ -11,9 +11,9 @@ import (
 
 // nat is what each host does not see of the other: without NAT it is what it sees.
 type nat struct {
-	server   netip.Addr // the server's own address
-	client   netip.Addr // the client's as the server sees it
-	byKernel bool       // the kernel rewrites PORT, EPRT and 227 behind us
+	server  netip.Addr // the server's own address
+	client  netip.Addr // the client's as the server sees it
+	resizes bool       // a line may become longer, or shorter
 }
 
 // translates says whether addresses differ.
@@ -48,11 +48,10 @@ func (c *Control) toClient(mode policy.Mode, from netip.AddrPort, port uint16) P
 // naming is how an announcement comes to name its pinhole's address. The zero value leaves it as it is.
 type naming struct {
 	side  Side
-	start uint64 // of what stands in its place
+	start uint64 // of what stands in its place, if that is as long
 	text  []byte
 
-	byKernel bool // the kernel rewrites it
-	grows    int  // by so many bytes
+	line []byte // the whole line in place of what it was, if that is not
 }
 
 // namePASV has a 227 name the pinhole's address: a server may announce its own, the public one, or none. Over IPv6 it cannot
@@ -61,34 +60,24 @@ func (c *Control) namePASV(announced netip.Addr, p Pinhole, line ftp.Line) (nami
 	if !p.To.Addr().Is4() {
 		return naming{}, NoReason
 	}
-	found := found227(line.Text)
-	switch {
-	case c.opened, announced == p.To.Addr() && (found != nil || !c.readAlong):
+	if c.opened || announced == p.To.Addr() {
 		return naming{}, NoReason
 	}
 	if text := ftp.FitPASV(p.To, line.Len-line.EOL); text != nil {
 		return naming{side: Server, start: line.Start, text: text}, NoReason
 	}
 	switch {
-	case found != nil && c.translates() && c.seen().byKernel && announced == c.seen().server:
-		return naming{byKernel: true, grows: len(ftp.FormatPort(p.To)) - len(found)}, NoReason
-	case c.translates(), announced.IsUnspecified(), c.readAlong && found == nil:
+	case c.mayResize(Server, line):
+		return naming{line: []byte("227 Entering Passive Mode (" + ftp.FormatPort(p.To) + ").")}, NoReason
+	case c.translates(), announced.IsUnspecified():
 		return naming{}, NoRoom
 	}
 	return naming{}, NoReason // the policy overlooks the address, and so do the clients that it is meant for
 }
 
-// found227 gives the six numbers that the kernel's helper finds in a 227: they begin with the first digit behind the code, or
-// it drops the line for good (nf_conntrack_ftp, try_rfc1123).
-func found227(line []byte) []byte {
-	const numbers = "0123456789,"
-	text := line[min(len(line), len("227 ")):]
-	text = text[max(0, bytes.IndexAny(text, numbers[:10])):]
-	text = text[:len(text)-len(bytes.TrimLeft(text, numbers))]
-	if _, err := ftp.ParsePort(text); err != nil {
-		return nil
-	}
-	return text
+// mayResize reports whether a line may become longer or shorter: where the front end can do that, and no part of it has gone on.
+func (c *Control) mayResize(side Side, line ftp.Line) bool {
+	return c.seen().resizes && line.Start >= c.released[side]
 }
 
 // nameActive has PORT and EPRT name the pinhole's address, in the same way.
@@ -101,51 +90,21 @@ func (c *Control) nameActive(announced netip.AddrPort, p Pinhole, arg []byte, li
 		fit, format = ftp.FitEPRT, ftp.FormatEPRT
 	}
 	at := bytes.LastIndex(line.Text, arg)
-	grows := len(format(p.To)) - len(arg)
-	whole := at >= 0 && line.Len-line.EOL == len(line.Text) // no Telnet signals in between
-	switch text := fit(p.To, len(arg)); {
-	case whole && text != nil && (grows == 0 || !c.seen().byKernel):
+	if at < 0 || line.Len-line.EOL != len(line.Text) { // Telnet signals in between
+		return naming{}, NoRoom
+	}
+	exact, text := format(p.To), fit(p.To, len(arg))
+	switch {
+	case len(exact) != len(arg) && c.mayResize(Client, line):
+		return naming{line: slices.Concat(line.Text[:at], []byte(exact), line.Text[at+len(arg):])}, NoReason
+	case text != nil:
 		return naming{side: Client, start: line.Start + uint64(at), text: text}, NoReason
-	case whole && c.seen().byKernel && announced.Addr() == c.client.Addr():
-		return naming{byKernel: true, grows: grows}, NoReason
 	}
 	return naming{}, NoRoom
 }
 
 // named completes the last effect, which opens a pinhole, with what names its address.
 func (c *Control) named(n naming, fx []Effect) []Effect {
-	last := &fx[len(fx)-1]
-	last.ByKernel, last.Grows = n.byKernel, n.grows
+	fx[len(fx)-1].New = n.line
 	return c.rewrite(n.side, n.start, n.text, fx)
-}
-
-// announcements are what the kernel's helper looks for at the beginning of a server's line.
-var announcements = []string{"227 ", "229 "}
-
-// arms says whether the kernel might take a server's line, or what begins it, for an announcement.
-func (c *Control) arms(text []byte) bool {
-	return c.readAlong && len(text) > 0 && slices.ContainsFunc(announcements, func(a string) bool {
-		n := min(len(a), len(text))
-		return a[:n] == string(text[:n])
-	})
-}
-
-// swallowed says whether the kernel's helper drops a client's line for good: one that begins like PORT or EPRT and does not go
-// on like it. In PORT it wants a CR behind the numbers.
-func (c *Control) swallowed(line ftp.Line) bool {
-	const name = len("PORT")
-	if !c.readAlong || len(line.Text) < name {
-		return false
-	}
-	port, eprt := bytes.EqualFold(line.Text[:name], []byte("PORT")), bytes.EqualFold(line.Text[:name], []byte("EPRT"))
-	return (port || eprt) && (len(line.Text) == name || line.Text[name] != ' ' || port && line.Flaws&ftp.BareLF != 0)
-}
-
-// disarm changes the first byte of a line of a reply of several that the kernel would take for an announcement.
-func (c *Control) disarm(line ftp.Line, fx []Effect) []Effect {
-	if !c.arms(line.Text) {
-		return fx
-	}
-	fx = append(fx, Effect{Kind: Audit, Reason: UnsolicitedReply, Side: Server, Text: line.Text})
-	return c.rewrite(Server, line.Start, []byte{' '}, fx)
 }

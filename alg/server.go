@@ -26,13 +26,13 @@ func (c *Control) feedServer(b []byte, fx []Effect) (int, []Effect) {
 	if err != nil {
 		if c.resumed {
 			// Perhaps the middle of a multi-line reply that began before us.
-			return n, c.disarm(line, fx)
+			return n, fx
 		}
 		fx = append(fx, Effect{Kind: Deny, Reason: NotFTP, Side: Server, Text: line.Text})
 		return n, c.end(NotFTP, fx)
 	}
 	if !reply.Last {
-		return n, c.disarm(line, fx)
+		return n, fx
 	}
 	c.resumed = false
 	return n, c.reply(reply, line, fx)
@@ -188,13 +188,8 @@ func (c *Control) announcement(k kind, r ftp.Reply, line ftp.Line, fx []Effect) 
 	to, mode, err := c.announced(r)
 	switch {
 	case !asked && err != nil:
-		// "227 Logout." promises nothing. The kernel's helper would drop it, as it waits for the rest of an address.
-		if c.readAlong && !c.multiline {
-			fx = c.rewrite(Server, line.Start+2, []byte{'1'}, fx)
-		}
+		// "227 Logout." promises nothing.
 		return c.answered(k, r, fx)
-	case !asked && c.readAlong:
-		return c.denyReply(UnsolicitedReply, line, fx)
 	case !asked:
 		// It opens nothing, so it may go on as it is: nobody waits for it.
 		return append(fx, Effect{Kind: Deny, Reason: UnsolicitedReply, Side: Server, Text: line.Text,

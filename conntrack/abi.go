@@ -28,6 +28,8 @@ const (
 	ctaMark        = 8
 	ctaID          = 12
 	ctaTupleMaster = 14
+	ctaSeqAdjOrig  = 15
+	ctaSeqAdjReply = 16
 	ctaMarkMask    = 21
 	ctaLabels      = 22
 	ctaLabelsMask  = 23
@@ -42,6 +44,13 @@ const (
 
 	tcpEstablished = 3
 	tcpClose       = 8
+)
+
+// Attributes of a CTA_SEQ_ADJ_*.
+const (
+	ctaSeqAdjPosition = 1 // CTA_SEQADJ_CORRECTION_POS
+	ctaSeqAdjBefore   = 2
+	ctaSeqAdjAfter    = 3
 )
 
 // Attributes of a tuple, in entries and expectations alike.

@@ -86,6 +86,16 @@ func (f *Fake) SetLabel(t Tuple, value, mask Label) error {
 	return nil
 }
 
+// AdjustSequence succeeds, and moves nothing.
+func (f *Fake) AdjustSequence(t Tuple, _ bool, _ Adjustment) error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.fail != nil {
+		return describeAdjustment(t, f.fail)
+	}
+	return nil
+}
+
 // Withdraw forgets x, or answers ErrNotFound.
 func (f *Fake) Withdraw(x Expectation) error {
 	f.mu.Lock()

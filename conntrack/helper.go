@@ -5,8 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
-	"os"
-	"os/exec"
+	"slices"
 	"strings"
 
 	"github.com/mdlayher/netlink"
@@ -27,38 +26,35 @@ const (
 
 // Helper is the conntrack helper that control connections carry so that expectations can hang on them.
 type Helper struct {
-	Name   string // for the rule `-j CT --helper NAME`
-	Own    bool   // defined by ftpalg through nfnetlink_cthelper
-	Silent bool   // the kernel reads no FTP behind us
-	IPv6   bool   // there for IPv6 as well as for IPv4
+	Name string // for the rule `-j CT --helper NAME`
+	Own  bool   // defined by ftpalg through nfnetlink_cthelper
+	IPv6 bool   // there for IPv6 as well as for IPv4
 }
 
-// carriers are the kernel's TCP helpers that are used, in the order of preference. sip, irc and pptp could carry expectations as well,
-// but what they act on is text that may be anywhere in a segment, or opens more than a port: nothing could hold them closed.
-var carriers = []Helper{
-	{Name: "sane", Silent: true}, // reacts to requests of the scanner protocol, which never get to it (package rules, carrierGuard)
-	{Name: KernelFTP},            // reads clear-text FTP and keeps expectations of its own
-}
-
-// KernelFTP is the kernel's helper for FTP. It is the one that has nf_nat_ftp behind it, which rewrites PORT and EPRT of clients
-// whose addresses are translated, and may change their length.
-const KernelFTP = "ftp"
+// BuiltInHelper is the kernel's helper that carries expectations where there is none of our own. It reacts to requests of the scanner
+// protocol alone, which never get to it (package rules, carrierGuard). Other TCP helpers of the kernel could carry them as well,
+// but what they act on is text that may be anywhere in a segment: nothing could hold ftp, irc and sip closed, and pptp opens more
+// than a port.
+const BuiltInHelper = "sane"
 
 // ErrNoSubsystem means that the kernel does not let user space define helpers.
 var ErrNoSubsystem = errors.New("the kernel has no nfnetlink_cthelper (CONFIG_NF_CT_NETLINK_HELPER)")
 
-// DetectHelper finds the helper to use. want is "auto" or a helper's name. "auto" takes ftpalg's own where the kernel
-// lets user space define helpers, and registers it; else the first carrier that the kernel has, the silent ones
-// first, and those that serve both address families before those that serve IPv4 alone. With source NAT on the machine it
-// takes the kernel's own, for the sake of active mode in clear text.
-func DetectHelper(want string, sourceNAT bool) (Helper, error) {
-	if want == "auto" && sourceNAT && RewritesFTP() {
-		if h, err := DetectHelper(KernelFTP, true); err == nil {
-			return h, nil
-		}
+// DetectHelper finds the helper to use, and registers ftpalg's own if that is it. want is "auto" or a helper's name. "auto" takes
+// our own where the kernel lets user space define helpers: the kernel does nothing of its own accord for it. Where there is NAT it
+// takes the built-in one first: packets with a helper of user space that a queue has had are adjusted twice, and NAT leaves a
+// connection out whose SYN was queued (nf_confirm_cthelper).
+func DetectHelper(want string, nat bool) (Helper, error) {
+	order := []string{OwnHelper, BuiltInHelper}
+	if nat {
+		slices.Reverse(order)
 	}
-	if want == KernelFTP {
-		RewritesFTP() // so that its module is there, if it is one
+	switch want {
+	case "auto":
+	case OwnHelper, BuiltInHelper:
+		order = []string{want}
+	default:
+		return Helper{}, fmt.Errorf("conntrack: find a helper: %q is none of auto, %s, %s", want, OwnHelper, BuiltInHelper)
 	}
 	nl, err := netlink.Dial(unix.NETLINK_NETFILTER, nil)
 	if err != nil {
@@ -66,66 +62,28 @@ func DetectHelper(want string, sourceNAT bool) (Helper, error) {
 	}
 	defer nl.Close()
 	var tried []string
-	var found []Helper
-	if want == "auto" || want == OwnHelper {
-		err := registerOwn(nl)
-		if err == nil {
-			return Helper{Name: OwnHelper, Own: true, Silent: true, IPv6: true}, nil
-		}
-		tried = append(tried, fmt.Sprintf("%s: %v", OwnHelper, err))
-	}
-	for _, h := range carriers {
-		if want != "auto" && want != h.Name {
-			continue
-		}
-		err := probeHelper(nl, h.Name, unix.AF_INET)
-		if errors.Is(err, ErrPermission) {
-			return Helper{}, fmt.Errorf("conntrack: find a helper: %w", err) // the same for every one of them
-		}
-		if err != nil {
-			tried = append(tried, fmt.Sprintf("%s: %v", h.Name, err))
-			continue
-		}
-		h.IPv6 = probeHelper(nl, h.Name, unix.AF_INET6) == nil
-		found = append(found, h)
-	}
-	return choose(want, found, tried)
-}
-
-// SilentBeside gives the helper for connections that ftpalg terminates where helper, which inspected ones carry, reads clear
-// text; or nothing, where it does not or the kernel has no other.
-func SilentBeside(helper string) string {
-	if helper != KernelFTP {
-		return ""
-	}
-	if h, err := DetectHelper("auto", false); err == nil && h.Silent {
-		return h.Name
-	}
-	return ""
-}
-
-// RewritesFTP reports whether the kernel has nf_nat_ftp, and loads its module if it is one.
-func RewritesFTP() bool {
-	_ = exec.Command("modprobe", "-q", "nf_nat_ftp").Run() // what counts is whether it is there
-	symbols, err := os.ReadFile("/proc/kallsyms")
-	return err == nil && (bytes.Contains(symbols, []byte(" nf_nat_ftp\n")) || bytes.Contains(symbols, []byte(" nf_nat_ftp\t")))
-}
-
-// choose takes the best of the carriers that the kernel has.
-func choose(want string, found []Helper, tried []string) (Helper, error) {
-	for _, h := range found {
-		if h.IPv6 && h.Silent {
+	for _, name := range order {
+		h, err := detect(nl, name)
+		switch {
+		case err == nil:
 			return h, nil
+		case errors.Is(err, ErrPermission): // the same for every one of them
+			return Helper{}, fmt.Errorf("conntrack: find a helper: %w", err)
 		}
+		tried = append(tried, fmt.Sprintf("%s: %v", name, err))
 	}
-	if len(found) > 0 {
-		return found[0], nil
+	return Helper{}, fmt.Errorf("conntrack: find a helper: tried %s; load one of the modules nfnetlink_cthelper, nf_conntrack_sane",
+		strings.Join(tried, "; "))
+}
+
+func detect(nl *netlink.Conn, name string) (Helper, error) {
+	if name == OwnHelper {
+		return Helper{Name: name, Own: true, IPv6: true}, registerOwn(nl)
 	}
-	if len(tried) == 0 {
-		return Helper{}, fmt.Errorf("conntrack: find a helper: %q is none of auto, %s, sane, ftp", want, OwnHelper)
+	if err := probeHelper(nl, name, unix.AF_INET); err != nil {
+		return Helper{}, err
 	}
-	return Helper{}, fmt.Errorf("conntrack: find a helper: tried %s; load one of the modules nfnetlink_cthelper, "+
-		"nf_conntrack_sane, nf_conntrack_ftp", strings.Join(tried, "; "))
+	return Helper{Name: name, IPv6: probeHelper(nl, name, unix.AF_INET6) == nil}, nil
 }
 
 // RegisterOwnHelper defines the helper "ftpalg" for TCP over IPv4 and IPv6, or brings an existing one into line. The

@@ -19,7 +19,7 @@ const (
 // Those from unsafeHelpers on were among them: they read what clients write, and open ports of their own accord.
 var helpers = []string{"auto", "ftpalg", "sane", "ftp", "irc", "pptp", "sip"}
 
-const unsafeHelpers = 4
+const unsafeHelpers = 3
 
 // builder makes a Policy of the raw structs and records what does not hold. It goes on after a fault, so that one run
 // names as many as it can.
@@ -69,7 +69,8 @@ func (b *builder) helper(word string) {
 	chosen := b.choose("helper", word, helpers...)
 	if b.p.Helper = helpers[chosen]; chosen >= unsafeHelpers {
 		b.p.Helper = helpers[0]
-		b.warning("helper", "%q opens ports for what it reads in FTP connections, so it is not used any more: auto is taken; write auto", word)
+		b.warning("helper", "%q opens ports for what it reads in FTP connections, so it is not used any more, and under NAT ftpalg rewrites PORT and 227 by itself: "+
+			"auto is taken; write auto", word)
 	}
 }
 

@@ -259,7 +259,7 @@ fail: open
 // A helper that is not used any more does not make an old file wrong.
 func TestUnsafeHelper(t *testing.T) {
 	p := parse(t, "version: 1\nhelper: irc\n"+"servers: [{name: files, addresses: 198.51.100.2}]\nrules: [{name: all, action: inspect}]\n")
-	want := `test.yaml:2:9: helper: "irc" opens ports for what it reads in FTP connections, so it is not used any more: auto is taken; write auto`
+	want := `test.yaml:2:9: helper: "irc" opens ports for what it reads in FTP connections, so it is not used any more, and under NAT ftpalg rewrites PORT and 227 by itself: auto is taken; write auto`
 	if len(p.Warnings) != 1 || p.Warnings[0] != want || p.Helper != "auto" {
 		t.Errorf("helper %q, warnings %q", p.Helper, p.Warnings)
 	}

@@ -61,16 +61,18 @@ func (in *Inspector) begin(sh *shard, now time.Time, k Key, entry conntrack.Entr
 	}
 	sh.sessions[k] = s
 	in.startSession(sh, s, d, m, phase, now)
-	if entry.Helper == conntrack.KernelFTP {
-		s.readAlong = true
-		s.control.ReadAlong()
-	}
 	if translated {
-		s.control.Translated(entry.Reply.Src.Addr(), entry.Reply.Dst.Addr(), entry.Helper == conntrack.KernelFTP)
+		s.control.Translated(entry.Reply.Src.Addr(), entry.Reply.Dst.Addr(), resizes(entry))
 		s.view = &Key{Client: entry.Reply.Dst, Server: entry.Reply.Src}
 		in.views.add(*s.view, k)
 	}
 	return s, alg.NoReason
+}
+
+// resizes reports whether conntrack can follow where a line becomes longer or shorter: with a helper it can. Under one that user
+// space defined the kernel adjusts queued packets twice (nf_confirm_cthelper).
+func resizes(entry conntrack.Entry) bool {
+	return entry.Helper != "" && entry.Helper != conntrack.OwnHelper
 }
 
 // startSession gives a session its engine, and tells of it.

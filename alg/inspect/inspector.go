@@ -29,6 +29,7 @@ type Conntrack interface {
 	Withdraw(conntrack.Expectation) error
 	Lookup(conntrack.Tuple) (conntrack.Entry, error)
 	SetLabel(t conntrack.Tuple, value, mask conntrack.Label) error
+	AdjustSequence(master conntrack.Tuple, reply bool, a conntrack.Adjustment) error
 }
 
 // Bounds of the whole inspector; those of one session are in the policy.

@@ -19,9 +19,10 @@ import (
 // silent takes verdicts and expectations and does nothing.
 type silent struct{}
 
-func (silent) Verdict(uint32, nfq.Verdict) error    { return nil }
-func (silent) Expect(conntrack.Expectation) error   { return nil }
-func (silent) Withdraw(conntrack.Expectation) error { return nil }
+func (silent) AdjustSequence(conntrack.Tuple, bool, conntrack.Adjustment) error { return nil }
+func (silent) Verdict(uint32, nfq.Verdict) error                                { return nil }
+func (silent) Expect(conntrack.Expectation) error                               { return nil }
+func (silent) Withdraw(conntrack.Expectation) error                             { return nil }
 func (silent) Lookup(t conntrack.Tuple) (conntrack.Entry, error) {
 	e := conntrack.Untranslated(t)
 	e.Opened, e.Live = true, true

@@ -38,7 +38,7 @@ type place struct {
 	Synced, FIN, Known  bool
 	Origin, Next, Acked uint32
 	Kept                []byte
-	Shifted             *shifted
+	Resized             *resized
 }
 
 // Remember gives the memory of each session, for when packets come here no more. What is held is not part of it: its senders
@@ -97,14 +97,14 @@ func (sh *shard) remember(s *session) Memory {
 func (st *stream) place() place {
 	return place{
 		Synced: st.synced, FIN: st.fin, Known: st.known, Origin: st.origin, Next: st.next, Acked: st.acked,
-		Kept: st.kept, Shifted: st.shifted,
+		Kept: st.kept, Resized: st.resized,
 	}
 }
 
 func (p place) stream() stream {
 	return stream{
 		synced: p.Synced, fin: p.FIN, known: p.Known, origin: p.Origin, next: p.Next, acked: p.Acked,
-		kept: p.Kept, shifted: p.Shifted,
+		kept: p.Kept, resized: p.Resized,
 	}
 }
 

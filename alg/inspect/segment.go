@@ -165,8 +165,7 @@ func (in *Inspector) old(sh *shard, s *session, from alg.Side, now time.Time, g 
 		return
 	}
 	in.reconcile(s, from, now, &g)
-	st.cutShort(&g)
-	in.accept(&g)
+	in.goOn(st, &g)
 }
 
 // overdue decides on what a session has held for too long. It says whether something is still held.
@@ -231,12 +230,11 @@ func (in *Inspector) release(sh *shard, s *session, from alg.Side, now time.Time
 	st := &s.streams[from]
 	hold := s.control.Hold(from)
 	if hold == 0 && len(st.inHand) == 0 {
-		st.cutShort(&g)
-		in.accept(&g)
+		in.goOn(st, &g)
 		return
 	}
 	if hold == 0 {
-		in.forward(s, append(st.inHand, g))
+		in.forward(st, append(st.inHand, g))
 		in.holdsNoMore(s, len(st.inHand))
 		st.inHand = nil
 		return
@@ -247,7 +245,7 @@ func (in *Inspector) release(sh *shard, s *session, from alg.Side, now time.Time
 			in.abandon(sh, s, from, now, &g)
 		}
 		in.letGo(s, from)
-		in.accept(&g)
+		in.goOn(st, &g)
 		return
 	}
 	g.own()
@@ -257,14 +255,27 @@ func (in *Inspector) release(sh *shard, s *session, from alg.Side, now time.Time
 	for done < len(st.inHand) && !before(line, st.inHand[done].end()) {
 		done++
 	}
-	if s.readAlong && torn(st.inHand[:done], line) {
-		done = 0
-	}
-	in.forward(s, st.inHand[:done])
+	in.forward(st, st.inHand[:done])
 	in.holdsNoMore(s, done)
 	st.inHand = append(st.inHand[:0], st.inHand[done:]...)
 	if done > 0 || len(st.inHand) == 1 {
 		in.holds(sh, s, st, now)
+	}
+}
+
+// goOn lets a segment of a stream go on as it has to be, or has its sender repeat it.
+func (in *Inspector) goOn(st *stream, g *segment) {
+	if !st.replace(g) {
+		in.verdict(g.Packet, nfq.Verdict{})
+		return
+	}
+	in.accept(g)
+}
+
+// forward lets segments go on that follow one another.
+func (in *Inspector) forward(st *stream, list []segment) {
+	for i := range list {
+		in.goOn(st, &list[i])
 	}
 }
 
@@ -283,7 +294,7 @@ func (in *Inspector) abandon(sh *shard, s *session, from alg.Side, now time.Time
 // letGo accepts everything in hand.
 func (in *Inspector) letGo(s *session, from alg.Side) {
 	st := &s.streams[from]
-	in.forward(s, st.inHand)
+	in.forward(st, st.inHand)
 	in.holdsNoMore(s, len(st.inHand))
 	st.inHand = nil
 }

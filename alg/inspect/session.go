@@ -28,7 +28,6 @@ type session struct {
 	implicit     bool
 	resumed      bool
 	written      alg.Phase // in its label, or tried in vain for want of room
-	readAlong    bool      // the kernel's helper reads what goes on
 	refused      bool      // no packet goes on any more
 	turnedAway   bool      // was refused from the start
 	told         [2]bool   // which sides were sent a reset because of that

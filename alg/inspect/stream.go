@@ -34,7 +34,7 @@ type stream struct {
 	inHand    []segment // fed, without a verdict: they have part of an incomplete line
 	early     []segment // not fed: they lie behind a gap; in order of sequence numbers
 	heldSince time.Time // when something of it began to wait
-	shifted   *shifted  // what the kernel did to its receiver's sequence numbers; nil for nothing
+	resized   *resized  // the line that went on with another length last; nil for none
 }
 
 // segment is a packet with payload.
@@ -62,33 +62,6 @@ func before(a, b uint32) bool { return int32(a-b) < 0 }
 // sync sets where a direction begins. What lies before was never seen.
 func (st *stream) sync(seq uint32) {
 	st.synced, st.origin, st.next = true, seq, seq
-}
-
-// shifted is how far a receiver's sequence numbers are from the sender's, because the kernel changed the length of a line
-// behind us (NAT): conntrack translates, but only after us. It is a part of Memory.
-type shifted struct {
-	From, At      uint32 // the sender's numbers of the line's first byte, and of the first from which on Since holds
-	Before, Since int32
-}
-
-// shift notes that the line of so many bytes at seq becomes longer, or shorter.
-func (st *stream) shift(seq uint32, length, grows int) {
-	var before int32
-	if st.shifted != nil {
-		before = st.shifted.Since
-	}
-	st.shifted = &shifted{From: seq, At: seq + uint32(length), Before: before, Since: before + int32(grows)}
-}
-
-// sent gives the sender's number for one of the receiver's.
-func (st *stream) sent(ack uint32) uint32 {
-	if st.shifted == nil {
-		return ack
-	}
-	if since := ack - uint32(st.shifted.Since); !before(since, st.shifted.At) {
-		return since
-	}
-	return ack - uint32(st.shifted.Before)
 }
 
 // seqAt gives the sequence number of one of the offsets that the engine counts in.

@@ -83,16 +83,8 @@ func (in *Inspector) carryOut(sh *shard, s *session, now time.Time, current *seg
 	for i := 0; i < len(sh.fx); i++ {
 		switch e := sh.fx[i]; e.Kind {
 		case alg.OpenPinhole:
-			st := &s.streams[e.Side]
-			why := alg.NoRoom
-			if !e.ByKernel || st.leave(e, current) {
-				why = in.open(sh, s, now, e.Pinhole)
-			}
-			switch {
-			case why != alg.NoReason:
+			if why := in.announce(sh, s, now, e, current); why != alg.NoReason {
 				sh.fx = s.control.Refuse(e, why, sh.fx)
-			case e.ByKernel:
-				st.shift(st.seqAt(e.Start), e.Len, e.Grows)
 			}
 		case alg.ClosePinhole:
 			in.closed(sh, s, now, e.Pinhole, e.Reason)
@@ -124,6 +116,23 @@ func (in *Inspector) login(s *session, now time.Time, e alg.Effect) {
 	default: // USER, or REIN
 		s.user = audit.WireText(e.Text)
 	}
+}
+
+// announce installs a pinhole, so that the line which promises it can go on: perhaps with another length.
+func (in *Inspector) announce(sh *shard, s *session, now time.Time, e alg.Effect, current *segment) alg.Reason {
+	if e.New != nil && !s.streams[e.Side].mayResize(e, current) {
+		return alg.NoRoom
+	}
+	why := in.open(sh, s, now, e.Pinhole)
+	if why != alg.NoReason || e.New == nil {
+		return why
+	}
+	if err := in.resize(s, e); err != nil {
+		in.event(s.event(now, audit.Event{Kind: audit.EventAudit, Reason: alg.NoRoom, Err: err}))
+		in.closed(sh, s, now, e.Pinhole, alg.NoRoom)
+		return alg.NoRoom
+	}
+	return alg.NoReason
 }
 
 // open installs a pinhole. NoReason means that it stands.

@@ -27,9 +27,9 @@ type wire struct {
 	in        *Inspector
 	ct        *conntrack.Fake
 	key       Key
-	view      Key      // what the server sees, under NAT
-	readAlong bool     // the kernel's helper reads each segment that goes on
-	passed    []string // their payloads
+	view      Key         // what the server sees, under NAT
+	adjusts   *translator // moves sequence numbers, under NAT
+	passed    []string    // their payloads
 	events    []string
 	isn       [2]uint32
 	sent      [2]uint32 // bytes that each side has sent so far
@@ -127,8 +127,11 @@ func (w *wire) Verdict(id uint32, v nfq.Verdict) error {
 	}
 	w.passed = append(w.passed, string(seg.Payload))
 	cut := bytes.Contains(w.packets[id], saneRequest)
-	if len(packet) != len(w.packets[id]) && !w.readAlong && !cut {
+	if len(packet) != len(w.packets[id]) && w.adjusts == nil && !cut {
 		w.t.Errorf("packet %d changed its length from %d to %d", id, len(w.packets[id]), len(packet))
+	}
+	if w.adjusts != nil {
+		seg.Seq += w.adjusts.moved(from == alg.Server, seg.Seq)
 	}
 	w.receivers[from].take(seg.Seq, seg.Payload)
 	return nil

@@ -71,6 +71,11 @@ func (c *capture) Withdraw(conntrack.Expectation) error { return nil }
 // SetLabel writes nothing: a replay ends with its sessions.
 func (c *capture) SetLabel(conntrack.Tuple, conntrack.Label, conntrack.Label) error { return nil }
 
+// AdjustSequence is never asked for: a capture shows no NAT.
+func (c *capture) AdjustSequence(conntrack.Tuple, bool, conntrack.Adjustment) error {
+	return conntrack.ErrNoAdjustment
+}
+
 // Lookup says of a connection whether a side has sent FIN so far.
 func (c *capture) Lookup(t conntrack.Tuple) (conntrack.Entry, error) {
 	conn := c.tcp[inspect.Key{Client: t.Src, Server: t.Dst}]

@@ -96,17 +96,17 @@ func removeHelper() error {
 
 // helperFor finds the helper to print. Without the right to ask the kernel it is the one that most kernels have.
 func helperFor(cmd *cobra.Command, p *policy.Policy) string {
-	translates, err := rules.SourceNAT(cmd.Context())
+	nat, err := rules.NAT(cmd.Context(), p)
 	if err != nil {
 		fmt.Fprintf(cmd.ErrOrStderr(), "note: whether there is source NAT is not known: %v\n", err)
 	}
-	h, err := conntrack.DetectHelper(p.Helper, translates)
+	h, err := conntrack.DetectHelper(p.Helper, nat)
 	if err == nil {
 		return h.Name
 	}
 	name := p.Helper
 	if name == "auto" {
-		name = "sane"
+		name = conntrack.BuiltInHelper
 	}
 	fmt.Fprintf(cmd.ErrOrStderr(), "note: the kernel could not be asked for a helper, printing %q: %v\n", name, err)
 	return name

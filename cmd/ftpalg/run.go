@@ -96,7 +96,7 @@ type daemon struct {
 	runOptions
 	log       *slog.Logger
 	helper    conntrack.Helper
-	sourceNAT bool          // there was, when the helper was chosen
+	nat       bool          // there was, when the helper was chosen
 	noLabels  bool          // the kernel has none for our rules
 	backend   rules.Backend // of the rules; chosen once, so that a reload changes rules and not their language
 	told      bool          // of each queued packet's conntrack entry
@@ -143,7 +143,7 @@ func run(ctx context.Context, o runOptions) error {
 	for _, w := range slices.Concat(d.policy.Warnings, d.certs.Warnings()) {
 		log.Warn("policy", "warning", w)
 	}
-	translates, err := rules.SourceNAT(ctx)
+	translates, err := rules.NAT(ctx, d.policy)
 	if err != nil {
 		log.Warn("rules", "warning", "whether there is source NAT is not known", "err", err)
 	}
@@ -519,27 +519,27 @@ func (d *daemon) obey(ctx context.Context, tasks *errgroup.Group) *link {
 }
 
 // chooseHelper settles what control connections carry from now on.
-func (d *daemon) chooseHelper(sourceNAT bool) error {
-	h, err := conntrack.DetectHelper(d.policy.Helper, sourceNAT)
+func (d *daemon) chooseHelper(nat bool) error {
+	h, err := conntrack.DetectHelper(d.policy.Helper, nat)
 	if err == nil {
-		d.helper, d.sourceNAT = h, sourceNAT
+		d.helper, d.nat = h, nat
 	}
 	return err
 }
 
-// followNAT chooses the helper again where source NAT has come or gone since, as a firewall may be loaded after us. Connections
+// followNAT chooses the helper again where NAT has come or gone since, as a firewall may be loaded after us. Connections
 // that are there keep theirs.
 func (d *daemon) followNAT(ctx context.Context) {
-	translates, err := rules.SourceNAT(ctx)
-	if err != nil || translates == d.sourceNAT {
+	translates, err := rules.NAT(ctx, d.policy)
+	if err != nil || translates == d.nat {
 		return // what cannot be read now can be the next time
 	}
 	before := d.helper
 	if err := d.chooseHelper(translates); err != nil {
-		d.log.Error("source NAT has come or gone; the helper stays", "helper", before.Name, "err", err)
+		d.log.Error("NAT has come or gone; the helper stays", "helper", before.Name, "err", err)
 	}
 	if d.helper != before {
-		d.log.Info("helper", "helper", d.helper.Name, "before", before.Name, "source_nat", translates)
+		d.log.Info("helper", "helper", d.helper.Name, "before", before.Name, "nat", translates)
 	}
 }
 

@@ -10,7 +10,6 @@ import (
 
 	"github.com/spf13/pflag"
 
-	"ftpalg/conntrack"
 	"ftpalg/nfq/rules"
 	"ftpalg/policy"
 )
@@ -45,7 +44,7 @@ func (s *steering) flags(f *pflag.FlagSet) {
 
 func (s *steering) config(p *policy.Policy, helper string) rules.Config {
 	cfg := s.machine()
-	cfg.Helper, cfg.Silent, cfg.FailOpen, cfg.Policy = helper, conntrack.SilentBeside(helper), p.FailOpen, p
+	cfg.Helper, cfg.FailOpen, cfg.Policy = helper, p.FailOpen, p
 	return cfg
 }
 

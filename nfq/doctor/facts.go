@@ -33,7 +33,7 @@ type Facts struct {
 	queuesErr       error
 	helper          conntrack.Helper
 	helperErr       error
-	rewrites        bool                    // the kernel has nf_nat_ftp
+	nat             bool                    // control connections may be under NAT
 	bridges         []string                // interfaces
 	terminateErr    error                   // what rules.TryTerminate says
 	vacantErr       error                   // what rules.Vacant says
@@ -67,9 +67,8 @@ func Read(ctx context.Context, s Subject) *Facts {
 	if s.Config.Policy != nil {
 		want = s.Config.Policy.Helper
 	}
-	translates, _ := rules.SourceNAT(ctx) // what cannot be read is said of the tables
-	f.helper, f.helperErr = conntrack.DetectHelper(want, translates)
-	f.rewrites = conntrack.RewritesFTP()
+	f.nat, _ = rules.NAT(ctx, s.Config.Policy) // what cannot be read is said of the tables
+	f.helper, f.helperErr = conntrack.DetectHelper(want, f.nat)
 	f.sysctl = readSysctl() // after the helper: it brings conntrack's settings
 	f.queues, f.queuesErr = readQueues()
 	bridges, _ := output(ctx, "", "ip", "-br", "link", "show", "type", "bridge")
@@ -82,7 +81,7 @@ func Read(ctx context.Context, s Subject) *Facts {
 	f.ufw, f.ufwSysctl = readUFW()
 	f.devices = readDevices(ctx, f.servers())
 	if s.Config.Policy != nil {
-		f.Config.Helper, f.Config.Silent = f.helper.Name, conntrack.SilentBeside(f.helper.Name)
+		f.Config.Helper = f.helper.Name
 		f.vacantErr = rules.Vacant(ctx, rules.IPTables(f.Config))
 		f.missing, f.missingErr = rules.Present(ctx, s.Backend.Rules(f.Config))
 	}

@@ -243,10 +243,13 @@ func helper(f *Facts, r *report) {
 		r.wrong(again, "%v", err)
 	case err != nil:
 		r.wrong(load("nfnetlink_cthelper")+" || "+load("nf_conntrack_sane"), "no conntrack helper can carry pinholes: %v", err)
+	case h.Own && f.nat:
+		r.note(load("nf_conntrack_sane"), "conntrack helper of our own (%s), with NAT: PORT and 227 are refused where their length would change", h.Name)
 	case h.Own:
-		r.ok("conntrack helper of our own (%s)", h.Name)
+		r.ok("conntrack helper of our own (%s): the kernel does nothing of its own accord for it", h.Name)
 	default:
-		r.ok("conntrack helper %q carries pinholes (conntrack -L shows that name)", h.Name)
+		r.ok("conntrack helper %q carries pinholes (conntrack -L shows that name); the kernel would open a port for requests of its own protocol, "+
+			"so ftpalg's rules drop what is one, and what is expected all the same is removed and ends its session", h.Name)
 	}
 }
 
@@ -272,7 +275,7 @@ func features(f *Facts, r *report) {
 	if err, tried := f.features[queueConntrack]; tried && (err == nil || errors.Is(err, errNoConntrack)) { // a queue was opened and asked
 		r.ok("kernel: packets that wait together are read and decided on together, up to %d (ftpalg run --queue-batch)", nfq.DefaultBatch)
 	}
-	if f.helperErr == nil && !f.helper.Own {
+	if f.helperErr == nil && !f.helper.Own && !f.nat {
 		const module = "nfnetlink_cthelper"
 		if f.modules[module] {
 			r.note(load(module), "the module %s is not loaded: no conntrack helper of our own", module)

@@ -401,15 +401,12 @@ func sourceNAT(f *Facts, r *report) {
 	f.scan(func(t *table, _ *chain, found *rule) {
 		switch {
 		case found.nat != "masquerade" && found.nat != "snat" && found.nat != "netmap":
-		case f.helper.Name == "ftp" && f.rewrites:
-			r.ok("source NAT (%s: %s): the kernel's helper ftp rewrites PORT and EPRT in clear text", place(t), found.text)
-		case f.rewrites:
-			r.note("sed -i 's/^helper: .*/helper: ftp/' "+f.PolicyFile,
-				"source NAT (%s: %s): the helper %q does not rewrite PORT and EPRT; active mode works only where the length stays",
+		case f.helper.Own:
+			r.note(load("nf_conntrack_sane")+" && sed -i 's/^helper: .*/helper: auto/' "+f.PolicyFile,
+				"source NAT (%s: %s): with the helper %q active mode works only where the length of PORT and EPRT stays",
 				place(t), found.text, f.helper.Name)
 		default:
-			r.note(load("nf_nat_ftp"), "source NAT (%s: %s): without nf_nat_ftp active mode in clear text works only where the length stays",
-				place(t), found.text)
+			r.ok("source NAT (%s: %s): ftpalg rewrites PORT and EPRT in clear text", place(t), found.text)
 		}
 	})
 }

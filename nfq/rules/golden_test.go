@@ -113,7 +113,7 @@ rules:
   - {name: files, to: files, action: inspect, opaque-active: pinhole}
 `)
 	p.Rules[0].Action = policy.Terminate
-	return Config{Queues: [2]uint16{21, 21}, Helper: "ftp", Silent: "sane", Policy: p}
+	return Config{Queues: [2]uint16{21, 21}, Helper: "sane", Policy: p}
 }
 
 func TestGolden(t *testing.T) {

@@ -142,12 +142,10 @@ func (b *builder) raw() Table {
 					"-s %s -p tcp -m multiport --sports %s -m rpfilter --invert -j DROP", f.address, ports)
 			}
 		}
-		for _, h := range b.carriers(s) {
-			for _, f := range s.faces {
-				for _, ports := range f.ports {
-					c.add("A control connection gets its helper when conntrack creates it: without one it can have no expectation. (The first counts.)",
-						"%s-d %s -p tcp -m multiport --dports %s -j CT --helper %s", source(h.client), f.address, ports, h.helper)
-				}
+		for _, f := range s.faces {
+			for _, ports := range f.ports {
+				c.add("A control connection gets its helper when conntrack creates it: without one it can have no expectation. (The first counts.)",
+					"-d %s -p tcp -m multiport --dports %s -j CT --helper %s", f.address, ports, b.cfg.Helper)
 			}
 		}
 	}
@@ -178,52 +176,6 @@ func (b *builder) controlPorts() (all []uint16) {
 	}
 	slices.Sort(all)
 	return slices.Compact(all)
-}
-
-// carrier is the helper of some clients' control connections.
-type carrier struct {
-	client netip.Prefix
-	helper string
-}
-
-// carriers are the helpers of the control connections to a server, of which the first that matches counts. What is terminated
-// must not have one that reads clear text: it would expect what ftpalg does not announce.
-func (b *builder) carriers(s server) (list []carrier) {
-	if b.cfg.twoHelpers() {
-		for i := range b.lastTerminate(s) + 1 {
-			r := &b.cfg.Policy.Rules[i]
-			helper := b.cfg.Helper
-			if r.Action == policy.Terminate {
-				helper = b.cfg.Silent
-			}
-			if !named(r.To, s.Name) || r.Action == policy.Deny {
-				continue
-			}
-			for _, client := range b.clients(r) {
-				list = append(list, carrier{client, helper})
-			}
-		}
-	}
-	return append(list, carrier{b.any(), b.cfg.Helper})
-}
-
-// twoHelpers reports whether terminated connections have a helper of their own.
-func (c Config) twoHelpers() bool { return c.Silent != "" && c.Silent != c.Helper }
-
-// helpers are the helpers that data connections may come from.
-func (b *builder) helpers() []string {
-	if b.cfg.twoHelpers() && b.terminatesAny() {
-		return []string{b.cfg.Helper, b.cfg.Silent}
-	}
-	return []string{b.cfg.Helper}
-}
-
-// source matches where a packet comes from, with a space behind it.
-func source(p netip.Prefix) string {
-	if p.Bits() == 0 {
-		return ""
-	}
-	return "-s " + p.String() + " "
 }
 
 // justInTime queues the SYNs that may get a pinhole just in time: this is the last moment before conntrack looks for
@@ -295,10 +247,8 @@ func (b *builder) filter() Table {
 	main.add("A session that ftpalg ends: the packet left the queue with this mark.",
 		"-p tcp -m mark --mark %#x/%#x %s", b.cfg.Mark, b.cfg.Mark, reset)
 	if !b.cfg.NoAccept {
-		for _, helper := range b.helpers() {
-			main.add("Data connections: conntrack knows them as the children of a control connection with our helper.",
-				"-p tcp -m conntrack --ctstate RELATED,ESTABLISHED -m helper --helper %s -j %s", helper, data.Name)
-		}
+		main.add("Data connections: conntrack knows them as the children of a control connection with our helper.",
+			"-p tcp -m conntrack --ctstate RELATED,ESTABLISHED -m helper --helper %s -j %s", b.cfg.Helper, data.Name)
 	}
 	chains := []Chain{main}
 	for i, s := range b.servers {

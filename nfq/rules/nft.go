@@ -169,9 +169,7 @@ func (n *nft) allSets() {
 		if b.v6 {
 			address = "ipv6_addr"
 		}
-		for _, helper := range b.helpers() {
-			n.table.helpers = append(n.table.helpers, fmt.Sprintf("ct helper %s { type \"%s\" protocol tcp; l3proto %s; }", b.object(helper), helper, b.ip()))
-		}
+		n.table.helpers = append(n.table.helpers, fmt.Sprintf("ct helper helper%s { type \"%s\" protocol tcp; l3proto %s; }", b.digit(), n.cfg.Helper, b.ip()))
 		add := func(kind, name, types string, elements []string) {
 			if len(elements) > 0 {
 				n.table.sets = append(n.table.sets, set{kind, name + b.digit(), address + types, elements})
@@ -194,26 +192,6 @@ func (n *nft) allSets() {
 			return suffixed(endPoints(s.faces), " : jump "+n.chain("terminate", s.Server))
 		}))
 	}
-}
-
-// helpers are those of both families.
-func (n *nft) helpers() (all []string) {
-	for _, b := range n.builders {
-		for _, helper := range b.helpers() {
-			if !slices.Contains(all, helper) {
-				all = append(all, helper)
-			}
-		}
-	}
-	return all
-}
-
-// object names what stands for a helper.
-func (b *builder) object(helper string) string {
-	if helper == b.cfg.Helper {
-		return "helper" + b.digit()
-	}
-	return "silent" + b.digit()
 }
 
 // each puts together what f gives for every server.
@@ -375,17 +353,8 @@ func (n *nft) mangle() {
 	c.add(otherTraffic, notTCP)
 	n.pickup(&c)
 	for _, b := range n.builders {
-		why := "A control connection gets its helper with its first packet: without one it can have no expectation. (The first counts.)"
-		if len(b.helpers()) > 1 {
-			for _, s := range b.servers {
-				for _, h := range b.carriers(s) {
-					c.add(why, "%s%s daddr . tcp dport { %s } ct helper set \"%s\"",
-						b.from([]netip.Prefix{h.client}), b.ip(), strings.Join(endPoints(s.faces), ", "), b.object(h.helper))
-				}
-			}
-			continue
-		}
-		c.add(why, "tcp dport %s %s daddr . tcp dport @control%s ct helper set \"%s\"", n.ports(), b.ip(), b.digit(), b.object(b.cfg.Helper))
+		c.add("A control connection gets its helper with its first packet: without one it can have no expectation. (The first counts.)",
+			"tcp dport %s %s daddr . tcp dport @control%s ct helper set \"helper%s\"", n.ports(), b.ip(), b.digit(), b.digit())
 	}
 	for _, b := range n.builders {
 		if n.has("terminated" + b.digit()) {
@@ -501,10 +470,8 @@ func (n *nft) rules(c *Chain, s *policy.Server, rules []policy.Rule, target func
 func (n *nft) filter() {
 	main, data, accepted := Chain{Name: "filter_forward", Hook: forwardHook}, Chain{Name: dataChain}, Chain{Name: acceptedChain}
 	if !n.cfg.NoAccept {
-		for _, helper := range n.helpers() {
-			main.add("Data connections: conntrack knows them as the children of a control connection with our helper.",
-				"meta l4proto tcp ct state established,related ct helper \"%s\" goto %s", helper, dataChain)
-		}
+		main.add("Data connections: conntrack knows them as the children of a control connection with our helper.",
+			"meta l4proto tcp ct state established,related ct helper \"%s\" goto %s", n.cfg.Helper, dataChain)
 		if len(n.table.devices) > 0 {
 			data.add("Data connections that stand go from interface to interface past all rules (and what they no longer pass cannot count or log them).",
 				"ct state established flow add @%s", flowtable)

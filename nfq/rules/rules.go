@@ -19,7 +19,6 @@ const DefaultMark = 0x20000000
 type Config struct {
 	Queues    [2]uint16 // first and last queue number
 	Helper    string    // name of the conntrack helper that carries our expectations
-	Silent    string    // the same for terminated connections, if Helper reads what goes by; empty: Helper
 	FailOpen  bool      // let packets pass when no daemon reads the queue
 	Mark      uint32    // the refused bit; 0 means DefaultMark
 	NoAccept  bool      // leave the accepting rules out, for operators who keep their own

@@ -5,6 +5,9 @@ import (
 	"errors"
 	"os/exec"
 	"regexp"
+	"slices"
+
+	"ftpalg/policy"
 )
 
 // sourceNAT finds the statements of iptables and nft that change where a connection comes from.
@@ -31,4 +34,13 @@ func SourceNAT(ctx context.Context) (bool, error) {
 		return true, nil
 	}
 	return false, failed
+}
+
+// NAT reports whether control connections may be under NAT: a policy says that DNAT leads to a server, or a rule on this machine
+// translates clients.
+func NAT(ctx context.Context, p *policy.Policy) (bool, error) {
+	if p != nil && slices.ContainsFunc(p.Servers, func(s policy.Server) bool { return len(s.Public) > 0 }) {
+		return true, nil
+	}
+	return SourceNAT(ctx)
 }

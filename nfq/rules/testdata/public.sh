@@ -20,14 +20,12 @@ COMMIT
 # What a server says must come from where the server is: a client could forge the reply that opens a port.
 -A FTPALG-RAW -s 198.51.100.2/32 -p tcp -m multiport --sports 21,990 -m rpfilter --invert -j DROP
 # A control connection gets its helper when conntrack creates it: without one it can have no expectation. (The first counts.)
--A FTPALG-RAW -d 198.51.100.2/32 -p tcp -m multiport --dports 21,990 -j CT --helper ftp
--A FTPALG-RAW -d 203.0.113.1/32 -p tcp -m multiport --dports 21,990,2121 -j CT --helper ftp
--A FTPALG-RAW -d 203.0.113.2/32 -p tcp -m multiport --dports 21,990,2121 -j CT --helper ftp
+-A FTPALG-RAW -d 198.51.100.2/32 -p tcp -m multiport --dports 21,990 -j CT --helper sane
+-A FTPALG-RAW -d 203.0.113.1/32 -p tcp -m multiport --dports 21,990,2121 -j CT --helper sane
+-A FTPALG-RAW -d 203.0.113.2/32 -p tcp -m multiport --dports 21,990,2121 -j CT --helper sane
 -A FTPALG-RAW -s 198.51.100.3/32 -p tcp -m multiport --sports 21,990 -m rpfilter --invert -j DROP
 -A FTPALG-RAW -d 198.51.100.3/32 -p tcp -m multiport --dports 21,990 -j CT --helper sane
 -A FTPALG-RAW -d 203.0.113.3/32 -p tcp -m multiport --dports 9990 -j CT --helper sane
--A FTPALG-RAW -d 198.51.100.3/32 -p tcp -m multiport --dports 21,990 -j CT --helper ftp
--A FTPALG-RAW -d 203.0.113.3/32 -p tcp -m multiport --dports 9990 -j CT --helper ftp
 # A data connection under TLS announces itself by its SYN to the passive range. Who is not owed one goes on unhelped.
 -A FTPALG-RAW -d 198.51.100.2/32 -p tcp --dport 50000:50100 --syn -j NFQUEUE --queue-num 21
 -A FTPALG-RAW -d 203.0.113.1/32 -p tcp --dport 50000:50100 --syn -j NFQUEUE --queue-num 21
@@ -122,7 +120,6 @@ COMMIT
 # A session that ftpalg ends: the packet left the queue with this mark.
 -A FTPALG-FORWARD -p tcp -m mark --mark 0x20000000/0x20000000 -j REJECT --reject-with tcp-reset
 # Data connections: conntrack knows them as the children of a control connection with our helper.
--A FTPALG-FORWARD -p tcp -m conntrack --ctstate RELATED,ESTABLISHED -m helper --helper ftp -j FTPALG-DATA
 -A FTPALG-FORWARD -p tcp -m conntrack --ctstate RELATED,ESTABLISHED -m helper --helper sane -j FTPALG-DATA
 # Both directions of a connection that was opened to a control port, and of no other with that source port.
 -A FTPALG-FORWARD -p tcp -m conntrack --ctstate ESTABLISHED --ctorigdst 198.51.100.2/32 --ctorigdstport 21 -j ACCEPT
@@ -186,7 +183,7 @@ ip6tables-restore -w 5 --noflush <<'EOF'
 # What a server says must come from where the server is: a client could forge the reply that opens a port.
 -A FTPALG-RAW -s 2001:db8:2::2/128 -p tcp -m multiport --sports 21,990 -m rpfilter --invert -j DROP
 # A control connection gets its helper when conntrack creates it: without one it can have no expectation. (The first counts.)
--A FTPALG-RAW -d 2001:db8:2::2/128 -p tcp -m multiport --dports 21,990 -j CT --helper ftp
+-A FTPALG-RAW -d 2001:db8:2::2/128 -p tcp -m multiport --dports 21,990 -j CT --helper sane
 # A data connection under TLS announces itself by its SYN to the passive range. Who is not owed one goes on unhelped.
 -A FTPALG-RAW -d 2001:db8:2::2/128 -p tcp --dport 50000:50100 --syn -j NFQUEUE --queue-num 21
 # The same in active mode: from the server to its clients.
@@ -221,7 +218,7 @@ COMMIT
 # A session that ftpalg ends: the packet left the queue with this mark.
 -A FTPALG-FORWARD -p tcp -m mark --mark 0x20000000/0x20000000 -j REJECT --reject-with tcp-reset
 # Data connections: conntrack knows them as the children of a control connection with our helper.
--A FTPALG-FORWARD -p tcp -m conntrack --ctstate RELATED,ESTABLISHED -m helper --helper ftp -j FTPALG-DATA
+-A FTPALG-FORWARD -p tcp -m conntrack --ctstate RELATED,ESTABLISHED -m helper --helper sane -j FTPALG-DATA
 # Both directions of a connection that was opened to a control port, and of no other with that source port.
 -A FTPALG-FORWARD -p tcp -m conntrack --ctstate ESTABLISHED --ctorigdst 2001:db8:2::2/128 --ctorigdstport 21 -j ACCEPT
 -A FTPALG-FORWARD -p tcp -m conntrack --ctstate ESTABLISHED --ctorigdst 2001:db8:2::2/128 --ctorigdstport 990 -j ACCEPT

@@ -29,6 +29,7 @@ import (
 type nothing struct{}
 
 func (nothing) Verdict(uint32, nfq.Verdict) error                                { return nil }
+func (nothing) AdjustSequence(conntrack.Tuple, bool, conntrack.Adjustment) error { return nil }
 func (nothing) Expect(conntrack.Expectation) error                               { return nil }
 func (nothing) Withdraw(conntrack.Expectation) error                             { return nil }
 func (nothing) SetLabel(conntrack.Tuple, conntrack.Label, conntrack.Label) error { return nil }
