@@ -159,7 +159,7 @@ try:
     watch(programs[-1])
 finally:
     for program in reversed(programs):
-        program.kill()
+        program.terminate()  # the display takes its socket and its lock away
         program.wait()
     text = ""
     if os.path.exists(log):
