@@ -104,6 +104,9 @@ func TestNFTCarrierGuard(t *testing.T)        { needNFT(t); TestCarrierGuard(t) 
 func TestNFTForgedServer(t *testing.T)        { needNFT(t); TestForgedServer(t) }
 func TestNFTFailAndRefuse(t *testing.T)       { needNFT(t); TestFailAndRefuse(t) }
 func TestNFTTerminate(t *testing.T)           { needNFT(t); TestTerminate(t) }
+func TestNFTPickup(t *testing.T)              { needNFT(t); TestPickup(t) }
+func TestNFTSynAckReachesQueue(t *testing.T)  { needNFT(t); TestSynAckReachesQueue(t) }
+func TestNFTLabelRoom(t *testing.T)           { needNFT(t); TestLabelRoom(t) }
 
 // TestNFTFlowtable: data connections go past the rules once they stand.
 func TestNFTFlowtable(t *testing.T) {
