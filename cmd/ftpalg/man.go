@@ -130,6 +130,23 @@ var manSections = []struct {
 			"--drain-timeout at most, and then ends. If the new process does not get ready nothing changes. Under systemd: " +
 			"systemctl kill --kill-whom=main -s USR2 ftpalg. (What the unit itself sets takes effect at a restart only.)"},
 	}},
+	{"SESSIONS", [][2]string{
+		{"Begun", "A session begins with its connection: the server's SYN/ACK passes the queue, and the session takes nothing over from an " +
+			"earlier one between the same ports. A control connection is new by its SYN alone. What conntrack would pick up in the " +
+			"middle is dropped, on either side, so a session whose entry is gone is over: after conntrack -F, after a firewall that " +
+			"flushes the table, and after nf_conntrack_tcp_timeout_established (five days) of silence. Its client connects again."},
+		{"After a restart", "(kill -9, or a stop and a start.) Inspected sessions go on. Whether one is in TLS is kept in the label of its " +
+			"conntrack entry, 16 bytes that are there as long as the entry. What else was said " +
+			" is not known any more: the working directory stays unknown to path rules, so that relative names are denied. " +
+			"Without a label (nobody had logged in, or the kernel has none, or ftpalg was not there when the session began) PORT and " +
+			"passive replies open nothing until the server has shown that somebody is logged in, the first bytes decide nothing where " +
+			"the rule restricts anything, and where it has users or require the session is reset, with session-unknown."},
+		{"After a handover", "(SIGUSR2.) Sessions go on with all that is known of them."},
+		{"Replicated entries", "A connection whose entry another gateway's conntrackd has put into the table is as after a restart: its SYN/ACK " +
+			"passed elsewhere."},
+		{"Terminated", "Terminated sessions end with the process that has them. One whose conntrack entry is replaced by another ends at " +
+			"its next data connection."},
+	}},
 	{"EXIT STATUS", [][2]string{
 		{"0", "All is well."},
 		{"1", "The thing checked or run failed."},
