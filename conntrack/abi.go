@@ -33,9 +33,13 @@ const (
 	ctaMarkMask    = 21
 	ctaLabels      = 22
 	ctaLabelsMask  = 23
+	ctaStatusMask  = 26
 
 	ctaHelpName = 1
 )
+
+// statusExpected is the bit IPS_EXPECTED of CTA_STATUS: the connection was expected.
+const statusExpected = 1
 
 // Attributes of a TCP connection's state, and the states (enum tcp_conntrack) between which the handshake is over.
 const (

@@ -99,6 +99,14 @@ const resetTimeout = 10 * time.Second
 
 // decodeState reads a nested CTA_PROTOINFO attribute.
 func (e *Entry) decodeState(ad *netlink.AttributeDecoder) error {
+	return tcpState(ad, func(state uint8) {
+		e.Opened = tcpEstablished <= state && state <= tcpClose
+		e.Live = state == tcpEstablished
+	})
+}
+
+// tcpState reads the state (enum tcp_conntrack) in a nested CTA_PROTOINFO attribute.
+func tcpState(ad *netlink.AttributeDecoder, found func(state uint8)) error {
 	for ad.Next() {
 		if ad.Type() != ctaProtoInfoTCP {
 			continue
@@ -106,9 +114,7 @@ func (e *Entry) decodeState(ad *netlink.AttributeDecoder) error {
 		ad.Nested(func(ad *netlink.AttributeDecoder) error {
 			for ad.Next() {
 				if ad.Type() == ctaProtoInfoTCPState {
-					state := ad.Uint8()
-					e.Opened = tcpEstablished <= state && state <= tcpClose
-					e.Live = state == tcpEstablished
+					found(ad.Uint8())
 				}
 			}
 			return nil

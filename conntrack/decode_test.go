@@ -101,6 +101,9 @@ func FuzzDecode(f *testing.F) {
 			usable(t, e.Orig)
 			usable(t, e.Reply)
 		}
+		if e, err := decodeChild(data); err == nil && e.master.valid() {
+			usable(t, e.master)
+		}
 		decodeAnswer(data)
 	})
 }

@@ -27,6 +27,8 @@ const (
 	dialTimeout = 15 * time.Second
 	// keepAlive finds peers that are gone.
 	keepAlive = time.Minute
+	// keepAliveProbes is how many minutes a peer may take to answer.
+	keepAliveProbes = 9
 )
 
 // errNoSourcePort says that a host has as many connections to one port as there can be.
@@ -36,7 +38,7 @@ var errNoSourcePort = errors.New("no source port is free")
 // has. Connections and what is sent on them carry the mark.
 func Listen(port uint16, mark uint32) ([]*net.TCPListener, error) {
 	var all []*net.TCPListener
-	lc := net.ListenConfig{Control: transparent(mark), KeepAlive: keepAlive}
+	lc := net.ListenConfig{Control: transparent(mark), KeepAliveConfig: keptAlive()}
 	for _, host := range []netip.Addr{netip.AddrFrom4([4]byte{127, 0, 0, 1}), netip.IPv6Loopback()} {
 		l, err := lc.Listen(context.Background(), "tcp", netip.AddrPortFrom(host, port).String())
 		if errors.Is(err, unix.EADDRNOTAVAIL) || errors.Is(err, unix.EAFNOSUPPORT) {
@@ -51,6 +53,16 @@ func Listen(port uint16, mark uint32) ([]*net.TCPListener, error) {
 		all = append(all, l.(*net.TCPListener))
 	}
 	return all, nil
+}
+
+// keptAlive has conntrack remember a connection in which nothing is said, such as the control connection during a transfer. A
+// peer has the same time to answer whatever that takes, as far as the kernel counts (MAX_TCP_KEEPCNT).
+func keptAlive() net.KeepAliveConfig {
+	every := keepAlive
+	if life, err := conntrack.EstablishedTimeout(); err == nil {
+		every = conntrack.KeepEvery(life)
+	}
+	return net.KeepAliveConfig{Enable: true, Idle: every, Interval: every, Count: min(127, int(keepAliveProbes*keepAlive/every))}
 }
 
 // transparent makes a socket that may have addresses that are not ours (IP_TRANSPARENT, linux/net/ipv4/ip_sockglue.c).
@@ -85,7 +97,7 @@ func dialFrom(ctx context.Context, known lookup, mark uint32, from netip.Addr, t
 		} else if !errors.Is(err, conntrack.ErrNotFound) {
 			return nil, err
 		}
-		d := net.Dialer{LocalAddr: net.TCPAddrFromAddrPort(local), Control: transparent(mark), KeepAlive: keepAlive}
+		d := net.Dialer{LocalAddr: net.TCPAddrFromAddrPort(local), Control: transparent(mark), KeepAliveConfig: keptAlive()}
 		c, err := d.DialContext(ctx, "tcp", to.String())
 		if errors.Is(err, unix.EADDRINUSE) {
 			continue

@@ -220,6 +220,13 @@ func (d *daemon) work(ctx context.Context) (successor *link, err error) {
 		"queue_conntrack", d.told, "queue_batch", d.queueBatch)
 	d.manager.say("READY=1", "STATUS="+d.status())
 	tasks.Go(func() error { return d.tidy(ctx) })
+	tasks.Go(func() error {
+		isControl := func(to netip.AddrPort) bool { return d.inspector.Policy().IsControlPort(to) }
+		d.conntrack.KeepControl(ctx, isControl, func(err error) {
+			d.log.Warn("conntrack may forget a control connection during a transfer", "err", err)
+		})
+		return nil
+	})
 	next := make(chan *link, 1)
 	tasks.Go(func() error {
 		if l := d.obey(ctx, tasks); l != nil {

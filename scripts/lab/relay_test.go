@@ -160,3 +160,42 @@ func TestPROTAfterEPSV(t *testing.T) {
 		}
 	}
 }
+
+// Outcome: a transfer that takes longer than conntrack keeps connections in which nothing is sent costs no session: where packets are
+// inspected, and where ftpalg carries the control connection.
+func TestTransfersLongerThanConntracksPatience(t *testing.T) {
+	const patience, transfer = 4 * time.Second, 8 * time.Second
+	for name, c := range map[string]struct {
+		scenario Scenario
+		policy   func(*FTPServer) string
+	}{
+		"inspected":         {Scenario{Client: held, Mode: PASV, Family: IPv4, Protection: Plain}, func(*FTPServer) string { return Policy() }},
+		"inspected, active": {Scenario{Client: held, Mode: PORT, Family: IPv4, Protection: Plain}, func(*FTPServer) string { return Policy() }},
+		"relayed":           {explicitPASV, Termination{}.Policy},
+		"direct":            {Scenario{Client: held, Mode: PASV, Family: IPv4, Protection: Plain, Data: Auto}, Termination{}.Policy},
+	} {
+		t.Run(name, func(t *testing.T) {
+			s := unguarded(t, Servers[2])
+			setting := fmt.Sprintf("net.netfilter.nf_conntrack_tcp_timeout_established=%d", int(patience.Seconds()))
+			if _, err := s.Lab.Run(t.Context(), Gateway, "sysctl", "-w", setting); err != nil {
+				t.Fatal(err)
+			}
+			s.Daemon = startFTPAlg(t, s.Lab, c.policy(s.Server))
+			session := s.connect(t, c.scenario)
+			data := session.open("STOR up.bin")
+			pace := time.NewTicker(transfer / 16)
+			defer pace.Stop()
+			for range 16 {
+				if _, err := data.Write(contents[:1000]); err != nil {
+					t.Fatal(err)
+				}
+				<-pace.C
+			}
+			data.Close()
+			if code, text := session.final(); code != 226 {
+				t.Errorf("%d %s", code, text)
+			}
+			session.alive()
+		})
+	}
+}
