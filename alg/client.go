@@ -25,24 +25,16 @@ func (c *Control) feedClient(b []byte, fx []Effect) (int, []Effect) {
 	case !whole:
 		return n, fx
 	}
-	c.missed = false
+	c.missed, c.outOfTurn = false, false
 	behind := b[n:]
-	if len(line.Text) == 0 && line.Flaws&ftp.Refused == 0 {
-		return n, append(fx, Effect{Kind: Audit, Reason: BlankLine})
+	k, fx := c.line(line, fx)
+	if c.phase == ended {
+		return n, fx
 	}
-	if line.Flaws&ftp.BareLF != 0 {
-		fx = append(fx, Effect{Kind: Audit, Reason: BareLineFeed, Text: line.Text})
-	}
-	k, why, fx := c.command(line, fx)
-	c.resumed = c.resumed && why != NoReason
-	if why != NoReason {
-		k = denied
-		fx = c.denyCommand(why, line, fx)
-	}
-	if c.phase != ended && !c.kinds.push(k, c.policy.Limits.Outstanding) {
+	if !c.kinds.push(k, c.policy.Limits.Outstanding) {
 		return n, c.end(TooManyOutstanding, fx)
 	}
-	if (k == auth || k == authOther) && c.phase != ended {
+	if k == auth || k == authOther {
 		// Whatever is behind AUTH in the same segment is never read as commands (design rule 5).
 		if len(behind) > 0 {
 			return n, c.end(TextAroundAUTH, fx)
@@ -52,16 +44,64 @@ func (c *Control) feedClient(b []byte, fx []Effect) (int, []Effect) {
 	return n, fx
 }
 
+// line decides on a line of the client's, and says what to remember of it until the server answers.
+func (c *Control) line(line ftp.Line, fx []Effect) (kind, []Effect) {
+	if len(line.Text) == 0 && line.Flaws&ftp.Refused == 0 {
+		return c.blankLine(line, fx)
+	}
+	if line.Flaws&ftp.BareLF != 0 {
+		fx = append(fx, Effect{Kind: Audit, Reason: BareLineFeed, Text: line.Text})
+	}
+	k, why, fx := c.command(line, fx)
+	c.resumed = c.resumed && why != NoReason
+	if why == NoReason {
+		return k, fx
+	}
+	fx = c.denyCommand(why, line, fx)
+	if c.foreign(why, line) {
+		return denied, c.end(NotFTP, fx)
+	}
+	return denied, fx
+}
+
+// blankLine handles a line without text. Telnet signals alone become a word, which every server answers; what some servers
+// answer has no room for one, so that its reply may come or not.
+func (c *Control) blankLine(line ftp.Line, fx []Effect) (kind, []Effect) {
+	if line.Len == line.EOL {
+		return blank, append(fx, Effect{Kind: Audit, Reason: BlankLine})
+	}
+	return denied, c.denyCommand(BlankLine, line, fx)
+}
+
+// maxBad bounds the lines before a login that are no commands. People mistype, and browsers go on for longer.
+const maxBad = 5
+
+// foreign reports whether a line that was denied shows that the client does not speak FTP at all: a web page can make a browser
+// send requests to an FTP server, with FTP commands in their bodies (NAT slipstreaming).
+func (c *Control) foreign(why Reason, line ftp.Line) bool {
+	switch {
+	case why == NotFTP:
+		return true
+	case c.login == loggedIn || why != BadCommand && why != BadCharacters:
+		return false
+	}
+	c.bad++
+	return c.bad > maxBad
+}
+
 // command decides on one command line: what it is, or why it is denied.
 func (c *Control) command(line ftp.Line, fx []Effect) (kind, Reason, []Effect) {
-	if why := flawReason(line.Flaws); why != NoReason {
+	switch why := flawReason(line.Flaws); {
+	case c.login != loggedIn && ftp.OtherClient(line.Text):
+		return other, NotFTP, fx
+	case why != NoReason:
 		return other, why, fx
 	}
 	cmd, err := ftp.ParseCommand(line.Text)
 	if err != nil {
 		return other, BadCommand, fx
 	}
-	if line.Flaws&ftp.RawIAC != 0 && c.restricted(line.Text) {
+	if line.Flaws&ftp.RawIAC != 0 && c.restricted(line.Text) || line.Flaws&ftp.Signals != 0 && !urgent(cmd.Verb) {
 		return other, BadCharacters, fx
 	}
 	if why := rulingReason(c.rule.Command(cmd.Verb, cmd.Arg, c.cwd.Path)); why != NoReason {
@@ -79,6 +119,10 @@ func (c *Control) command(line ftp.Line, fx []Effect) (kind, Reason, []Effect) {
 		return c.user(cmd, fx)
 	case "AUTH":
 		return c.auth(cmd, fx)
+	case "MIC", "CONF", "ENC":
+		if c.rests {
+			return other, OpaqueDenied, fx
+		}
 	case "REIN":
 		return rein, NoReason, c.closePinhole(NextDataCommand, fx)
 	case "PROT":
@@ -102,7 +146,18 @@ var simpleKinds = map[string]kind{
 	"STOR": upload, "STOU": upload, "APPE": upload, "RETR": download,
 	"LIST": listing, "NLST": listing, "MLSD": listing,
 	"PASS": pass, "ACCT": pass, "QUIT": quit, "STAT": stat,
-	"PWD": pwd, "XPWD": pwd, "TYPE": representation,
+	"PWD": pwd, "XPWD": pwd, "TYPE": representation, "NOOP": noop, "ABOR": abor,
+}
+
+// urgent reports whether a command may follow Telnet's signals (RFC 959 section 4.1.3).
+func urgent(verb string) bool { return verb == "ABOR" || verb == "STAT" || verb == "QUIT" }
+
+// foreignRecord reports whether a client begins TLS where there is none: no line of FTP begins with such a byte.
+func (c *Control) foreignRecord(b []byte) bool {
+	if c.lines[Client].Partial() > 0 || c.inDenied || len(b) == 0 || c.opened || !looksLikeTLS(b) {
+		return false
+	}
+	return !c.resumed || !c.guess
 }
 
 func protKind(level []byte) kind {
@@ -126,6 +181,9 @@ func (c *Control) user(cmd ftp.Command, fx []Effect) (kind, Reason, []Effect) {
 func (c *Control) auth(cmd ftp.Command, fx []Effect) (kind, Reason, []Effect) {
 	tls := ftp.NamesTLS(cmd.Arg)
 	switch {
+	case c.kinds.n > 0 || c.doubt:
+		// Its reply could be taken for another's, and what follows for TLS.
+		return other, OutOfStep, fx
 	case c.opened && tls && !c.canShow:
 		return other, NoCertificate, fx
 	case c.opened && tls:
@@ -134,6 +192,8 @@ func (c *Control) auth(cmd ftp.Command, fx []Effect) (kind, Reason, []Effect) {
 		return other, OpaqueDenied, fx
 	case tls:
 		return auth, NoReason, fx
+	case c.rests:
+		return other, OpaqueDenied, fx // MIC and ENC would hide commands that the rule is about (RFC 2228 section 4)
 	}
 	return authOther, NoReason, fx
 }

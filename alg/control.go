@@ -41,17 +41,24 @@ type Control struct {
 
 	phase     phase
 	login     login
-	epsvAll   bool // the server accepted EPSV ALL
-	secured   bool // inside TLS since it began or since AUTH
-	resumed   bool // picked up in the middle, and nothing has been read since that tells what came before
-	unread    bool // nobody has read it from its beginning
-	guess     bool // if its first bytes look like TLS, it is
-	cleared   bool // it was in TLS before (CCC)
-	missed    bool // a command may have been sent that was not captured
-	inDenied  bool // the rest of the client's line is being overwritten
-	opened    bool // the front end speaks TLS itself: all that is fed is clear text
-	canShow   bool // and has a certificate for it
-	wrapped   bool // and speaks it with the client now
+	epsvAll   bool   // the server accepted EPSV ALL
+	secured   bool   // inside TLS since it began or since AUTH
+	resumed   bool   // picked up in the middle, and nothing has been read since that tells what came before
+	unread    bool   // nobody has read it from its beginning
+	guess     bool   // if its first bytes look like TLS, it is
+	cleared   bool   // it was in TLS before (CCC)
+	missed    bool   // a command may have been sent that was not captured
+	rests     bool   // the policy rests on state, so that the session goes in step
+	doubt     bool   // replies and commands may have parted
+	outOfTurn bool   // the client's next command goes on though others have no reply
+	bad       uint8  // lines before a login that were no commands
+	stray     uint16 // lines without a code since the last reply
+	code      uint16 // of the last final reply
+	deniedLen int    // bytes of the line that is being overwritten
+	inDenied  bool   // the rest of the client's line is being overwritten
+	opened    bool   // the front end speaks TLS itself: all that is fed is clear text
+	canShow   bool   // and has a certificate for it
+	wrapped   bool   // and speaks it with the client now
 	dataLevel Level
 	kinds     queue
 	lines     [2]ftp.Lines
@@ -79,6 +86,7 @@ func Admit(d policy.Decision) Reason {
 // hosts, and Admit must have nothing against it.
 func New(p *policy.Policy, d policy.Decision, client, server netip.AddrPort) *Control {
 	c := &Control{policy: p, rule: d.Rule, target: d.Server, client: client, server: server, dataLevel: Clear}
+	c.rests = d.Rule.RestsOnState()
 	if d.Implicit {
 		// MS-FTPS 1.3: as if AUTH TLS, PBSZ 0 and PROT P had been given.
 		c.startTLS()
@@ -96,6 +104,12 @@ func NewTerminated(p *policy.Policy, d policy.Decision, client, server netip.Add
 	c := New(p, d, client, server)
 	c.opened, c.canShow = true, p.CanShow(d.Server)
 	return c
+}
+
+// resumeTLS takes the handshake and the login as done.
+func (c *Control) resumeTLS() {
+	c.tls.resume()
+	c.jit.Login = loginExchanges
 }
 
 // Translated tells that the gateway translates addresses between the two hosts: where the server really is, and where the
@@ -152,11 +166,14 @@ func (c *Control) Opaque(from Side) bool { return c.phase == records && !c.tls.C
 
 // Feed takes the next bytes of one side, in stream order, and appends what should happen to fx. The bytes are not kept.
 func (c *Control) Feed(now time.Time, from Side, b []byte, fx []Effect) []Effect {
+	if c.phase == clear && from == Client && c.foreignRecord(b) {
+		return c.end(NotFTP, fx)
+	}
 	if c.resumed && c.guess && c.phase == clear && c.rule.OpaquePinhole && beginsRecord(b) {
 		// What was read before in clear text was the end of a record.
 		c.lines[from].Skip(0)
 		c.startTLS()
-		c.tls.resume()
+		c.resumeTLS()
 		fx = append(fx, Effect{Kind: Protect, Protection: c.Protection()})
 	}
 	for len(b) > 0 && c.phase != ended {
@@ -224,13 +241,14 @@ func (c *Control) Abort(why Reason, fx []Effect) []Effect {
 // outstanding commands are forgotten and the next bytes are taken as the beginning of a line or record.
 func (c *Control) Lose(from Side, n int) {
 	c.lines[from].Skip(n)
-	c.kinds, c.replies, c.resumed, c.inDenied = queue{}, ftp.Replies{}, true, false
+	c.kinds, c.replies, c.resumed, c.inDenied, c.stray = queue{}, ftp.Replies{}, true, false, 0
 	c.missed, c.guess = c.missed || from == Client, true
 	c.login = loggedIn // as in a session that is resumed
 	if c.phase == authSent {
 		c.phase = clear
 	}
 	if c.tls != nil {
+		c.resumeTLS() // the hello may have been lost
 		c.tls.Side[from].Have, c.tls.Side[from].Left = 0, 0
 	}
 }
@@ -256,16 +274,6 @@ func (c *Control) closePinhole(why Reason, fx []Effect) []Effect {
 	p := c.pinhole
 	c.pinhole = Pinhole{}
 	return append(fx, Effect{Kind: ClosePinhole, Pinhole: p, Reason: why})
-}
-
-// Forget forgets the commands without a reply, as none will come: some servers leave out the reply to a transfer that was
-// given up. Where one comes after all, it and all later ones are taken for another command's, so that the working directory
-// cannot be followed from here on: a client could bring that about to be judged by the wrong one. It is for front ends that
-// pass commands on one at a time.
-func (c *Control) Forget(fx []Effect) []Effect {
-	c.kinds = queue{}
-	c.cwd.lose()
-	return c.closePinhole(TransferDone, fx)
 }
 
 // Expire forgets the outstanding pinhole without an effect: it timed out in the kernel.

@@ -22,7 +22,7 @@ func (c *Control) Hold(from Side) int {
 		return 0
 	case lines.PartialStart() < c.released[from], from == Client && c.inDenied:
 		return 0
-	case from == Server && c.kinds.oldest() != pasv && c.kinds.oldest() != epsv:
+	case from == Server && !c.kinds.has(pasv, epsv):
 		return 0
 	}
 	return lines.Partial()
@@ -32,7 +32,7 @@ func (c *Control) Hold(from Side) int {
 // command that is denied or that opens a pinhole, or has what no command may have.
 func (c *Control) Release(from Side) bool {
 	partial := c.lines[from].PartialText()
-	if from == Client && (c.lines[from].PartialFlaws()&ftp.Refused != 0 || c.restricted(partial)) || from == Server && c.translates() && c.kinds.oldest() == pasv {
+	if from == Client && (c.lines[from].PartialFlaws()&ftp.Refused != 0 || c.restricted(partial)) || from == Server && c.translates() && c.kinds.has(pasv, epsv) {
 		return false
 	}
 	c.released[from] = c.lines[from].Offset()
@@ -61,6 +61,9 @@ func (c *Control) restricted(text []byte) bool {
 	name, _, complete := bytes.Cut(text, []byte{' '})
 	prefix := string(bytes.ToUpper(name))
 	for _, verb := range restrictedVerbs {
+		if verb == "USER" && !c.rule.RequireTLS {
+			continue
+		}
 		if verb == prefix || !complete && len(prefix) < len(verb) && verb[:len(prefix)] == prefix {
 			return true
 		}
@@ -71,20 +74,32 @@ func (c *Control) restricted(text []byte) bool {
 // denyCommand overwrites a client's line up to its terminator.
 func (c *Control) denyCommand(why Reason, line ftp.Line, fx []Effect) []Effect {
 	fx = append(fx, Effect{Kind: Deny, Reason: why, Text: line.Text, Start: line.Start, Len: line.Len - line.EOL})
+	if line.Len > longestAnswered {
+		return c.end(NotFTP, fx)
+	}
 	return c.overwrite(line.Start, line.Len-line.EOL, fx)
 }
+
+// longestAnswered bounds the lines that every server answers once. To longer ones ProFTPD says nothing, and Pure-FTPd twice
+// that it does not know the command, so that nobody could tell later which reply is whose.
+const longestAnswered = 4000
 
 // denyPartial refuses a client's line before its end has been seen.
 func (c *Control) denyPartial(why Reason, fx []Effect) []Effect {
 	lines := &c.lines[Client]
 	start, n := lines.PartialStart(), lines.Partial()
 	fx = append(fx, Effect{Kind: Deny, Reason: why, Text: lines.PartialText(), Start: start, Len: n})
-	c.inDenied = true
+	if c.inDenied, c.deniedLen = true, n; n > longestAnswered {
+		return c.end(NotFTP, fx)
+	}
 	return c.overwrite(start, n, fx)
 }
 
 // overwriteRest goes on with a line that denyPartial refused: n bytes from start, which end it or not.
 func (c *Control) overwriteRest(start uint64, n int, line ftp.Line, whole bool, fx []Effect) []Effect {
+	if c.deniedLen += n; c.deniedLen > longestAnswered {
+		return c.end(NotFTP, fx)
+	}
 	if !whole {
 		return c.overwrite(start, n, fx)
 	}

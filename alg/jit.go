@@ -11,6 +11,8 @@ import (
 // TLS, spent by one new four-tuple, lapsing by itself. So a client that scans gets one port and not a range.
 // It is a part of Memory.
 type jit struct {
+	Login uint8     // exchanges so far that a login takes, and that earn nothing
+	Next  time.Time // when a credit could be spent if all were spent evenly
 	Until time.Time // the credit's end; zero without one
 	From  netip.AddrPort
 	To    netip.AddrPort // with From: the four-tuple that the last credit went to
@@ -18,7 +20,36 @@ type jit struct {
 	Spent time.Time      // and when
 }
 
-func (j *jit) earn(until time.Time) { j.Until = until }
+// loginExchanges are those before the first that can be for a data connection: USER and PASS.
+const loginExchanges = 2
+
+// How fast credits can be spent: so many at once, and then one each so many milliseconds. A client that fetches small files
+// one after another over a fast network has some dozens of data connections a second; a scan wants thousands.
+const (
+	creditBurst = 20
+	creditEvery = 20 * time.Millisecond
+)
+
+func (j *jit) earn(until time.Time) {
+	if j.Login < loginExchanges {
+		j.Login++
+		return
+	}
+	j.Until = until
+}
+
+// spend takes the credit, unless credits go too fast.
+func (j *jit) spend(now time.Time, from, to netip.AddrPort, isn uint32) bool {
+	next := j.Next
+	if next.Before(now) {
+		next = now
+	}
+	if next.Sub(now) >= creditBurst*creditEvery {
+		return false
+	}
+	*j = jit{Login: j.Login, Next: next.Add(creditEvery), From: from, To: to, ISN: isn, Spent: now}
+	return true
+}
 
 // HasCredit says whether a SYN at now would get a pinhole.
 func (c *Control) HasCredit(now time.Time) bool {
@@ -36,11 +67,10 @@ func (c *Control) SYN(now time.Time, from, to netip.AddrPort, isn uint32, fx []E
 		return SYNRepeated, fx
 	case !c.promised(from, to):
 		return OutsideRange, fx
-	case !now.Before(c.jit.Until):
+	case !now.Before(c.jit.Until), !c.jit.spend(now, from, to, isn):
 		return NoCredit, fx
 	}
 	fx = c.closePinhole(NextDataCommand, fx)
-	c.jit = jit{From: from, To: to, ISN: isn, Spent: now}
 	c.pinhole = c.toServer(policy.JIT, from, to.Port())
 	if from.Addr() == c.seen().server && to.Addr() == c.seen().client {
 		c.pinhole = c.toClient(policy.JIT, from, to.Port())

@@ -22,6 +22,10 @@ type Memory struct {
 	TLS         *follower
 	Credit      jit
 	Directory   workingDirectory
+	Running     bool   // the oldest outstanding command is a transfer under way
+	Excused     uint16 // of the outstanding commands
+	Doubt       bool   // replies and commands may have parted
+	Bad         uint8  // lines before a login that were no commands
 }
 
 // Remember gives the memory of a control connection, unless that is in the middle of a line: what has been fed of it would have
@@ -36,6 +40,7 @@ func (c *Control) Remember() (m Memory, ok bool) {
 		Outstanding: c.kinds.runs[:c.kinds.used],
 		Fed:         [2]uint64{c.lines[Client].Offset(), c.lines[Server].Offset()},
 		Replies:     c.replies, Pinhole: c.pinhole, TLS: c.tls, Credit: c.jit, Directory: c.cwd,
+		Running: c.kinds.running, Excused: c.kinds.excused, Doubt: c.doubt, Bad: c.bad,
 	}, true
 }
 
@@ -52,6 +57,7 @@ func (c *Control) Recall(m Memory) bool {
 	for _, r := range c.kinds.runs {
 		c.kinds.n += r.N
 	}
+	c.kinds.running, c.kinds.excused, c.doubt, c.bad = m.Running, m.Excused, m.Doubt, m.Bad
 	for from, fed := range m.Fed {
 		c.lines[from].Skip(int(fed))
 	}

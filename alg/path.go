@@ -23,6 +23,9 @@ type workingDirectory struct {
 // lose gives up following: which reply belongs to which command cannot be told any more.
 func (w *workingDirectory) lose() { *w = workingDirectory{Lost: true} }
 
+// forget makes the directory unknown until the server tells it.
+func (w *workingDirectory) forget() { w.Path, w.Before, w.Next = "", "", "" }
+
 // reset is for another user, who begins in a directory of his own.
 func (w *workingDirectory) reset() { *w = workingDirectory{Lost: w.Lost} }
 

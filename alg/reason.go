@@ -15,6 +15,7 @@ const (
 	BadHostPort       // PORT, EPRT, 227 or 229 that cannot be read one way only
 	OtherProtocol     // EPRT of another network protocol than the control connection's (RFC 2428 section 2)
 	ModeDenied        // a data mode that the policy does not allow, or that cannot be followed (LPRT, LPSV, SPSV)
+	OutOfStep         // AUTH while something is without a reply, or replies and commands may have parted
 	AfterEPSVAll      // a data command other than EPSV after EPSV ALL (RFC 2428 section 4)
 	CommandDenied     // the policy's command lists
 	PathDenied        // the policy's path rules
@@ -27,6 +28,7 @@ const (
 	NoCertificate     // AUTH where the connection is terminated and there is no certificate to show
 	BadCommand        // not a command by RFC 959 section 5.3
 	BadCharacters     // NUL, a stray CR, or a Telnet sequence that servers read differently
+	BlankLine         // an empty line, or one of Telnet signals alone, which is refused
 	LineTooLong       // over the limit for one line
 	UnsolicitedReply  // 227 or 229 without the command that asks for it
 	ExpectationFailed // the kernel did not take the pinhole
@@ -84,7 +86,7 @@ const (
 
 	// What is only audited.
 	BareLineFeed      // a line that ends without CR, let pass
-	BlankLine         // an empty line, let pass
+	StrayLine         // a server's line without a reply code, let pass
 	AUTHRefused       // the server refused AUTH: the session stays in clear text
 	OverlapRewritten  // a retransmission with other content: the first content goes on
 	UrgentCleared     // TCP urgent data, let pass as ordinary data
@@ -107,6 +109,7 @@ var reasonNames = [reasonCount]string{
 	BadHostPort:        "bad-host-port",
 	OtherProtocol:      "other-protocol",
 	ModeDenied:         "mode-denied",
+	OutOfStep:          "out-of-step",
 	AfterEPSVAll:       "after-epsv-all",
 	CommandDenied:      "command-denied",
 	PathDenied:         "path-denied",
@@ -165,6 +168,7 @@ var reasonNames = [reasonCount]string{
 	OutsideRange:       "outside-range",
 	BareLineFeed:       "bare-line-feed",
 	BlankLine:          "blank-line",
+	StrayLine:          "stray-line",
 	AUTHRefused:        "auth-refused",
 	OverlapRewritten:   "overlap-rewritten",
 	UrgentCleared:      "urgent-cleared",

@@ -12,6 +12,7 @@ var replyCodes = [reasonCount]int{
 	BadCommand:    500,
 	LineTooLong:   500,
 	PartialLine:   500,
+	BlankLine:     500,
 	BadCharacters: 501,
 	BadHostPort:   501,
 	// The same: 502 is a command that is not implemented, and so refused whatever comes with it.
@@ -20,6 +21,7 @@ var replyCodes = [reasonCount]int{
 	// The same: 503 is a bad sequence of commands. RFC 2428 section 4 has data commands behind EPSV ALL rejected.
 	AfterEPSVAll: 503,
 	AUTHTooLate:  503,
+	OutOfStep:    503,
 	// RFC 2428 section 2, with the protocols that will do: see Refusal.
 	OtherProtocol: 522,
 	// RFC 2577 section 3 suggests 504 for PORT with a port that must not be.

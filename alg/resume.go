@@ -50,14 +50,16 @@ func Resume(p *policy.Policy, d policy.Decision, client, server netip.AddrPort, 
 	c := New(p, d, client, server)
 	c.phase, c.tls, c.kinds, c.secured = clear, nil, queue{}, false
 	c.login, c.resumed, c.dataLevel = loginUnknown, true, Unknown
-	c.cwd.lose()
+	if c.cwd.lose(); c.rests {
+		c.part()
+	}
 	if phase == PhaseUnknown && d.Implicit {
 		phase = PhaseTLS
 	}
 	switch opaque := c.rule.OpaquePinhole; {
 	case phase == PhaseTLS && opaque:
 		c.startTLS()
-		c.tls.resume()
+		c.resumeTLS()
 	case phase == PhaseAUTH && opaque:
 		c.phase = authSent
 		c.kinds.push(auth, 1)

@@ -23,79 +23,78 @@ func (c *Control) feedServer(b []byte, fx []Effect) (int, []Effect) {
 	}
 	c.multiline = c.replies.Open()
 	reply, err := c.replies.Line(line.Text)
-	if err != nil {
-		if c.resumed {
-			// Perhaps the middle of a multi-line reply that began before us.
-			return n, fx
-		}
-		fx = append(fx, Effect{Kind: Deny, Reason: NotFTP, Side: Server, Text: line.Text})
-		return n, c.end(NotFTP, fx)
-	}
-	if !reply.Last {
+	switch {
+	case err != nil && c.resumed:
+		// Perhaps the middle of a multi-line reply that began before us.
+		return n, fx
+	case err != nil:
+		return n, c.strayLine(line, fx)
+	case !reply.Last:
 		return n, fx
 	}
 	c.resumed = false
 	return n, c.reply(reply, line, fx)
 }
 
+// maxStray bounds the lines without a code that follow one another. Long greetings have some hundred lines.
+const maxStray = 1000
+
+// strayLine handles a server's line that is no reply: some servers have such lines before their greeting, or leave out the
+// hyphen of a reply of several lines. Clients skip them, and so they may go on.
+func (c *Control) strayLine(line ftp.Line, fx []Effect) []Effect {
+	if c.stray++; c.stray > maxStray || line.Flaws&ftp.Refused != 0 || ftp.OtherServer(line.Text) {
+		fx = append(fx, Effect{Kind: Deny, Reason: NotFTP, Side: Server, Text: line.Text})
+		return c.end(NotFTP, fx)
+	}
+	fx = append(fx, Effect{Kind: Audit, Reason: StrayLine, Side: Server, Text: line.Text})
+	return fx
+}
+
 // reply handles the last line of a reply: it finds the command that it belongs to.
 func (c *Control) reply(r ftp.Reply, line ftp.Line, fx []Effect) []Effect {
-	if r.Code == 421 {
-		// Service closing (RFC 959 section 4.2.2): may come at any time and belongs to no command.
-		return c.closePinhole(SessionOver, fx)
-	}
-	k := c.kinds.oldest()
-	if c.login == loginUnknown && provesLogin(k, r.Code) {
+	continued := c.stray > 0 && r.Code == int(c.code)
+	c.stray = 0
+	if c.login == loginUnknown && provesLogin(c.kinds.oldest(), r.Code) {
 		c.login = loggedIn
 	}
-	if r.Preliminary() {
+	switch {
+	case r.Code == 421:
+		// Service closing (RFC 959 section 4.2.2): may come at any time and belongs to no command.
+		return c.closePinhole(SessionOver, fx)
+	case r.Preliminary():
+		if c.kinds.begins() && c.rests {
+			c.part()
+		}
 		return fx
+	case continued:
+		return fx // the end of a reply whose lines lack the hyphen
 	}
-	if k.direction() != NoTransfer && r.Code >= 211 && r.Code <= 213 && c.kinds.popStat() {
-		return fx
-	}
-	k = c.resync(r, k)
-	if stray(k, r.Code) {
-		return fx
-	}
-	c.kinds.pop()
-	if r.Code == 227 || r.Code == 229 {
+	c.code = uint16(r.Code)
+	began := c.kinds.running
+	k, found := c.owner(r)
+	switch {
+	case r.Code == 227 || r.Code == 229:
 		return c.announcement(k, r, line, fx)
-	}
-	if line.Flaws&ftp.Refused != 0 {
+	case r.Code == 234 && !found:
+		// The server is in TLS, and we do not know why.
+		return c.end(NotTLS, fx)
+	case line.Flaws&ftp.Refused != 0:
 		fx = append(fx, Effect{Kind: Audit, Reason: ReplyUnreadable, Side: Server, Text: line.Text})
+	}
+	if k.direction() != NoTransfer {
+		return c.transferAnswered(began, r, fx)
 	}
 	return c.answered(k, r, fx)
 }
 
-// stray says whether a reply cannot be the oldest command's: PASV and EPSV succeed with their own codes only, so another
-// success is one too many for something before, as some servers send after ABOR.
-func stray(oldest kind, code int) bool {
-	return (oldest == pasv || oldest == epsv) && code < 400 && code != 227 && code != 229
-}
-
-// resync finds the command that a reply belongs to whose code only one command has, when the oldest is another: some
-// servers leave a reply out (one for a transfer and its ABOR together), and all later ones would be misread. A command
-// that was not captured is known by such a reply as well.
-func (c *Control) resync(r ftp.Reply, oldest kind) kind {
-	only := other
-	switch r.Code {
-	case 227:
-		only = pasv
-	case 229:
-		only = epsv
-	case 234:
-		only = auth
-		if c.opened {
-			only = authOpened
-		}
+// transferAnswered closes the pinhole of the transfer that is over. One that never began, as there is no such file, leaves it
+// to the next (RFC 959 section 5.2: ports stay what they are); and the one that a later PORT has announced is not its own.
+func (c *Control) transferAnswered(began bool, r ftp.Reply, fx []Effect) []Effect {
+	failed := r.Code >= 400 && r.Code != 425 && r.Code != 426
+	if failed && !began || c.kinds.has(active) {
+		return fx
 	}
-	switch {
-	case only == other, only == oldest:
-	case c.kinds.skipTo(only), oldest == other && c.missed:
-		return only
-	}
-	return oldest
+	return c.closePinhole(TransferDone, fx)
 }
 
 // answered is what a final reply means for the command it belongs to.
@@ -116,8 +115,6 @@ func (c *Control) answered(k kind, r ftp.Reply, fx []Effect) []Effect {
 		if !ok {
 			return c.closePinhole(RefusedByServer, fx)
 		}
-	case upload, download, listing:
-		return c.closePinhole(TransferDone, fx)
 	case epsvAll:
 		c.epsvAll = c.epsvAll || ok
 	case rein:
@@ -141,19 +138,21 @@ func (c *Control) answered(k kind, r ftp.Reply, fx []Effect) []Effect {
 	return fx
 }
 
-// authAnswered: 234 means that the client's next byte is TLS (RFC 4217 section 4). Clients in use take any 2yz, and 334,
-// for the same, so these are read as they read them. With another mechanism 334 asks for more data in clear text
-// (RFC 2228 section 3).
+// authAnswered: 234 and nothing else means that the client's next byte is TLS (RFC 4217 section 4). There are clients that take
+// any other success for the same, so that nobody knows what comes next. Another mechanism goes on in lines of text, after
+// 334 with more of its own data (RFC 2228 section 3).
 func (c *Control) authAnswered(k kind, r ftp.Reply, fx []Effect) []Effect {
-	if r.Code < 300 || r.Code == 334 && k == auth {
-		c.startTLS()
-		return append(fx, Effect{Kind: Protect, Protection: c.Protection()})
-	}
 	c.phase = clear
-	if r.Code == 334 {
+	switch {
+	case r.Code >= 400:
+		return append(fx, Effect{Kind: Audit, Reason: AUTHRefused})
+	case k == authOther:
 		return fx
+	case r.Code != 234:
+		return c.end(NotTLS, fx)
 	}
-	return append(fx, Effect{Kind: Audit, Reason: AUTHRefused})
+	c.startTLS()
+	return append(fx, Effect{Kind: Protect, Protection: c.Protection()})
 }
 
 func (c *Control) loginAnswered(r ftp.Reply, fx []Effect) []Effect {
@@ -162,7 +161,7 @@ func (c *Control) loginAnswered(r ftp.Reply, fx []Effect) []Effect {
 	case r.Code == 202 && c.login != needAccount:
 		// Superfluous (RFC 959 section 4.2): nobody has logged in by it. Pure-FTPd says so to ACCT before USER.
 		return fx
-	case r.Code < 300:
+	case r.Code == 230 || r.Code == 232 || r.Code < 300 && !c.doubt:
 		c.login = loggedIn
 	case r.Code == 331:
 		c.login = needPassword
@@ -181,10 +180,10 @@ func (c *Control) loginAnswered(r ftp.Reply, fx []Effect) []Effect {
 	return append(fx, Effect{Kind: Login, Reason: NoReason, Side: Server})
 }
 
-// announcement: a 227 or 229, the only replies that promise a port. It opens a pinhole only for the command that asked
-// for it (design rule 4).
+// announcement: a 227 or 229, the only replies that promise a port. It opens a pinhole only for a command that asked for
+// it; there are servers that answer EPSV with 227, and PASV with 229 (design rule 4).
 func (c *Control) announcement(k kind, r ftp.Reply, line ftp.Line, fx []Effect) []Effect {
-	asked := k == pasv && r.Code == 227 || k == epsv && r.Code == 229
+	asked := k == pasv || k == epsv
 	to, mode, err := c.announced(r)
 	switch {
 	case !asked && err != nil:

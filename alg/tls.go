@@ -12,13 +12,15 @@ const (
 	typeHandshake    = 22
 	typeData         = 23
 	typeHeartbeat    = 24
+	typeClientHello  = 1
 	typeServerHello  = 2
 	tls13            = 0x0304
 	extVersions      = 43
 	aeadTag          = 16 // of every TLS 1.3 suite in use
 	closeNotify13    = 2 + 1 + aeadTag
 	finishedOverhead = 4 + 1 + aeadTag
-	maxServerHello   = 512 // what is kept to find the version in; a ServerHello has about 120 bytes
+	maxServerHello   = 512      // what is kept to find the version in; a ServerHello has about 120 bytes
+	maxClientHello   = 16 << 10 // bytes of the client's until the ServerHello; with post-quantum key shares it has about 2,000
 )
 
 // event is what a feed has seen; several may come at once.
@@ -40,6 +42,9 @@ type follower struct {
 	Request bool    // the client sent application data that no reply followed yet
 	Cleared [2]bool // this side is clear text again
 	Adrift  int     // where the server's next record begins is not known; it does within so many bytes
+	Shown   bool    // the server has shown that it speaks TLS, by a ServerHello
+	Failed  bool    // the server has refused the handshake
+	Early   int     // bytes of the client's before that
 }
 
 // recordSide is where one direction stands in its current record.
@@ -65,7 +70,7 @@ const (
 // are short, and what is skipped might be commands, if CCC was on its way.
 func (f *follower) resume() {
 	f.Adrift = maxRecord + recordHeader
-	f.State = open
+	f.State, f.Shown = open, true
 	f.Side[Client].Started, f.Side[Server].Started = true, true
 	f.Side[Client].Secret, f.Side[Server].Secret = true, true
 }
@@ -92,7 +97,9 @@ func (f *follower) feed(from Side, b []byte) (n int, ev event) {
 	for n < len(b) {
 		if s.Left > 0 {
 			take := min(s.Left, len(b)-n)
-			f.body(from, b[n:n+take])
+			if !f.body(from, b[n:n+take]) {
+				return n + take, ev | badRecord
+			}
 			s.Left -= take
 			n += take
 			if s.Left == 0 {
@@ -100,7 +107,7 @@ func (f *follower) feed(from Side, b []byte) (n int, ev event) {
 			}
 			continue
 		}
-		if s.Have == 0 && f.closing() && !looksLikeTLS(b[n:]) {
+		if s.Have == 0 && f.mayClear(from) && !looksLikeTLS(b[n:]) {
 			f.Cleared[from] = true
 			return n, ev | backToClear
 		}
@@ -111,6 +118,9 @@ func (f *follower) feed(from Side, b []byte) (n int, ev event) {
 			return n, ev | badRecord
 		}
 		if s.Have == recordHeader {
+			if !f.due(from) {
+				return n, ev | badRecord
+			}
 			s.Started = true
 			s.Left = s.length()
 		}
@@ -118,9 +128,35 @@ func (f *follower) feed(from Side, b []byte) (n int, ev event) {
 	return n, ev
 }
 
-// closing says whether TLS may be over. Clients in use go on in clear text without a close_notify of their own once they
-// have the server's, and the server, which ended TLS, reads that as clear text.
-func (f *follower) closing() bool { return f.Side[Client].Closing || f.Side[Server].Closing }
+// mayClear reports whether one side may go on in clear text (CCC, RFC 4217 section 12.3). The server's does after its own
+// close_notify and nothing else: what the client sends says nothing about it. Clients in use go on without a close_notify of
+// their own once they have the server's.
+func (f *follower) mayClear(from Side) bool {
+	return f.Side[Server].Closing || from == Client && f.Side[Client].Closing
+}
+
+// due reports whether a record may come here, now that its header is known. TLS is believed on evidence: until the server has
+// answered with a ServerHello the client says its own and nothing else, and when the server has ended TLS only the client's
+// own close_notify is left to come.
+func (f *follower) due(from Side) bool {
+	s := &f.Side[from]
+	switch {
+	case s.kind() == typeCCS && s.length() != 1:
+		return false
+	case from == Client && f.Failed:
+		return false
+	case from == Client && f.Side[Server].Closing:
+		return !s.Closing && (s.kind() == typeAlert || s.kind() == typeData && s.length() == closeNotify13)
+	case from == Client && !f.Shown:
+		f.Early += recordHeader + s.length()
+		return s.kind() != typeData && s.kind() != typeHeartbeat && f.Early <= maxClientHello
+	case !f.Shown:
+		return s.kind() == typeHandshake || s.kind() == typeAlert
+	case s.kind() == typeData && f.Version != 0 && f.Version < tls13:
+		return s.Secret
+	}
+	return true
+}
 
 func (s *recordSide) kind() byte  { return s.Header[0] }
 func (s *recordSide) length() int { return int(binary.BigEndian.Uint16(s.Header[3:])) }
@@ -161,12 +197,23 @@ func beginsRecord(b []byte) bool {
 	return true
 }
 
-// body keeps the ServerHello while the version is not known.
-func (f *follower) body(from Side, b []byte) {
-	if from == Server && f.State == shaking && f.Version == 0 && f.Side[Server].kind() == typeHandshake {
-		f.Hello = append(f.Hello, b[:min(len(b), maxServerHello-len(f.Hello))]...)
-		f.readServerHello()
+// body reads the hellos, and reports whether they may be ones. It keeps the ServerHello until the version is known.
+func (f *follower) body(from Side, b []byte) bool {
+	s := &f.Side[from]
+	if f.Shown || s.kind() != typeHandshake {
+		return true
 	}
+	if from == Client {
+		first := f.Early == recordHeader+s.length() && s.Left == s.length()
+		return !first || b[0] == typeClientHello
+	}
+	f.Hello = append(f.Hello, b[:min(len(b), maxServerHello-len(f.Hello))]...)
+	if f.Hello[0] != typeServerHello {
+		return false
+	}
+	f.readServerHello()
+	f.Shown = f.Version != 0
+	return true
 }
 
 // recordEnds draws what a whole record tells.
@@ -176,7 +223,10 @@ func (f *follower) recordEnds(from Side) (ev event) {
 	switch s.kind() {
 	case typeCCS:
 		s.Secret = true
+	case typeHandshake:
+		s.Closing = false
 	case typeAlert:
+		f.Failed = f.Failed || from == Server && !f.Shown
 		// In TLS 1.2 the alert is encrypted by then; after a handshake it can only be close_notify, or fatal, and
 		// behind a fatal one nothing comes.
 		s.Closing = s.Closing || s.Secret
@@ -230,13 +280,6 @@ func (f *follower) data(from Side, length int) (ev event) {
 func (f *follower) readServerHello() {
 	m := f.Hello
 	const fixed = 4 + 2 + 32 // header, legacy version, random
-	if len(m) < 1 {
-		return
-	}
-	if m[0] != typeServerHello {
-		f.Version, f.Hello = 0x0303, nil // HelloRequest and the like: not TLS 1.3
-		return
-	}
 	if len(m) < fixed+1 {
 		return
 	}

@@ -157,6 +157,8 @@ func TestCredit(t *testing.T) {
 			x.expectCredit(t, "after the handshake", false)
 			exchange(t, s, c, "220 ready\r\n") // the client reads the tickets as well
 			x.expectCredit(t, "after the greeting", false)
+			x.login(t, c, s)
+			x.expectCredit(t, "after the login", false)
 			exchange(t, c, s, "PASV\r\n")
 			x.expectCredit(t, "after a request", false)
 			exchange(t, s, c, "227 ok\r\n")
@@ -173,6 +175,38 @@ func TestCredit(t *testing.T) {
 		}
 		t.Run(test.name, func(t *testing.T) { testCredit(t, false) })
 		t.Run(test.name+", handed over", func(t *testing.T) { testCredit(t, true) })
+	}
+}
+
+// login plays one inside TLS, which earns nothing.
+func (x *tap) login(t *testing.T, c, s io.ReadWriter) {
+	t.Helper()
+	exchange(t, c, s, "USER a\r\n")
+	exchange(t, s, c, "331 more\r\n")
+	exchange(t, c, s, "PASS b\r\n")
+	exchange(t, s, c, "230 in\r\n")
+}
+
+// TestCreditRate: a scan gets ports for as long as it makes exchanges, but not fast.
+func TestCreditRate(t *testing.T) {
+	x, client, server := newTap(t, 21)
+	c, s := x.explicit(t, client, server, tls.VersionTLS13)
+	x.login(t, c, s)
+	spent := 0
+	for port := range uint16(3 * creditBurst) {
+		exchange(t, c, s, "NOOP\r\n")
+		exchange(t, s, c, "200 ok\r\n")
+		from, to := netip.AddrPortFrom(tlsClientAddr.Addr(), 41000+port), netip.AddrPortFrom(tlsServerAddr.Addr(), 50000+port)
+		if why, _ := x.control.SYN(x.now, from, to, 1, nil); why == CreditSpent {
+			spent++
+		}
+	}
+	if spent != creditBurst {
+		t.Errorf("%d ports at once, want %d", spent, creditBurst)
+	}
+	from, to := netip.AddrPortFrom(tlsClientAddr.Addr(), 42000), netip.AddrPortFrom(tlsServerAddr.Addr(), 50000)
+	if why, _ := x.control.SYN(x.now.Add(creditEvery), from, to, 1, nil); why != CreditSpent {
+		t.Errorf("a credit that was too fast: %v, a moment later", why)
 	}
 }
 
@@ -230,6 +264,7 @@ func (x *tap) spend(t *testing.T) {
 func TestSamePortsAgain(t *testing.T) {
 	x, client, server := newTap(t, 21)
 	c, s := x.explicit(t, client, server, tls.VersionTLS13)
+	x.login(t, c, s)
 	from, to := netip.MustParseAddrPort("192.0.2.2:41000"), netip.AddrPortFrom(tlsServerAddr.Addr(), 50001)
 	for isn := range uint32(3) {
 		exchange(t, c, s, "PASV\r\n")
@@ -245,7 +280,8 @@ func TestSamePortsAgain(t *testing.T) {
 	}
 }
 
-// TestCCC: after close_notify clear text is inspected again (RFC 4217 section 12.3), also when only one side sent one.
+// TestCCC: after close_notify clear text is inspected again (RFC 4217 section 12.3), also when only the server sent one; the
+// client's own says nothing about the server.
 func TestCCC(t *testing.T) {
 	for _, version := range []uint16{tls.VersionTLS12, tls.VersionTLS13} {
 		for _, from := range [][]Side{{Server, Client}, {Client, Server}, {Server}, {Client}} {
@@ -272,6 +308,12 @@ func testCCC(t *testing.T, version uint16, from []Side, handsOver bool) {
 	}
 	exchange(t, client, server, "PASV\r\n")
 	exchange(t, server, client, "227 (198,51,100,2,195,80)\r\n")
+	if slices.Equal(from, []Side{Client}) {
+		if !x.control.Ended() {
+			t.Errorf("TLS %#x: the server's clear text goes on without a close_notify of its own", version)
+		}
+		return
+	}
 	if p := x.control.Pinhole(); p.Mode != policy.PASV || p.To.Port() != 50000 {
 		t.Errorf("TLS %#x: after close_notify from %v: pinhole %+v, effects %q", version, from, p, describeAll(x.effects))
 	}

@@ -76,6 +76,15 @@ func ClearUrgent(packet []byte) {
 	clear(tcp[tcpChecksumOff+2 : tcpFixed])
 }
 
+// ClearFIN takes the FIN flag out of a TCP packet, in place, whose last bytes go on later. FixChecksums must follow.
+func ClearFIN(packet []byte) {
+	offset, _, err := transport(packet)
+	if err != nil || len(packet) < offset+tcpFixed {
+		return // FixChecksums refuses it as well
+	}
+	packet[offset+tcpFlagsOff] &^= byte(FIN)
+}
+
 // fixIPv4Header computes the header's own checksum (RFC 791 section 3.1).
 func fixIPv4Header(header []byte) {
 	binary.BigEndian.PutUint16(header[ipv4ChecksumOff:], 0)

@@ -213,7 +213,8 @@ func (r *Rule) Restricts(prefix string) bool {
 	return false
 }
 
-// RestsOnState reports whether the rule restricts anything that is read in clear text.
+// RestsOnState reports whether what the rule allows depends on how far a session has got: who is logged in, where, and
+// whether inside TLS.
 func (r *Rule) RestsOnState() bool { return len(r.allow) > 0 || len(r.denied) > 0 || r.RequireTLS }
 
 // RestsOnLogin reports whether the rule restricts who logs in, or how.

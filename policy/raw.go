@@ -137,7 +137,7 @@ func defaults() rawPolicy {
 		Fail:            "closed",
 		Helper:          "auto",
 		PinholeTimeout:  30 * time.Second, // long enough for a slow client, and no more than a minute's exposure
-		CreditLifetime:  10 * time.Second, // a client connects at once when the reply is read
+		CreditLifetime:  30 * time.Second, // some clients try the server's inside address for ten seconds and more before the right one
 		Limits: rawLimits{
 			Line:                4096, // a path of PATH_MAX bytes; RFC 959 sets no bound
 			Sessions:            200000,

@@ -39,6 +39,17 @@ func FormatPort(to netip.AddrPort) string {
 // ParsePASV reads the text of a 227 reply. RFC 1123 section 4.1.2.6: the parentheses and the text around them may be
 // anything, so the six numbers are looked for. Two groups of them are refused, because clients differ in which they take.
 func ParsePASV(text []byte) (netip.AddrPort, error) {
+	to, err := parse227(text)
+	if err == nil {
+		return to, nil
+	}
+	if to, err := parse227(withoutSpaces(text)); err == nil {
+		return to, nil
+	}
+	return netip.AddrPort{}, err
+}
+
+func parse227(text []byte) (netip.AddrPort, error) {
 	start := numberGroup(text, 0)
 	if start < 0 {
 		return netip.AddrPort{}, badHostPort("no six numbers in %q", text)
@@ -60,6 +71,25 @@ func ParsePASV(text []byte) (netip.AddrPort, error) {
 		return netip.AddrPort{}, badHostPort("two addresses in %q", text)
 	}
 	return to, nil
+}
+
+// withoutSpaces returns the text without the spaces around commas and parentheses, which some servers have. Digits on both sides
+// of a space stay apart.
+func withoutSpaces(text []byte) []byte {
+	var tight []byte
+	for i := 0; i < len(text); {
+		rest := bytes.TrimLeft(text[i:], " ")
+		spaces := text[i : len(text)-len(rest)]
+		after := len(tight) > 0 && (tight[len(tight)-1] == ',' || tight[len(tight)-1] == '(')
+		if before := len(rest) > 0 && (rest[0] == ',' || rest[0] == ')'); !after && !before {
+			tight = append(tight, spaces...)
+		}
+		if len(rest) > 0 {
+			tight = append(tight, rest[0])
+		}
+		i += len(spaces) + 1
+	}
+	return tight
 }
 
 // FormatPASV gives the text of a 227 reply as most servers send it. The address must be IPv4.

@@ -14,9 +14,11 @@ const (
 	// Telnet: an IAC sequence that servers read differently to where the line ends: a subnegotiation, an option byte
 	// that is a line terminator, or IAC before one.
 	Telnet
-	// RawIAC: IAC before ordinary text, as in names in Latin-1 or Windows-1251 that a client does not double. Some
-	// servers keep both bytes, some drop one or both: where the line ends is the same.
+	// RawIAC: IAC in the text, which has it as it came. It is a letter of Windows-1251, doubled or not, or begins one of
+	// Telnet's sequences; some servers keep the bytes, some drop one or all. Where the line ends is the same.
 	RawIAC
+	// Signals: Telnet's signals in front of the text, as before ABOR (RFC 959 section 4.1.3). The text is without them.
+	Signals
 	// TooLong: the line went over the limit; its text is cut there.
 	TooLong
 )
@@ -35,7 +37,7 @@ const (
 
 // Line is one line of the control connection.
 type Line struct {
-	Text  []byte // Telnet sequences and the terminator removed; good until the next call of Next
+	Text  []byte // without Telnet's signals in front and the terminator; good until the next call of Next
 	Start uint64 // offset of the line's first byte in its direction's stream
 	Len   int    // bytes on the wire, Telnet sequences and terminator included
 	EOL   int    // how many of those bytes are the terminator: 2 for CR LF, 1 for LF
@@ -45,7 +47,7 @@ type Line struct {
 // Lines cuts one direction of a control connection into lines. The zero value is at the start of a stream. It keeps a
 // copy only of a line that is not complete yet.
 type Lines struct {
-	text  []byte // of the incomplete line, Telnet removed
+	text  []byte // of the incomplete line, signals removed
 	start uint64 // offset of the incomplete line
 	raw   int    // bytes of it seen so far
 	state telnetState
@@ -79,6 +81,13 @@ func (l *Lines) PartialStart() uint64 { return l.start }
 // Skip passes over n bytes that are not lines (TLS records) and forgets an incomplete line.
 func (l *Lines) Skip(n int) {
 	*l = Lines{start: l.Offset() + uint64(n)}
+}
+
+// Clone returns a copy that can be tried without effect on l.
+func (l *Lines) Clone() Lines {
+	c := *l
+	c.text = append([]byte(nil), l.text...)
+	return c
 }
 
 // Next takes bytes from b up to and including the end of the first line. It returns how many bytes it took; if the line
@@ -129,10 +138,12 @@ func (l *Lines) take(c byte, limit int) (ended bool) {
 		l.afterIAC(c, limit)
 		return false
 	case inOption:
+		l.state = inText
 		if c == '\r' || c == '\n' || c == 0 {
 			l.flaws |= Telnet
+		} else {
+			l.add(c, limit)
 		}
-		l.state = inText
 		return false
 	}
 	if c == '\n' {
@@ -158,22 +169,28 @@ func (l *Lines) take(c byte, limit int) (ended bool) {
 	return false
 }
 
-// afterIAC reads the byte behind IAC. BSD's ftpd swallows whatever follows, others treat IAC as text: only sequences
-// that both read alike are let pass.
+// afterIAC reads the byte behind IAC. BSD's ftpd swallows whatever follows, ProFTPD understands negotiations, and others have
+// no Telnet at all: all agree on signals in front of the text, and on where the line ends in what is not flawed as Telnet.
 func (l *Lines) afterIAC(c byte, limit int) {
 	l.state = inText
 	switch {
-	case c == telnetIAC:
-		l.add(c, limit)
+	case c == telnetSB, c == '\n', c == 0:
+		l.flaws |= Telnet
+		return
+	case len(l.text) == 0 && c >= telnetSE && c < telnetWILL:
+		l.flaws |= Signals
+		return
+	}
+	l.flaws |= RawIAC
+	l.add(telnetIAC, limit)
+	switch {
+	case c == '\r':
+		l.cr = true
+		return
 	case c >= telnetWILL && c <= telnetDONT:
 		l.state = inOption
-	case c == telnetSB, c == '\r', c == '\n', c == 0:
-		l.flaws |= Telnet
-	case c < telnetSE:
-		l.flaws |= RawIAC
-		l.add(telnetIAC, limit)
-		l.add(c, limit)
 	}
+	l.add(c, limit)
 }
 
 func (l *Lines) add(c byte, limit int) {

@@ -90,7 +90,7 @@ func TestNoRequestToTheCarrier(t *testing.T) {
 	w := plainWire(t)
 	w.say(alg.Client, []byte("AUTH TLS\r\n"))
 	w.say(alg.Server, []byte("234 go on\r\n"))
-	w.say(alg.Client, []byte{22, 3, 1, 1, 0})
+	w.say(alg.Client, []byte{22, 3, 1, 1, 0, 1})
 	for range 2 {
 		w.send(alg.Client, 0, []byte("\x00\x00\x00\x07abcd"), nil)
 		if got := w.passed[len(w.passed)-1]; got != "\x00\x00\x00\x07abc" {

@@ -179,8 +179,8 @@ const memoryShape = `{Key {Client netip.AddrPort; Server netip.AddrPort; }; ID u
 	`Outstanding slice {Kind uint8; N uint16; }; Fed array uint64; Replies {Code uint16; }; Pinhole {Mode uint8; Shared bool; ` +
 	`From netip.AddrPort; To netip.AddrPort; Real netip.AddrPort; }; TLS ptr {Side array {Header array uint8; Have uint8; ` +
 	`Started bool; Secret bool; Closing bool; Left int; }; Hello slice uint8; Version uint16; FinLen int; State uint8; Request bool; ` +
-	`Cleared array bool; Adrift int; }; Credit {Until time.Time; From netip.AddrPort; To netip.AddrPort; ISN uint32; Spent time.Time; }; ` +
-	`Directory {Path string; Before string; Next string; Changes int; Lost bool; }; }; }`
+	`Cleared array bool; Adrift int; Shown bool; Failed bool; Early int; }; Credit {Login uint8; Next time.Time; Until time.Time; From netip.AddrPort; To netip.AddrPort; ISN uint32; Spent time.Time; }; ` +
+	`Directory {Path string; Before string; Next string; Changes int; Lost bool; }; Running bool; Excused uint16; Doubt bool; Bad uint8; }; }`
 
 // writeShape writes what gob transfers of a type.
 func writeShape(b *strings.Builder, t reflect.Type) {

@@ -100,6 +100,15 @@ func (st *stream) sent(ack uint32) uint32 {
 	return ack - uint32(st.resized.Before)
 }
 
+// cut ends a segment before a byte of it, and reports whether it can. Its FIN comes again with the rest.
+func (g *segment) cut(seq uint32) bool {
+	if !g.carry(g.payload[:seq-g.seq]) {
+		return false
+	}
+	nfq.ClearFIN(g.data)
+	return true
+}
+
 // carry has a segment carry another payload, and says whether it can.
 func (g *segment) carry(payload []byte) bool {
 	data, err := nfq.WithPayload(g.data, payload)

@@ -59,7 +59,20 @@ func (in *Inspector) segment(sh *shard, s *session, from alg.Side, now time.Time
 	default:
 		in.fresh(sh, s, from, now, g)
 		in.afterGap(sh, s, from, now)
+		if from == alg.Server {
+			in.answered(sh, s, now)
+		}
 	}
+}
+
+// answered feeds what has waited for the server's reply.
+func (in *Inspector) answered(sh *shard, s *session, now time.Time) {
+	st := &s.streams[alg.Client]
+	if len(st.early) == 0 {
+		return
+	}
+	st.heldSince = now // what still waits has just heard from the server
+	in.afterGap(sh, s, alg.Client, now)
 }
 
 // clearUrgent makes urgent data ordinary. A receiver takes an urgent byte out of the stream or leaves it in, as it likes,
@@ -180,12 +193,29 @@ func (in *Inspector) overdue(sh *shard, s *session, now time.Time) (held bool) {
 			in.abandon(sh, s, from, now, nil)
 			in.letGo(s, from)
 		}
-		if len(st.early) > 0 && waited >= gapAfter {
-			in.dropEarly(s, st, now)
+		switch {
+		case len(st.early) == 0:
+		case before(st.next, st.early[0].seq):
+			if waited >= gapAfter {
+				in.dropEarly(s, st, now)
+			}
+		default:
+			in.waits(sh, s, from, now, waited)
 		}
 		held = held || len(st.inHand)+len(st.early) > 0
 	}
 	return held
+}
+
+// waits lets the engine decide on a command that has waited long enough for the replies before it.
+func (in *Inspector) waits(sh *shard, s *session, from alg.Side, now time.Time, waited time.Duration) {
+	if patience := s.control.Patience(); patience == 0 || waited < patience {
+		return
+	}
+	sh.fx = s.control.GoOn(sh.fx[:0])
+	in.carryOut(sh, s, now, nil)
+	s.streams[from].heldSince = now
+	in.afterGap(sh, s, from, now)
 }
 
 // dropEarly gives up what waits behind a gap; its sender will repeat it behind what is missing.
@@ -197,11 +227,23 @@ func (in *Inspector) dropEarly(s *session, st *stream, now time.Time) {
 	st.early = nil
 }
 
-// fresh feeds a segment's new bytes to the engine, carries out what it asks for, and gives verdicts.
+// fresh feeds a segment's new bytes to the engine, carries out what it asks for, and gives verdicts. Where commands go in step
+// the segment may end before the first that has to wait: its sender repeats the rest.
 func (in *Inspector) fresh(sh *shard, s *session, from alg.Side, now time.Time, g segment) {
 	st := &s.streams[from]
 	in.reconcile(s, from, now, &g)
 	fresh := g.payload[st.next-g.seq:]
+	if n := in.turn(s, from, fresh); n == 0 {
+		in.early(sh, s, from, now, g)
+		return
+	} else if n < len(fresh) {
+		fresh = fresh[:n]
+		if !g.cut(st.next + uint32(n)) {
+			in.drop(s, now, g, alg.InternalError)
+			return
+		}
+		fresh = g.payload[st.next-g.seq:]
+	}
 	if !st.keep(fresh, s.strict(from)) {
 		in.drop(s, now, g, alg.StreamGap)
 		return
@@ -222,6 +264,14 @@ func (in *Inspector) fresh(sh *shard, s *session, from alg.Side, now time.Time, 
 		sh.credit(s)
 	}
 	in.release(sh, s, from, now, g)
+}
+
+// turn returns how many of a side's next bytes may be fed now. A capture shows what went on long ago, and nothing of it waits.
+func (in *Inspector) turn(s *session, from alg.Side, fresh []byte) int {
+	if in.lossy {
+		return len(fresh)
+	}
+	return s.control.Ready(from, fresh)
 }
 
 // release gives the verdicts that are due: on everything in hand and on g, except for segments with a part of an
@@ -299,11 +349,14 @@ func (in *Inspector) letGo(s *session, from alg.Side) {
 	st.inHand = nil
 }
 
-// afterGap feeds what waited behind a gap that is filled now.
+// afterGap feeds what waited behind a gap that is filled now, or for its turn.
 func (in *Inspector) afterGap(sh *shard, s *session, from alg.Side, now time.Time) {
 	st := &s.streams[from]
 	for len(st.early) > 0 && !before(st.next, st.early[0].seq) {
 		g := st.early[0]
+		if fresh := g.payload[min(int(st.next-g.seq), len(g.payload)):]; !s.refused && len(fresh) > 0 && in.turn(s, from, fresh) == 0 {
+			return
+		}
 		st.early = st.early[1:]
 		in.holdsNoMore(s, 1)
 		switch {

@@ -32,7 +32,7 @@ type stream struct {
 	known     bool      // the peer has acknowledged something
 	kept      []byte    // the bytes up to next as they went on, as far back as the peer has not acknowledged
 	inHand    []segment // fed, without a verdict: they have part of an incomplete line
-	early     []segment // not fed: they lie behind a gap; in order of sequence numbers
+	early     []segment // not fed, in order of sequence numbers: they lie behind a gap, or wait for a reply to what is before
 	heldSince time.Time // when something of it began to wait
 	resized   *resized  // the line that went on with another length last; nil for none
 }

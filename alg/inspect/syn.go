@@ -91,8 +91,8 @@ func (in *Inspector) justInTime(sh *shard, now time.Time, h hosts, seg *nfq.Segm
 		}
 		var why alg.Reason
 		why, sh.fx = s.control.SYN(now, seg.Src, seg.Dst, seg.Seq, sh.fx[:0])
-		if why == alg.OutsideRange {
-			return nil, why
+		if why == alg.OutsideRange || why == alg.NoCredit && s.control.HasCredit(now) {
+			return nil, why // the credit stays, for a SYN that may have it
 		}
 		p.credited, s.credited = p.credited[:n-1], false
 		if why != alg.CreditSpent {

@@ -49,8 +49,8 @@ func TestDisorder(t *testing.T) {
 		expect(t, rawFile(slices.Delete(p, 7, 9)), pasvPinhole)
 	})
 	t.Run("AUTH lost", func(t *testing.T) {
-		hello := append([]byte{22, 3, 1, 0, 64}, make([]byte, 64)...)
-		k := newTalk().say("S: 220 ready", "C: AUTH TLS", "S: 234 go on").segment(true, nil, string(hello)).segment(false, nil, string(hello))
+		hello := func(kind byte) string { return string(append([]byte{22, 3, 1, 0, 64, kind}, make([]byte, 63)...)) }
+		k := newTalk().say("S: 220 ready", "C: AUTH TLS", "S: 234 go on").segment(true, nil, hello(1)).segment(false, nil, hello(2))
 		events := expect(t, rawFile(slices.Delete(k.packets, 4, 5)))
 		if last := events[len(events)-1]; last.Protection.Control != alg.TLS {
 			t.Errorf("the last event is %+v", last)

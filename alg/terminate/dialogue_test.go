@@ -456,11 +456,11 @@ func TestNamesAreNotChanged(t *testing.T) {
 	for said, want := range map[string]string{
 		"DELE \xcc\xee\xff\xe1\r\n":         "DELE \xcc\xee\xff\xe1\r\n",
 		"DELE \xcc\xee\xff\xff\r\n":         "DELE \xcc\xee\xff\xff\r\n",
-		"DELE \xcc\xee\xff\r\n":             "", // IAC and the line's end: servers differ in where it is
+		"DELE \xcc\xee\xff\r\n":             "DELE \xcc\xee\xff\r\n",
 		"\xff\xf4\xff\xf2ABOR\r\n":          "ABOR\r\n",
 		"\xff\xf4\xff\xf2STAT\r\n":          "STAT\r\n",
 		"STAT \xff\xff\r\n":                 "STAT \xff\xff\r\n",
-		"\xff\xf4\xff\xf2STAT \xff\xff\r\n": "\xff\xf4\xff\xf2STAT \xff\xff\r\n",
+		"\xff\xf4\xff\xf2STAT \xff\xff\r\n": "STAT \xff\xff\r\n",
 		"NOOP\n":                            "NOOP\n",
 	} {
 		o := &stageHand{}
