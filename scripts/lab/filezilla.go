@@ -16,7 +16,7 @@ var FileZilla = ClientKind{Name: "filezilla", command: filezilla, cannot: filezi
 var filezillaScript string
 
 // filezillaStart is how long the display and FileZilla may take until the session begins.
-var filezillaStart = patient(20 * time.Second)
+var filezillaStart = patient(40 * time.Second)
 
 // filezillaGrace is what the script leaves of its time to say what it was waiting for.
 const filezillaGrace = 3 * time.Second

@@ -152,15 +152,15 @@ def give_up(*_):
 signal.signal(signal.SIGALRM, give_up)
 signal.alarm(job["limit"])
 configure()
-programs = [start_display()]
+display, filezilla = start_display(), None
 try:
-    programs.append(start_filezilla())
+    filezilla = start_filezilla()
     process_queue()
-    watch(programs[-1])
+    watch(filezilla)
 finally:
-    for program in reversed(programs):
-        program.terminate()  # the display takes its socket and its lock away
-        program.wait()
+    if filezilla:
+        filezilla.kill()
+    display.terminate()  # it takes its socket and its lock away
     text = ""
     if os.path.exists(log):
         with open(log) as f:
