@@ -276,5 +276,8 @@ func (c *Control) closePinhole(why Reason, fx []Effect) []Effect {
 	return append(fx, Effect{Kind: ClosePinhole, Pinhole: p, Reason: why})
 }
 
+// Keep takes over a pinhole that stands, of a session of which nothing else is remembered.
+func (c *Control) Keep(p Pinhole) { c.pinhole = p }
+
 // Expire forgets the outstanding pinhole without an effect: it timed out in the kernel.
 func (c *Control) Expire() { c.pinhole = Pinhole{} }

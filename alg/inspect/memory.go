@@ -11,7 +11,7 @@ import (
 
 // MemoryFormat is the number of what the fields of Memory, and of alg.Memory in it, mean. Who knows another number must not use
 // them.
-const MemoryFormat = 2
+const MemoryFormat = 3
 
 // Memory is what an inspector knows of a session and no packet tells again, for the one that goes on with it (Resume). It is
 // there for encoding/gob. It has what was typed last, perhaps a password: it must not be written anywhere.
@@ -30,6 +30,7 @@ type Memory struct {
 	Streams      [2]place
 	Opening      bool        // nothing was said: only its ID and the origins of its streams mean something
 	Phase        alg.Phase   // also where Control is nil
+	Pinhole      alg.Pinhole // only where Control is nil
 	Control      *alg.Memory // nil in the middle of a line: then its bytes are read as those of a session that nobody knows
 }
 
@@ -90,6 +91,8 @@ func (sh *shard) remember(s *session) Memory {
 		for from := range s.streams {
 			m.Streams[from] = s.streams[from].place()
 		}
+	} else {
+		m.Pinhole = s.control.Pinhole()
 	}
 	return m
 }
@@ -132,10 +135,15 @@ func (in *Inspector) reopen(m Memory) {
 // recall gives a session that has just been made what was remembered of it.
 func (in *Inspector) recall(sh *shard, s *session, m *Memory, now time.Time) {
 	s.user, s.began, s.lastSeen, s.refused, s.told = m.User, m.Began, m.LastSeen, m.Refused, m.Told
-	if s.refused || m.Control == nil || !s.control.Recall(*m.Control) {
+	if s.refused {
 		return
 	}
 	s.pinholeUntil = m.PinholeUntil
+	if m.Control == nil || !s.control.Recall(*m.Control) {
+		s.control.Keep(m.Pinhole)
+		in.recallPinhole(sh, s)
+		return
+	}
 	for from := range s.streams {
 		s.streams[from] = m.Streams[from].stream()
 	}
