@@ -11,7 +11,7 @@ func (s *Server) execute(verb, arg string) {
 	probe := s.probe(verb, arg)
 	words, known := textbook[verb]
 	if !known {
-		words = [2]string{"200 ok\r\n", "500 what\r\n"}
+		words = [2]string{"200 ok\r\n", "500 what\r\n"} // TYPE, MODE, NOOP and the like
 	}
 	in := s.login == "in"
 	if in && s.phase == inClear {
@@ -76,6 +76,12 @@ func (s *Server) execute(verb, arg string) {
 			s.transfer, s.aborted = false, true
 			s.resume()
 		}
+	case "TYPE":
+		text := answer(in)
+		if strings.HasPrefix(text, "2") {
+			s.binary = strings.EqualFold(arg, "I")
+		}
+		s.say(text)
 	case "QUIT":
 		s.say(answer(true))
 		s.phase = closed

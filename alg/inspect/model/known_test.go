@@ -43,7 +43,7 @@ func TestKnown(t *testing.T) {
 			say(Record(22, "AAAA") + Record(20, "\x01") + Record(21, "\x01\x00")), say(Record(23, hidden) + Record(21, "\x01\x00"))}},
 		{"the same with TLS", "pure-ftpd-tls", 0, [][]Action{loggedIn, ask("PASV", "RETR /big", "AUTH TLS"), do(Drain, Reply, Reply),
 			say(Record(22, "AAAA") + Record(20, "\x01") + Record(21, "\x01\x00")), say(Record(23, hidden) + Record(21, "\x01\x00"))}},
-		{"a blank line that is answered", "pure-ftpd", 1, [][]Action{loggedIn, ask("CWD /"), say("\r\nCWD /secret\r\n"), do(Reply, Reply), ask("RETR key")}},
+		{"a blank line that is answered", "proftpd", 1, [][]Action{loggedIn, ask("CWD /"), say("\r\nCWD /secret\r\n"), do(Reply, Reply), ask("RETR key")}},
 		{"a line of IAC that is answered", "vsftpd", 1, [][]Action{loggedIn, ask("CWD /"), say("\xff\xf1\r\nCWD /secret\r\n"), do(Reply, Reply), ask("RETR key")}},
 		{"IAC WILL hides a slash", "pure-ftpd", 1, [][]Action{loggedIn, ask("CWD /", "RETR /pub/d\xff\xfb/../../secret/key")}},
 		{"options before a path", "proftpd", 1, [][]Action{loggedIn, ask("CWD /", "LIST -a/secret")}},

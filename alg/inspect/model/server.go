@@ -18,6 +18,7 @@ type Server struct {
 	everIn      bool
 	cwd         string
 	transfer    bool
+	binary      bool // TYPE I
 	aborted     bool
 	in          []byte
 	deferred    []string // commands that wait for the transfer's end
@@ -176,7 +177,7 @@ func (s *Server) withoutIAC(line string) string {
 
 // waits says whether a command is looked at only when the transfer is over.
 func (s *Server) waits(verb, arg string) bool {
-	a, recorded := s.habits.find("transfer", s.probe(verb, arg))
+	a, recorded := s.habits.find(s.state(), s.probe(verb, arg))
 	if !recorded {
 		return verb != "ABOR" && verb != "STAT" && verb != "NOOP"
 	}
@@ -227,6 +228,8 @@ func (s *Server) resolve(arg string) string {
 
 func (s *Server) state() string {
 	switch {
+	case s.transfer && s.binary:
+		return "binary"
 	case s.transfer:
 		return "transfer"
 	case s.aborted:

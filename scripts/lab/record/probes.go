@@ -7,8 +7,9 @@ const (
 	stateGreeted  = "greeted"  // the greeting was read
 	stateNamed    = "named"    // USER was answered
 	stateIn       = "in"       // logged in, PASV answered
-	stateTransfer = "transfer" // RETR was answered by 150, and its data is not read
-	stateAborted  = "aborted"  // the same, then ABOR, and its replies were read
+	stateTransfer = "transfer" // RETR was answered by 150, and its data is not read; in ASCII mode
+	stateBinary   = "binary"   // the same in binary mode, when ProFTPD does not look at commands
+	stateAborted  = "aborted"  // then ABOR, and its replies were read
 )
 
 // longLine is over every server's limit for a line.

@@ -123,7 +123,7 @@ func (e *examiner) furnish(server *lab.FTPServer) error {
 
 // askAll sends every probe in every state.
 func (e *examiner) askAll() (*serverReplies, error) {
-	states := []string{stateGreeted, stateNamed, stateIn, stateTransfer, stateAborted}
+	states := []string{stateGreeted, stateNamed, stateIn, stateTransfer, stateBinary, stateAborted}
 	replies := &serverReplies{Answers: make([]answer, len(states)*len(probes))}
 	errs := make([]error, len(replies.Answers))
 	var wg sync.WaitGroup
@@ -185,7 +185,7 @@ func (e *examiner) ask(state string, p probe) (answer, error) {
 func (e *examiner) reach(c *asked, state string) error {
 	steps := map[string][]string{
 		stateGreeted: {}, stateNamed: {"USER"}, stateIn: {"USER", "PASS", "TYPE", "PASV"},
-		stateTransfer: {"USER", "PASS", "TYPE", "PASV", "RETR"}, stateAborted: {"USER", "PASS", "TYPE", "PASV", "RETR", "ABOR"},
+		stateTransfer: {"USER", "PASS", "PASV", "RETR"}, stateBinary: {"USER", "PASS", "TYPE", "PASV", "RETR"}, stateAborted: {"USER", "PASS", "TYPE", "PASV", "RETR", "ABOR"},
 	}[state]
 	if err := c.expect("220"); err != nil {
 		return err
