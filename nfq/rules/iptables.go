@@ -16,6 +16,9 @@ const prefix = "FTPALG-"
 // multiportMax is how many ports xt_multiport takes in one rule.
 const multiportMax = 15
 
+// bypass lets packets of a queue go on that nobody reads.
+const bypass = " --queue-bypass"
+
 // reset refuses at once instead of letting the client wait for a timeout.
 const reset = "-j REJECT --reject-with tcp-reset"
 
@@ -65,7 +68,7 @@ func newBuilder(cfg Config, v6 bool) *builder {
 		b.nfqueue = fmt.Sprintf("-j NFQUEUE --queue-balance %d:%d", cfg.Queues[0], cfg.Queues[1])
 	}
 	if cfg.FailOpen {
-		b.nfqueue += " --queue-bypass"
+		b.nfqueue += bypass
 	}
 	for i := range cfg.Policy.Servers {
 		s := server{Server: &cfg.Policy.Servers[i]}
@@ -178,22 +181,37 @@ func (b *builder) controlPorts() (all []uint16) {
 	return slices.Compact(all)
 }
 
+// source matches where a packet comes from, with a space behind it.
+func source(p netip.Prefix) string {
+	if p.Bits() == 0 {
+		return ""
+	}
+	return "-s " + p.String() + " "
+}
+
+// notToGateway matches what does not go to the gateway itself.
+const notToGateway = "-m addrtype ! --dst-type LOCAL "
+
 // justInTime queues the SYNs that may get a pinhole just in time: this is the last moment before conntrack looks for
-// an expectation.
+// an expectation. Where nobody reads the queue they go on, as without ftpalg a SYN opens nothing.
 func (b *builder) justInTime(c *Chain, s server, r *policy.Rule) {
-	for _, f := range s.faces {
-		if r.OpaquePinhole && !s.Passive.IsZero() {
-			c.addOnce("A data connection under TLS announces itself by its SYN to the passive range. Who is not owed one goes on unhelped.",
-				"-d %s -p tcp --dport %d:%d --syn %s", f.address, s.Passive.First, s.Passive.Last, b.nfqueue)
+	queue := strings.TrimSuffix(b.nfqueue, bypass) + bypass
+	for _, client := range b.clients(r) {
+		for _, f := range s.faces {
+			if r.OpaquePinhole && !s.Passive.IsZero() {
+				elsewhere := notToGateway
+				if f.public { // which is the gateway's, and DNAT leads from there to the server
+					elsewhere = ""
+				}
+				c.addOnce("A data connection under TLS announces itself by its SYN to the passive range. Who is not owed one goes on unhelped.",
+					"%s-d %s -p tcp --dport %d:%d --syn %s%s", source(client), f.address, s.Passive.First, s.Passive.Last, elsewhere, queue)
+			}
 		}
-	}
-	if !r.OpaqueActive {
-		return
-	}
-	for _, f := range s.own {
-		for _, client := range b.clients(r) {
-			c.addOnce("The same in active mode: from the server to its clients.",
-				"-s %s%s -p tcp --dport 1024:65535 --syn %s", f.address, match("-d", client), b.nfqueue)
+		for _, f := range s.own {
+			if r.OpaqueActive {
+				c.addOnce("The same in active mode: from the server to its clients.",
+					"-s %s%s -p tcp --dport 1024:65535 --syn %s%s", f.address, match("-d", client), notToGateway, queue)
+			}
 		}
 	}
 }

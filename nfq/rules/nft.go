@@ -140,6 +140,9 @@ func (n *nft) has(name string) bool {
 	return slices.ContainsFunc(n.table.sets, func(s set) bool { return s.name == name })
 }
 
+// nftBypass lets packets of a queue go on that nobody reads.
+const nftBypass = " bypass"
+
 // queue is the statement that queues a packet. As with iptables, the kernel's hash keeps a pair of hosts in one queue.
 func (n *nft) queue() string {
 	q := fmt.Sprintf("queue num %d", n.cfg.Queues[0])
@@ -147,7 +150,7 @@ func (n *nft) queue() string {
 		q += fmt.Sprintf("-%d", n.cfg.Queues[1])
 	}
 	if n.cfg.FailOpen {
-		q += " bypass"
+		q += nftBypass
 	}
 	return q
 }
@@ -182,7 +185,8 @@ func (n *nft) allSets() {
 		add("map", "decide", " . inet_service : verdict", b.each(func(s server) []string {
 			return suffixed(endPoints(s.own), " : goto "+n.chain("server", s.Server))
 		}))
-		add("set", "passive", " . inet_service", b.each(b.passive))
+		add("set", "passive", " . "+address+" . inet_service", b.each(func(s server) []string { return b.passive(s, s.own) }))
+		add("set", "public", " . "+address+" . inet_service", b.each(func(s server) []string { return b.passive(s, s.faces[len(s.own):]) }))
 		add("set", "active", " . "+address, b.each(b.active))
 		add("set", "terminated", "", b.terminated(func(s server) []string { return texts(addresses(s.faces)) }))
 		add("map", "terminate", " . inet_service : verdict", b.terminated(func(s server) []string {
@@ -239,13 +243,21 @@ func addresses(faces []face) (list []netip.Prefix) {
 	return list
 }
 
-// passive lists where just-in-time pinholes may lead, as "ADDRESS . FIRST-LAST".
-func (b *builder) passive(s server) (list []string) {
-	if s.Passive.IsZero() || !slices.ContainsFunc(b.inspecting(s), func(r *policy.Rule) bool { return r.OpaquePinhole }) {
+// passive lists whose just-in-time pinholes may lead where, as "CLIENT . ADDRESS . FIRST-LAST".
+func (b *builder) passive(s server, faces []face) (list []string) {
+	if s.Passive.IsZero() {
 		return nil
 	}
-	for _, a := range addresses(s.faces) {
-		list = append(list, fmt.Sprintf("%s . %d-%d", text(a), s.Passive.First, s.Passive.Last))
+	var clients []netip.Prefix
+	for _, r := range b.inspecting(s) {
+		if r.OpaquePinhole {
+			clients = append(clients, b.clients(r)...)
+		}
+	}
+	for _, a := range addresses(faces) {
+		for _, c := range disjoint(clients) {
+			list = append(list, fmt.Sprintf("%s . %s . %d-%d", text(c), text(a), s.Passive.First, s.Passive.Last))
+		}
 	}
 	return list
 }
@@ -334,17 +346,29 @@ func (n *nft) raw() {
 			"%s saddr . tcp sport @control%s fib saddr . iif oif missing drop", b.ip(), b.digit())
 	}
 	for _, b := range n.builders {
-		if n.has("passive" + b.digit()) {
-			c.add("A data connection under TLS announces itself by its SYN to the passive range. Who is not owed one goes on unhelped.",
-				"%s daddr . tcp dport @passive%s %s %s", b.ip(), b.digit(), nftSyn, n.queue())
-		}
-		if n.has("active" + b.digit()) {
-			c.add("The same in active mode: from the server to its clients.",
-				"%s saddr . %s daddr @active%s tcp dport 1024-65535 %s %s", b.ip(), b.ip(), b.digit(), nftSyn, n.queue())
-		}
+		n.justInTime(&c, b)
 	}
 	n.add(c)
 }
+
+// justInTime queues the SYNs that may get a pinhole just in time. Where nobody reads the queue they go on, as without ftpalg a SYN
+// opens nothing; and so does what goes to the gateway itself, but at the public address of a server.
+func (n *nft) justInTime(c *Chain, b *builder) {
+	queue := strings.TrimSuffix(n.queue(), nftBypass) + nftBypass
+	for _, kind := range []struct{ set, elsewhere string }{{"passive", notLocal}, {"public", ""}} {
+		if n.has(kind.set + b.digit()) {
+			c.add("A data connection under TLS announces itself by its SYN to the passive range. Who is not owed one goes on unhelped.",
+				"%s saddr . %s daddr . tcp dport @%s%s %s %s%s", b.ip(), b.ip(), kind.set, b.digit(), nftSyn, kind.elsewhere, queue)
+		}
+	}
+	if n.has("active" + b.digit()) {
+		c.add("The same in active mode: from the server to its clients.",
+			"%s saddr . %s daddr @active%s tcp dport 1024-65535 %s %s%s", b.ip(), b.ip(), b.digit(), nftSyn, notLocal, queue)
+	}
+}
+
+// notLocal matches what does not go to the gateway itself.
+const notLocal = "fib daddr type != local "
 
 // mangle assigns the helper, hands terminated connections to ftpalg's sockets, and queues the payload of the other control
 // connections. Ports decide what is queued and not conntrack's state: what conntrack calls INVALID would slip past otherwise.

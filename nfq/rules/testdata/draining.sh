@@ -19,7 +19,7 @@ iptables-restore -w 5 --noflush <<'EOF'
 -A FTPALG-RAW -s 203.0.113.0/28 -p tcp -m multiport --sports 21,990 -m rpfilter --invert -j DROP
 -A FTPALG-RAW -d 203.0.113.0/28 -p tcp -m multiport --dports 21,990 -j CT --helper sane
 # A data connection under TLS announces itself by its SYN to the passive range. Who is not owed one goes on unhelped.
--A FTPALG-RAW -d 198.51.100.2/32 -p tcp --dport 50000:50100 --syn -j NFQUEUE --queue-num 21
+-A FTPALG-RAW -s 192.0.2.0/24 -d 198.51.100.2/32 -p tcp --dport 50000:50100 --syn -m addrtype ! --dst-type LOCAL -j NFQUEUE --queue-num 21 --queue-bypass
 COMMIT
 *mangle
 :FTPALG-MANGLE - [0:0]
@@ -150,7 +150,7 @@ ip6tables-restore -w 5 --noflush <<'EOF'
 # A control connection gets its helper when conntrack creates it: without one it can have no expectation. (The first counts.)
 -A FTPALG-RAW -d 2001:db8:2::2/128 -p tcp -m multiport --dports 21,990 -j CT --helper sane
 # A data connection under TLS announces itself by its SYN to the passive range. Who is not owed one goes on unhelped.
--A FTPALG-RAW -d 2001:db8:2::2/128 -p tcp --dport 50000:50100 --syn -j NFQUEUE --queue-num 21
+-A FTPALG-RAW -s 2001:db8:1::/64 -d 2001:db8:2::2/128 -p tcp --dport 50000:50100 --syn -m addrtype ! --dst-type LOCAL -j NFQUEUE --queue-num 21 --queue-bypass
 COMMIT
 *mangle
 :FTPALG-MANGLE - [0:0]
