@@ -86,6 +86,7 @@ func (n *promise) carry(ctx context.Context, c *net.TCPConn) error {
 	stop := context.AfterFunc(ctx, r.cut)
 	defer stop()
 	defer r.close()
+	defer r.rescue()
 	if !n.arrived(r.cut) {
 		return nil
 	}

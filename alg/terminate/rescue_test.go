@@ -47,6 +47,15 @@ func (f *faulty) Withdraw(e conntrack.Expectation) error {
 	return f.table.Withdraw(e)
 }
 
+func (f *faulty) Upstream(s *policy.Server, a netip.Addr) *tls.Config {
+	config := f.certificates.Upstream(s, a)
+	config.VerifyConnection = func(tls.ConnectionState) error {
+		f.panicAt("VerifyConnection")
+		return nil
+	}
+	return config
+}
+
 func (f *faulty) Downstream(s *policy.Server, r *policy.Rule, a netip.Addr, c *x509.Certificate) (*tls.Config, error) {
 	f.panicAt("Downstream")
 	return f.certificates.Downstream(s, r, a, c)
@@ -77,6 +86,21 @@ func (w *world) announced() (server *end) {
 	server.hear("EPSV")
 	server.say("229 here (|||50000|)")
 	w.client.hear("229 ")
+	return server
+}
+
+// protected brings a session to where data connections have TLS.
+func (w *world) protected() (server *end) {
+	w.t.Helper()
+	server = w.greeted()
+	w.auth(server)
+	for _, command := range []string{"PBSZ 0", "PROT P"} {
+		w.client.say(command)
+		server.hear(command)
+		server.say("200 ok")
+		w.client.hear("200 ")
+	}
+	w.login(server)
 	return server
 }
 
@@ -143,12 +167,28 @@ func TestFaultsEndOneSession(t *testing.T) {
 				w.gateway.Expire(time.Now().Add(time.Hour))
 			}
 		}},
+		"a data connection": {"Lookup", (*world).loggedIn, func(w *world, server *end) {
+			w.faulty.at.Store("")
+			hand := w.retrieve(server, listen(w.t))
+			w.faulty.at.Store("Lookup")
+			w.gateway.running.Go(hand)
+		}},
+		"the server's handshake on a data connection": {"VerifyConnection", (*world).protected, func(w *world, server *end) {
+			l := listen(w.t)
+			w.gateway.running.Go(w.retrieve(server, l))
+			far, err := l.Accept() // the other half, which the gateway makes
+			if err != nil {
+				w.t.Fatal(err)
+			}
+			_ = w.tlsServer(far).Handshake() // it fails when the mistake is made
+			far.Close()
+		}},
 		"the end": {"Withdraw", (*world).announced, func(w *world, server *end) {
 			w.client.c.Close()
 		}},
 	} {
 		t.Run(name, func(t *testing.T) {
-			w := newWorld(t, false, nil)
+			w := newWorld(t, false, func(p *policy.Policy) { p.Rules[0].Data = policy.DataRelay })
 			other, otherServer := w.client, w.greeted()
 			if test.begin == nil {
 				w.faulty.at.Store(test.where)
