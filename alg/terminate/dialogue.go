@@ -57,7 +57,6 @@ type dialogue struct {
 	failures int
 	features features
 	aborted  bool   // ABOR has gone on, and not everything before it is answered
-	doubtful bool   // a reply that was forgotten may have come after all: they may be other commands' than they seem
 	held     []byte // the lines so far of a transfer's final reply
 	told     bool   // the client has been told how its transfer ended: the server's own reply is for nobody
 	user     string
@@ -105,7 +104,7 @@ func (d *dialogue) ready(l line) bool {
 		return true
 	case d.own != none && d.own != settling:
 		return false
-	case d.own == none && d.control.Outstanding() == 0:
+	case d.own == none && d.control.Owed() == 0:
 		return true
 	case d.own == none && d.control.Transferring() == alg.NoTransfer:
 		return false
@@ -120,16 +119,11 @@ func (d *dialogue) listen() bool {
 	return d.over || d.own == none || d.own == settling
 }
 
-// How long a client's command waits for the replies to those before it: to a transfer that was given up, to a NOOP, which servers
-// may leave out too, and to others, which may take long. When one comes after all, it is taken for another command's.
-const (
-	owedGivenUp = 2 * time.Second
-	owedSoon    = 4 * time.Second
-	owedLate    = 30 * time.Second
-)
+// owedGivenUp is how long a client's command waits for the reply to a transfer that was given up: some servers never answer it.
+const owedGivenUp = 2 * time.Second
 
-// patience is how long the client's next command waits; 0 is for as long as it takes. givenUp says that the transfer at hand was
-// given up: some servers never answer it.
+// patience is how long the client's next command waits for the replies to those before it; 0 is for as long as it takes. givenUp
+// says that the transfer at hand was given up.
 func (d *dialogue) patience(givenUp bool) time.Duration {
 	switch {
 	case d.own != none:
@@ -138,16 +132,19 @@ func (d *dialogue) patience(givenUp bool) time.Duration {
 		return owedGivenUp
 	case d.control.Transferring() != alg.NoTransfer:
 		return 0
-	case d.verb == "NOOP":
-		return owedSoon
 	}
-	return owedLate
+	return d.control.Patience()
 }
 
-// forget goes on as if the server had answered everything.
-func (d *dialogue) forget() {
-	d.aborted, d.doubtful, d.told = false, true, false
-	for _, e := range d.control.Forget(nil) {
+// goOn has the client's next command wait no longer. What servers may leave without a reply may still have one; of the rest none
+// is waited for.
+func (d *dialogue) goOn() {
+	d.aborted, d.told = false, false
+	decide := d.control.GoOn
+	if d.control.Transferring() != alg.NoTransfer {
+		decide = d.control.Forget // it was given up
+	}
+	for _, e := range decide(nil) {
 		d.out.shut(e.Pinhole, e.Reason)
 	}
 }
@@ -178,10 +175,8 @@ func (d *dialogue) clientLine(now time.Time, l line) {
 		return
 	}
 	if why := d.feed(now, alg.Client, l.wire); why != alg.NoReason {
-		// The engine waits for a reply to the denied command: it is ours.
-		answer := []byte(d.control.Refusal(why) + "\r\n")
-		d.feed(now, alg.Server, answer)
-		d.out.send(alg.Client, answer)
+		d.control.Answer()
+		d.reply(d.control.Refusal(why))
 		return
 	}
 	if !d.over {
@@ -324,7 +319,7 @@ func (d *dialogue) answered(code int) {
 		d.out.hangUp(alg.ConnectionClosed)
 	case d.verb == "QUIT" && code < 300 && d.control.Outstanding() == 0:
 		d.out.hangUp(alg.ConnectionClosed)
-	case (d.verb == "PASS" || d.verb == "ACCT") && (code >= 500 || d.doubtful):
+	case (d.verb == "PASS" || d.verb == "ACCT") && (code >= 500 || d.control.InDoubt()):
 		if d.failures++; d.failures >= d.limit {
 			d.end(alg.LoginLimit)
 		}

@@ -62,7 +62,7 @@ func (d *dialogue) auth(cmd ftp.Command) {
 		d.reply("503 TLS is in use already")
 	case !d.shows:
 		d.refuse(alg.NoCertificate, []byte("AUTH"))
-	case d.channel == policy.Same && !d.side[alg.Server].tls && !d.doubtful:
+	case d.channel == policy.Same && !d.side[alg.Server].tls && !d.outOfStep():
 		d.ask(authTLS, "AUTH TLS")
 	default:
 		d.answerAUTH()
@@ -72,12 +72,15 @@ func (d *dialogue) auth(cmd ftp.Command) {
 // answerAUTH answers AUTH without the server, which does not hear of it and so keeps the user and the directory that it has. Those
 // may be somebody else's, who spoke before in clear text (RFC 2228 section 3).
 func (d *dialogue) answerAUTH() {
-	if d.control.HasUser() || d.doubtful {
+	if d.control.HasUser() || d.outOfStep() {
 		d.refuse(alg.AUTHTooLate, []byte("AUTH"))
 		return
 	}
 	d.acceptAUTH()
 }
+
+// outOfStep reports whether the next reply may be another command's, so that AUTH's would not be known for its own.
+func (d *dialogue) outOfStep() bool { return d.control.InDoubt() || d.control.Outstanding() > 0 }
 
 // acceptAUTH begins TLS with the client.
 func (d *dialogue) acceptAUTH() {

@@ -287,7 +287,7 @@ func (s *session) waitTurn(l line) {
 	defer stop()
 	for !s.over && !s.dialogue.ready(l) {
 		if limit := s.dialogue.patience(s.givenUp()); limit > 0 && time.Since(began) >= limit {
-			s.dialogue.forget()
+			s.dialogue.goOn()
 			continue
 		}
 		s.turn.Wait()

@@ -101,3 +101,72 @@ func (c *ftpClient) say(command string) (code int, text string) {
 	}
 	return c.final()
 }
+
+// Outcome: a NOOP during an upload is answered when the server answers it, and the transfer and its reply are what they would be
+// without it, one transfer after another.
+func TestNOOPDuringTransfer(t *testing.T) {
+	for _, kind := range Servers {
+		t.Run(kind.Name, func(t *testing.T) {
+			s := opened(t, kind, Termination{Rule: []string{"data: relay", "max-size: 100000000"}})
+			c := s.connect(t, Scenario{Client: held, Mode: PASV, Family: IPv4, Protection: Plain, Data: Auto})
+			for i := range 3 {
+				name := fmt.Sprintf("up%d.bin", i)
+				data := c.open("STOR " + name)
+				if code, text, err := c.ReadResponse(1); err != nil {
+					t.Fatalf("STOR: %d %s, %v", code, text, err)
+				}
+				if err := c.PrintfLine("NOOP"); err != nil {
+					t.Fatal(err)
+				}
+				sent := contents
+				if kind.Name == "vsftpd" { // it reads no command during a transfer
+					if _, err := data.Write(contents); err != nil {
+						t.Fatal(err)
+					}
+				} else {
+					sent = c.uploadUntilAnswered(data)
+				}
+				if err := data.Close(); err != nil {
+					t.Fatal(err)
+				}
+				if code, text := c.final(); code != 226 {
+					t.Errorf("%s: %d %s", name, code, text)
+				}
+				if kind.Name == "vsftpd" {
+					if code, text := c.final(); code != 200 {
+						t.Errorf("NOOP: %d %s", code, text)
+					}
+				}
+				if err := sameSum(name, s.Server.File(name), sent); err != nil {
+					t.Error(err)
+				}
+			}
+			do(t, c.control, 221, "QUIT")
+		})
+	}
+}
+
+// uploadUntilAnswered sends data until the command that was given meanwhile is answered, as servers look for commands between two
+// reads of data. It returns what it sent.
+func (c *ftpClient) uploadUntilAnswered(data io.Writer) (sent []byte) {
+	c.t.Helper()
+	answered := make(chan string, 1)
+	go func() {
+		code, text, err := c.ReadResponse(0)
+		answered <- fmt.Sprint(code, " ", text, " ", err)
+	}()
+	for tick := time.NewTicker(10 * time.Millisecond); ; <-tick.C {
+		select {
+		case got := <-answered:
+			if got[:3] != "200" && got[:3] != "500" { // Pure-FTPd knows no NOOP then
+				c.t.Errorf("NOOP during a transfer: %s", got)
+			}
+			return sent
+		default:
+		}
+		if _, err := data.Write(contents); err != nil {
+			c.t.Fatal(err)
+		}
+		sent = append(sent, contents...)
+	}
+}
