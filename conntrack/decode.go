@@ -66,6 +66,10 @@ func decodeAttributes(ad *netlink.AttributeDecoder) (e Entry, err error) {
 			e.Timeout, timed = time.Duration(ad.Uint32())*time.Second, true
 		case ctaID:
 			e.ID = ad.Uint32()
+		case ctaSeqAdjOrig:
+			ad.Nested(e.Adjusted[0].decode)
+		case ctaSeqAdjReply:
+			ad.Nested(e.Adjusted[1].decode)
 		case ctaMark:
 			e.Mark = ad.Uint32()
 		case ctaLabels:

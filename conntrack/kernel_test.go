@@ -236,6 +236,34 @@ func TestMarkInherited(t *testing.T) {
 	}
 }
 
+// TestAdjustSequence: the kernel moves sequence numbers of a connection under NAT, and says so of one without as well.
+func TestAdjustSequence(t *testing.T) {
+	l := newLab(t)
+	near, far := l.converse(t, families["IPv4"])
+	plain := Tuple{near.LocalAddr().(*net.TCPAddr).AddrPort(), near.RemoteAddr().(*net.TCPAddr).AddrPort()}
+	if err := l.conn.AdjustSequence(plain, false, Adjustment{After: 4}); !errors.Is(err, ErrNoAdjustment) {
+		t.Errorf("without NAT: %v, want ErrNoAdjustment", err)
+	}
+	near.Close()
+	far.Close()
+	run(t, "ip netns exec "+string(l.gateway)+" iptables -w -t nat -A POSTROUTING -s 192.0.2.0/24 -j MASQUERADE")
+	near, _ = l.converse(t, families["IPv4"])
+	masked := Tuple{near.LocalAddr().(*net.TCPAddr).AddrPort(), near.RemoteAddr().(*net.TCPAddr).AddrPort()}
+	for _, reply := range []bool{false, true} {
+		if err := l.conn.AdjustSequence(masked, reply, Adjustment{Position: 1, Before: -3, After: 4}); err != nil {
+			t.Errorf("reply %v: %v", reply, err)
+		}
+	}
+	want := Adjustment{Position: 1, Before: -3, After: 4}
+	if e, err := l.conn.Lookup(masked); err != nil || e.Adjusted != [2]Adjustment{want, want} {
+		t.Errorf("what the entry says is %+v, %v", e.Adjusted, err)
+	}
+	masked.Src = netip.AddrPortFrom(masked.Src.Addr(), 1)
+	if err := l.conn.AdjustSequence(masked, false, Adjustment{After: 4}); !errors.Is(err, ErrNotFound) {
+		t.Errorf("no such connection: %v, want ErrNotFound", err)
+	}
+}
+
 // Queue threads call at the same time. Each has its own master, and nothing gets mixed up.
 func TestConcurrent(t *testing.T) {
 	const threads, rounds = 8, 100

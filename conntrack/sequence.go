@@ -3,6 +3,8 @@ package conntrack
 import (
 	"errors"
 	"fmt"
+
+	"github.com/mdlayher/netlink"
 )
 
 // ErrNoAdjustment means that conntrack moves no sequence numbers of a connection: it has no NAT, or no helper since its SYN.
@@ -29,6 +31,21 @@ func (c *Conn) AdjustSequence(t Tuple, reply bool, a Adjustment) error {
 	}
 	if err != nil {
 		return describeAdjustment(t, err)
+	}
+	return nil
+}
+
+// decode reads a nested CTA_SEQ_ADJ_* attribute.
+func (a *Adjustment) decode(ad *netlink.AttributeDecoder) error {
+	for ad.Next() {
+		switch ad.Type() {
+		case ctaSeqAdjPosition:
+			a.Position = ad.Uint32()
+		case ctaSeqAdjBefore:
+			a.Before = int32(ad.Uint32())
+		case ctaSeqAdjAfter:
+			a.After = int32(ad.Uint32())
+		}
 	}
 	return nil
 }

@@ -65,6 +65,9 @@ func (in *Inspector) begin(sh *shard, now time.Time, k Key, entry conntrack.Entr
 		s.control.Translated(entry.Reply.Src.Addr(), entry.Reply.Dst.Addr(), resizes(entry))
 		s.view = &Key{Client: entry.Reply.Dst, Server: entry.Reply.Src}
 		in.views.add(*s.view, k)
+		if s.resumed {
+			s.recallAdjusted(entry)
+		}
 	}
 	return s, alg.NoReason
 }

@@ -218,6 +218,24 @@ func TestNATShift(t *testing.T) {
 	}
 }
 
+// TestNATShiftResumed: of a session that nothing is remembered of, conntrack's entry tells how its numbers move.
+func TestNATShiftResumed(t *testing.T) {
+	const grows = 4
+	w, ct := underNAT(t, "sane")
+	ct.entries[0].Adjusted[alg.Client] = conntrack.Adjustment{Position: w.isn[alg.Client] - 100, After: grows}
+	w.in.Resume(clock, ct.entries[0], Memory{})
+	for range 3 {
+		w.say(alg.Client, []byte("NOOP\r\n"))
+		w.send(alg.Server, 0, []byte("200 ok\r\n"), func(tcp *layers.TCP) { tcp.Ack += grows })
+		w.sent[alg.Server] += uint32(len("200 ok\r\n"))
+	}
+	s := w.in.shard(w.key.Client.Addr(), w.key.Server.Addr()).sessions[w.key]
+	if n := len(s.streams[alg.Client].kept); n != 0 {
+		t.Errorf("%d bytes are kept that the server has", n)
+	}
+	w.settled()
+}
+
 // TestNATShiftRefused: a line that was refused keeps its length, and nothing stands.
 func TestNATShiftRefused(t *testing.T) {
 	for name, refuse := range map[string]func(*translator){

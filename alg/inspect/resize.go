@@ -64,6 +64,16 @@ func (in *Inspector) resize(s *session, e alg.Effect) error {
 	return err
 }
 
+// recallAdjusted takes over from conntrack how it moves sequence numbers of a session that nothing is remembered of. What stands in
+// place of the last line is not known any more: its receiver has it, or it is repeated as it was sent.
+func (s *session) recallAdjusted(entry conntrack.Entry) {
+	for from, a := range entry.Adjusted {
+		if st := &s.streams[from]; st.resized == nil && a != (conntrack.Adjustment{}) {
+			st.resized = &resized{From: a.Position, At: a.Position + 1, Before: a.Before, Since: a.After}
+		}
+	}
+}
+
 // replace gives a segment what goes on in place of a line that it has, and says whether it may go on. One that ends within the line
 // takes all of the line along, and one that begins there has to be repeated from the line's end on: its sender will be told
 // that the receiver has the line.

@@ -45,8 +45,9 @@ func (in *Inspector) segment(sh *shard, s *session, from alg.Side, now time.Time
 		}
 	}
 	if st.synced && !peer.synced && seg.Flags&nfq.ACK != 0 {
-		peer.sync(seg.Ack)
-		peer.acked, peer.known = seg.Ack, true
+		ack := peer.sent(seg.Ack)
+		peer.sync(ack)
+		peer.acked, peer.known = ack, true
 		in.afterGap(sh, s, from.Other(), now)
 	}
 	switch {

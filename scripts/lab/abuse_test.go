@@ -3,6 +3,7 @@ package lab
 import (
 	"context"
 	"crypto/tls"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -13,6 +14,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"ftpalg/conntrack"
 )
 
 // policyWith is the lab's policy with some words replaced: pairs of old and new.
@@ -578,9 +581,27 @@ func TestPasswordIsNotLogged(t *testing.T) {
 
 // A command in the payload of the SYN (TCP Fast Open, RFC 7413) does not reach the server unread.
 func TestCommandInSYN(t *testing.T) {
+	t.Run("without NAT", func(t *testing.T) { commandInSYN(t, newLab(t), "auto", Addr(Client, IPv4)) })
+	for _, helper := range []string{"auto", "sane", "ftpalg"} {
+		// Such a SYN must not leave untranslated, whatever helper the connection has.
+		t.Run("masquerade, helper "+helper, func(t *testing.T) {
+			l := newLab(t)
+			if err := l.translate(t.Context(), NAT{masks: true}); err != nil {
+				t.Fatal(err)
+			}
+			commandInSYN(t, l, helper, insider.gw4)
+		})
+	}
+}
+
+func commandInSYN(t *testing.T, l *Lab, helper string, seen netip.Addr) {
 	const line = "SITE EXEC id\r\n"
-	l := newLab(t)
-	d := startFTPAlg(t, l, policyWith(t, "    opaque-active: pinhole\n", denials))
+	if helper == "ftpalg" {
+		if err := conntrack.RegisterOwnHelper(); errors.Is(err, conntrack.ErrNoSubsystem) {
+			return // this kernel has none: scripts/kernels shows it where there is one
+		}
+	}
+	d := startFTPAlg(t, l, policyWith(t, "    opaque-active: pinhole\n", denials)+"helper: "+helper+"\n")
 	// 1 client, 4 client without a cookie; 2 server, 0x200 server without a cookie, 0x400 every listener.
 	for host, bits := range map[Host]int{Client: 0x5, Server: 0x602} {
 		if _, err := l.Run(t.Context(), host, "sysctl", "-q", "-w", fmt.Sprintf("net.ipv4.tcp_fastopen=%d", bits)); err != nil {
@@ -606,6 +627,9 @@ func TestCommandInSYN(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer conn.Close()
+	if from := addrPort(conn.RemoteAddr()).Addr(); from != seen {
+		t.Errorf("the server sees %s, not %s", from, seen)
+	}
 	if _, err := io.WriteString(conn, "220 ready\r\n"); err != nil {
 		t.Fatal(err)
 	}
