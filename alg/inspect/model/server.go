@@ -12,24 +12,23 @@ type Server struct {
 	habits *Habits
 	world  *World
 
-	phase       phase
-	everTLS     bool
-	login       string // "greeted", "named", "in"
-	everIn      bool
-	cwd         string
-	transfer    bool
-	binary      bool // TYPE I
-	aborted     bool
-	in          []byte
-	deferred    []string // commands that wait for the transfer's end
-	outbox      []reply
-	asked       int    // PASV and EPSV executed
-	announced   int    // and answered
-	lastPort    uint16 // of the last 227 or 229
-	ports       map[uint16]bool
-	credits     int  // requests under real TLS that were answered
-	handshaken  bool // the client's first record was one
-	retrPending bool
+	phase      phase
+	everTLS    bool
+	login      string // "greeted", "named", "in"
+	everIn     bool
+	cwd        string
+	transfer   bool
+	binary     bool // TYPE I
+	aborted    bool
+	in         []byte
+	deferred   []string // commands that wait for the transfer's end
+	outbox     []reply
+	asked      int    // PASV and EPSV executed
+	announced  int    // and answered
+	lastPort   uint16 // of the last 227 or 229
+	ports      map[uint16]bool
+	credits    int  // requests under real TLS that were answered
+	handshaken bool // the client's first record was one
 }
 
 type phase int

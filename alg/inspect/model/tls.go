@@ -26,7 +26,7 @@ func Record(kind byte, body string) string {
 	return string([]byte{kind, 3, 3, byte(len(body) >> 8), byte(len(body))}) + body
 }
 
-// Sealed is what a client inside TLS says.
+// sealed is what a client inside TLS says.
 func sealed(text string) string { return Record(23, string(secret)+hide(text)) }
 
 // hide changes every byte, and back.
