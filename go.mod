@@ -1,6 +1,6 @@
 module ftpalg
 
-go 1.26.0
+go 1.26.8
 
 require (
 	github.com/florianl/go-nfqueue/v2 v2.1.0

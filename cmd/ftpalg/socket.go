@@ -85,13 +85,13 @@ func listen(path string) (net.Listener, error) {
 			return nil, fmt.Errorf("make the directory of the socket for questions: %w", err)
 		}
 	}
+	// From its first moment on it is root's alone. In a directory that others can write, a change of its mode afterwards could
+	// meet what they have put in its place.
+	before := syscall.Umask(0o177)
 	l, err := net.Listen("unix", path)
+	syscall.Umask(before)
 	if err != nil {
 		return nil, fmt.Errorf("make the socket for questions: %w", err)
-	}
-	if err := os.Chmod(path, 0o600); err != nil {
-		l.Close()
-		return nil, err
 	}
 	return l, nil
 }
