@@ -56,7 +56,7 @@ func (s *Server) execute(verb, arg string) {
 		to := s.resolve(arg)
 		s.judgePath("CWD", to)
 		text := answer(in && slices.Contains(directories, to))
-		if in && strings.HasPrefix(text, "250") {
+		if in && strings.HasPrefix(text, "2") {
 			s.cwd = to
 		}
 		s.say(text)

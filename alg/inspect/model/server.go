@@ -212,8 +212,10 @@ func (s *Server) probe(verb, arg string) string {
 		return "blank"
 	case "SITE", "MKD", "DELE":
 		return map[string]string{"SITE": "SITE HELP", "MKD": "MKD exists", "DELE": "DELE nowhere"}[verb]
-	case "XPWD", "XCUP":
-		return verb[1:]
+	case "XPWD":
+		return "PWD"
+	case "XCUP":
+		return "CDUP"
 	}
 	return verb
 }
