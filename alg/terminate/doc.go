@@ -3,9 +3,9 @@
 // alg) and ruled by the same policy as in package inspect.
 //
 // The kernel hands connections over by TPROXY, so that each side sees the other's own address. Data connections go
-// through the kernel (direct), or through here (relay) where the two sides' protection differs or the server insists on
-// TLS sessions that it knows.
+// through the kernel (direct), or through here (relay) where there is TLS on them or something in them has to be counted: the
+// client's TLS session is not the server's.
 //
 //	listener → Gateway → session ─ client lines, server lines → dialogue → alg.Control
-//	                        └ relay: one data connection
+//	                        └ promise: an announced data connection → relay: its two halves
 package terminate
