@@ -1,5 +1,3 @@
-// Package alg is one FTP control connection as a state machine: bytes in, effects out. It has no sockets, clock,
-// goroutines or log. The front ends (inspect, replay, terminate) feed it and carry its effects out.
 package alg
 
 import (

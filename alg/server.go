@@ -22,7 +22,7 @@ func (c *Control) feedServer(b []byte, fx []Effect) (int, []Effect) {
 		return n, append(fx, Effect{Kind: Audit, Reason: BlankLine, Side: Server})
 	}
 	c.multiline = c.replies.Open()
-	reply, err := c.replies.Line(line.Text)
+	reply, err := c.replies.Line(ftp.WithoutNegotiation(line.Text))
 	switch {
 	case err != nil && c.resumed:
 		// Perhaps the middle of a multi-line reply that began before us.

@@ -193,6 +193,14 @@ func (l *Lines) afterIAC(c byte, limit int) {
 	l.add(c, limit)
 }
 
+// WithoutNegotiation returns a server's text without Telnet's negotiations in front: ProFTPD answers those of its client so.
+func WithoutNegotiation(text []byte) []byte {
+	for len(text) > 2 && text[0] == telnetIAC && text[1] >= telnetWILL && text[1] <= telnetDONT {
+		text = text[3:]
+	}
+	return text
+}
+
 func (l *Lines) add(c byte, limit int) {
 	if len(l.text) >= limit {
 		l.flaws |= TooLong
