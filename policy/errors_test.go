@@ -246,6 +246,7 @@ fail: open
 `)
 	want := []string{
 		`test.yaml:11:80: rules[0].commands.allow: rule "office" does not allow USER, so nobody can log in in clear text`,
+		`test.yaml:11:72: rules[0].commands: rule "office" inspects and has opaque: pinhole, so what it says of commands ends at AUTH, and on implicit ports it is nothing: nobody sees commands under TLS; set opaque: deny, or action: terminate`,
 		`test.yaml:12:5: rules[1]: rule "desk" can never match: rule "office" before it has all its clients and servers; put it first`,
 		`test.yaml:13:5: rules[2]: rule "desk elsewhere" demands TLS and gives encrypted sessions no pinhole, so nothing can be transferred`,
 		`test.yaml:5:5: servers[2]: no rule names server "unused", so every connection to it is denied`,
@@ -253,6 +254,65 @@ fail: open
 	}
 	if got := strings.Join(p.Warnings, "\n"); got != strings.Join(want, "\n") {
 		t.Errorf("warnings are\n%s\nwant\n%s", got, strings.Join(want, "\n"))
+	}
+}
+
+// What a rule says of commands ends where a session is encrypted and stays so.
+func TestUnseenWarnings(t *testing.T) {
+	const ends = " ends at AUTH, and on implicit ports it is nothing: nobody sees commands under TLS; set opaque: deny, or action: terminate"
+	const begin = `rule "all" inspects and has opaque: pinhole, so what it says of `
+	for _, c := range []struct{ rule, implicit, want string }{
+		{"users: {allow: anna}", "[]", "4:45: rules[0].users: " + begin + "users" + ends},
+		{"users: {deny: anna}", "[]", "4:45: rules[0].users: " + begin + "users" + ends},
+		{"files: {deny: '*.exe'}", "[]", "4:45: rules[0].files: " + begin + "files" + ends},
+		{"transfers: download", "[]", "4:49: rules[0].transfers: " + begin + "transfers" + ends},
+		{"commands: {deny: [SITE, DELE /pub]}, transfers: [download]", "[]", "4:48: rules[0].commands: " + begin + "commands, transfers" + ends},
+		{"commands: {deny: [SITE]}, require: tls", "[]", "4:48: rules[0].commands: " + begin + "commands" + ends},
+		{"commands: {deny: [SITE]}, opaque: deny", "[]", ""},
+		{"commands: {deny: [SITE, AUTH]}", "[]", ""}, // nothing becomes opaque
+		{"commands: {deny: [AUTH]}", "990", "4:48: rules[0].commands: " + begin + "commands" + ends},
+		{"commands: {allow: [USER, PASS, RETR, PASV]}", "[]", ""},
+		{"commands: {allow: [USER, PASS, RETR, PASV, AUTH]}", "[]", "4:48: rules[0].commands: " + begin + "commands" + ends},
+		{"require: none", "990", ""},
+	} {
+		src := "version: 1\nservers:\n  - {name: files, addresses: 198.51.100.2, implicit: " + c.implicit +
+			"}\nrules: [{name: all, action: inspect, " + c.rule + "}]\n"
+		wantWarnings(t, src, c.want)
+	}
+}
+
+// Where a server is a whole network with most of its ports, SYNs to everything there are queued.
+func TestQueuedWarnings(t *testing.T) {
+	const passive = ` is more than FTP servers, and rule "all" has opaque: pinhole: every new connection of its clients to those `
+	const narrow = " ports is queued; list the servers, narrow passive, or set opaque: deny"
+	for _, c := range []struct{ server, rule, want string }{
+		{"addresses: 0.0.0.0/0, passive: 1024-65535", "action: inspect",
+			"3:50: servers[0].passive: 1024-65535 at 0.0.0.0/0" + passive + "64512" + narrow},
+		{"addresses: ['2001:db8:2::/64'], passive: 1024-65535", "action: inspect",
+			"3:60: servers[0].passive: 1024-65535 at 2001:db8:2::/64" + passive + "64512" + narrow},
+		{"addresses: [198.51.100.2, 203.0.113.0/24], passive: 49152-65535", "action: inspect",
+			"3:71: servers[0].passive: 49152-65535 at 203.0.113.0/24" + passive + "16384" + narrow},
+		{"addresses: 198.51.100.0/24, passive: 50000-50100", "action: inspect", ""},
+		{"addresses: 198.51.100.0/28, passive: 1024-65535", "action: inspect", ""},
+		{"addresses: 0.0.0.0/0", "action: inspect", ""}, // no pinholes just in time
+		{"addresses: 0.0.0.0/0, passive: 1024-65535", "action: inspect, opaque: deny", ""},
+		{"addresses: 0.0.0.0/0, passive: 1024-65535", "action: deny", ""},
+		{"addresses: 0.0.0.0/0", "action: inspect, opaque-active: pinhole",
+			`3:30: servers[0].addresses: 0.0.0.0/0 is more than FTP servers, and rule "all" has opaque-active: pinhole: ` +
+				"every new connection from there to its clients is queued; list the servers, or set opaque-active: deny"},
+	} {
+		wantWarnings(t, "version: 1\nservers:\n  - {name: files, "+c.server+"}\nrules: [{name: all, "+c.rule+"}]\n", c.want)
+	}
+}
+
+// wantWarnings wants one warning of a policy, or none.
+func wantWarnings(t *testing.T, src, want string) {
+	t.Helper()
+	if want != "" {
+		want = "test.yaml:" + want
+	}
+	if got := strings.Join(parse(t, src).Warnings, "\n"); got != want {
+		t.Errorf("%s\nwarnings are\n%s\nwant\n%s", src, got, want)
 	}
 }
 

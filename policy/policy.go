@@ -250,5 +250,6 @@ func AllowAll() *Policy {
 	raw.Servers, raw.Rules = []rawServer{server}, []rawRule{rule}
 	p := build(newDocument("built in"), &raw)
 	p.everyPort = true
+	p.Warnings = nil // nothing is queued in a replay
 	return p
 }

@@ -1,6 +1,19 @@
 package policy
 
-import "fmt"
+import (
+	"fmt"
+	"net/netip"
+	"slices"
+	"strings"
+)
+
+// What is wide enough to be warned of, where every SYN between a rule's clients and a server's addresses and ports is queued.
+const (
+	// wideHostBits is the part of a prefix's addresses that tells hosts apart: 256 and more are hardly all FTP servers.
+	wideHostBits = 8
+	// widePorts is more passive ports than most servers are set up with; among more there are those of other services.
+	widePorts = 1024
+)
 
 // warn notes what holds together but is hardly meant.
 func (b *builder) warn() {
@@ -15,6 +28,7 @@ func (b *builder) warn() {
 		if r := b.terminatedBy(i); r != nil {
 			b.warnTerminated(key, &b.p.Servers[i], r)
 		}
+		b.warnQueued(key, i)
 	}
 	if b.p.FailOpen {
 		b.warning("fail", "open: when the queue is full or ftpalg is gone, control connections pass unread")
@@ -41,10 +55,78 @@ func (b *builder) warnRule(i int) {
 	case r.Action == Terminate && (!r.OpaquePinhole || r.OpaqueActive):
 		b.warning(b.given(key+".opaque", key+".opaque-active"), "rule %q terminates, so nothing stays encrypted, and opaque and opaque-active mean nothing", r.Name)
 	}
+	if r.Action == Inspect && r.OpaquePinhole {
+		b.warnUnseen(key, r)
+	}
 	if r.TLS.CA != "" && !r.RequireTLS {
 		b.warning(key+".tls.client-ca", "rule %q asks for certificates in TLS, and lets clients do without TLS; set require: tls", r.Name)
 	}
 }
+
+// warnUnseen is for what a rule says of commands and nobody can see in the sessions that it leaves encrypted.
+func (b *builder) warnUnseen(key string, r *Rule) {
+	var unseen []string
+	for _, k := range []struct {
+		name  string
+		given bool
+	}{
+		{"users", len(r.Users.Allow)+len(r.Users.Deny) > 0},
+		{"files", len(r.Files.Allow)+len(r.Files.Deny) > 0},
+		{"commands", len(r.Allow)+len(r.Deny) > 0},
+		{"transfers", r.NoUpload || r.NoDownload},
+	} {
+		if k.given {
+			unseen = append(unseen, k.name)
+		}
+	}
+	if len(unseen) > 0 && b.staysOpaque(r) {
+		b.warning(key+"."+unseen[0], "rule %q inspects and has opaque: pinhole, so what it says of %s ends at AUTH, "+
+			"and on implicit ports it is nothing: nobody sees commands under TLS; set opaque: deny, or action: terminate", r.Name, strings.Join(unseen, ", "))
+	}
+}
+
+// staysOpaque reports whether a rule that inspects lets sessions be encrypted: on implicit ports, or by AUTH.
+func (b *builder) staysOpaque(r *Rule) bool {
+	d := r.denied["AUTH"]
+	if (len(r.Allow) == 0 || r.allow["AUTH"]) && (d == nil || !d.whole) {
+		return true
+	}
+	for i, s := range b.p.Servers {
+		if r.servers[i] && (len(s.Implicit) > 0 || slices.ContainsFunc(s.Public, func(p Public) bool { return len(p.Implicit) > 0 })) {
+			return true
+		}
+	}
+	return false
+}
+
+// warnQueued is for a server whose addresses and ports are more than FTP servers have: SYNs to other services are queued, and
+// stand still while ftpalg does.
+func (b *builder) warnQueued(key string, server int) {
+	s := &b.p.Servers[server]
+	i := slices.IndexFunc(s.Addresses, isWide)
+	if i < 0 {
+		return
+	}
+	for _, r := range b.p.Rules {
+		if r.Action != Inspect || !r.servers[server] {
+			continue
+		}
+		switch ports := int(s.Passive.Last) - int(s.Passive.First) + 1; { // of no range: 1
+		case r.OpaqueActive:
+			b.warning(key+".addresses", "%s is more than FTP servers, and rule %q has opaque-active: pinhole: every new connection from there "+
+				"to its clients is queued; list the servers, or set opaque-active: deny", s.Addresses[i], r.Name)
+		case r.OpaquePinhole && ports > widePorts:
+			b.warning(key+".passive", "%s at %s is more than FTP servers, and rule %q has opaque: pinhole: every new connection of its clients "+
+				"to those %d ports is queued; list the servers, narrow passive, or set opaque: deny", s.Passive, s.Addresses[i], r.Name, ports)
+		default:
+			continue
+		}
+		return // one says enough
+	}
+}
+
+// isWide reports whether a prefix has more hosts than one sets up as FTP servers.
+func isWide(p netip.Prefix) bool { return p.Addr().BitLen()-p.Bits() >= wideHostBits }
 
 // warnTerminated is for a server whose connections a rule terminates.
 func (b *builder) warnTerminated(key string, s *Server, r *Rule) {
