@@ -123,6 +123,10 @@ func (c *Control) command(line ftp.Line, fx []Effect) (kind, Reason, []Effect) {
 		if c.rests {
 			return other, OpaqueDenied, fx
 		}
+	case "MODE":
+		if c.rule.MaxSize > 0 && !bytes.EqualFold(cmd.Arg, []byte("S")) {
+			return other, TransferMode, fx
+		}
 	case "REIN":
 		return rein, NoReason, c.closePinhole(NextDataCommand, fx)
 	case "PROT":

@@ -15,6 +15,7 @@ const (
 	BadHostPort       // PORT, EPRT, 227 or 229 that cannot be read one way only
 	OtherProtocol     // EPRT of another network protocol than the control connection's (RFC 2428 section 2)
 	ModeDenied        // a data mode that the policy does not allow, or that cannot be followed (LPRT, LPSV, SPSV)
+	TransferMode      // MODE other than S where bytes are counted: what is compressed or in blocks hides how many they are
 	OutOfStep         // AUTH while something is without a reply, or replies and commands may have parted
 	AfterEPSVAll      // a data command other than EPSV after EPSV ALL (RFC 2428 section 4)
 	CommandDenied     // the policy's command lists
@@ -109,6 +110,7 @@ var reasonNames = [reasonCount]string{
 	BadHostPort:        "bad-host-port",
 	OtherProtocol:      "other-protocol",
 	ModeDenied:         "mode-denied",
+	TransferMode:       "transfer-mode",
 	OutOfStep:          "out-of-step",
 	AfterEPSVAll:       "after-epsv-all",
 	CommandDenied:      "command-denied",

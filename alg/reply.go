@@ -24,6 +24,8 @@ var replyCodes = [reasonCount]int{
 	OutOfStep:    503,
 	// RFC 2428 section 2, with the protocols that will do: see Refusal.
 	OtherProtocol: 522,
+	// The same: 504 is a command that is not implemented for that parameter, and among MODE's replies (section 5.4).
+	TransferMode: 504,
 	// RFC 2577 section 3 suggests 504 for PORT with a port that must not be.
 	ForeignAddress: 504,
 	PrivilegedPort: 504,

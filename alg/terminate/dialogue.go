@@ -211,23 +211,25 @@ func (d *dialogue) serverLine(now time.Time, l line) {
 		return
 	}
 	if d.own != none {
-		d.ownLine(l)
+		d.ownLine(now, l)
 		return
 	}
 	if len(l.text) == 0 && !d.replies.Open() {
 		return
 	}
-	reply, err := d.replies.Line(l.text)
+	reply, err := d.replies.Line(ftp.WithoutNegotiation(l.text))
 	transferring := d.control.Transferring() != alg.NoTransfer
 	d.feed(now, alg.Server, l.wire)
 	if p := d.control.Pinhole(); reply.Code == 227 && p.Mode == policy.PASV {
 		l.wire = d.ownAddress(l.wire, reply, p.To)
 	}
-	if err != nil || d.over {
-		d.end(alg.NotFTP) // the engine has said so already
-		return
+	switch {
+	case d.over: // the engine has ended the session
+	case err != nil:
+		d.passStray(l)
+	default:
+		d.pass(reply, l, transferring, transferring && reply.Last && d.control.Transferring() == alg.NoTransfer)
 	}
-	d.pass(reply, l, transferring, transferring && reply.Last && d.control.Transferring() == alg.NoTransfer)
 }
 
 // ownActive gives PORT and EPRT with the address where the server has to connect, if the client announced another.
@@ -326,8 +328,27 @@ func (d *dialogue) answered(code int) {
 	}
 }
 
-// feature passes a line of FEAT's reply on (RFC 2389) and says whether the server's own line goes on as well: what can be
-// protected is not the server's to say.
+// passStray passes on a line that is no reply, which the engine has let pass: clients skip it. A feature of a server that
+// leaves out the hyphen of FEAT's reply is one too.
+func (d *dialogue) passStray(l line) {
+	if !d.withheld(l) {
+		d.out.send(alg.Client, l.wire)
+	}
+}
+
+// withheld reports whether a line has a feature that is not the server's to announce: how the client is protected, and modes
+// of transfer that are refused.
+func (d *dialogue) withheld(l line) bool {
+	switch featureName(l.text) {
+	case "AUTH", "PBSZ", "PROT", "CCC":
+		return true
+	case "MODE":
+		return d.rule.MaxSize > 0
+	}
+	return false
+}
+
+// feature handles a line of FEAT's reply (RFC 2389) and reports whether the server's own line goes on.
 func (d *dialogue) feature(reply ftp.Reply, l line) bool {
 	if reply.Code != 211 {
 		return true
@@ -345,11 +366,7 @@ func (d *dialogue) feature(reply ftp.Reply, l line) bool {
 		}
 		return true
 	}
-	switch name := featureName(l.text); name {
-	case "AUTH", "PBSZ", "PROT", "CCC":
-		return false
-	}
-	return true
+	return !d.withheld(l)
 }
 
 // feed gives bytes to the engine and does what it asks for, except that bytes are rewritten in place. It says why a line

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"strconv"
 	"strings"
+	"time"
 
 	"ftpalg/alg"
 	"ftpalg/alg/audit"
@@ -173,10 +174,10 @@ func (d *dialogue) ask(x exchange, command string) {
 }
 
 // ownLine takes a line of the reply to such a command.
-func (d *dialogue) ownLine(l line) {
-	reply, err := d.replies.Line(l.text)
+func (d *dialogue) ownLine(now time.Time, l line) {
+	reply, err := d.replies.Line(ftp.WithoutNegotiation(l.text))
 	if err != nil {
-		d.end(alg.NotFTP)
+		d.feed(now, alg.Server, l.wire) // the engine bounds what is no reply
 		return
 	}
 	if !reply.Last || reply.Preliminary() {

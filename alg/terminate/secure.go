@@ -248,7 +248,7 @@ func lastText(lines []line) []byte {
 	return text[:min(len(text), maxQuoted)]
 }
 
-// answer reads one final reply of the server's.
+// answer reads one final reply of the server's, and with it the lines without a code that some servers have before it.
 func (s *session) answer(deadline time.Time) (lines []line, code int, err error) {
 	var replies ftp.Replies
 	for len(lines) < maxGreeting {
@@ -256,12 +256,12 @@ func (s *session) answer(deadline time.Time) (lines []line, code int, err error)
 		if err != nil {
 			return nil, 0, err
 		}
-		reply, err := replies.Line(l.text)
-		if err != nil {
+		reply, err := replies.Line(ftp.WithoutNegotiation(l.text))
+		if err != nil && (l.flaws&ftp.Refused != 0 || ftp.OtherServer(l.text)) {
 			return nil, 0, err
 		}
 		lines = append(lines, l.clone())
-		if reply.Last && !reply.Preliminary() {
+		if err == nil && reply.Last && !reply.Preliminary() {
 			return lines, reply.Code, nil
 		}
 	}

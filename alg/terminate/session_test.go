@@ -192,7 +192,7 @@ func newWorld(t *testing.T, implicit bool, change func(*policy.Policy)) *world {
 	certs := newCertificates(t)
 	made := &faulty{certificates: certs}
 	made.front = front.Addr().(*net.TCPAddr).AddrPort()
-	w := &world{t: t, certs: certs, faulty: made, table: &made.table, front: front, back: back, events: make(chan audit.Event, 1000)}
+	w := &world{t: t, certs: certs, faulty: made, table: &made.table, front: front, back: back, events: make(chan audit.Event, 4000)}
 	w.gateway = New(Options{
 		Policy: p, Certificates: w.faulty, Conntrack: w.faulty, RelayMark: 1, OwnMark: 2,
 		Number: func() uint64 { return 1 },
@@ -848,4 +848,87 @@ func TestTransportHasToBeAsAgreed(t *testing.T) {
 	if got, err := bufio.NewReader(far).ReadString('\n'); got != "220 ready\r\n" {
 		t.Errorf("the peer read %q (%v)", got, err)
 	}
+}
+
+// Lines without a code before a greeting go on, as clients skip them, and open nothing.
+func TestGreetingWithoutCode(t *testing.T) {
+	for _, control := range []policy.Channel{policy.Plain, policy.Explicit} {
+		w := newWorld(t, false, func(p *policy.Policy) { p.Servers[0].Upstream.Control = control })
+		s := w.accept()
+		s.say("test disclaimer", "220 ready")
+		if control == policy.Explicit {
+			s.hear("AUTH TLS")
+			s.say("234 go on")
+			s.secure(w.tlsServer)
+			s.hear("PBSZ 0")
+			s.say("200 ok")
+			s.hear("PROT P")
+			s.say("200 ok")
+		}
+		w.client.hear("test disclaimer")
+		w.client.hear("220 ready")
+		w.login(s)
+		w.client.c.Close()
+	}
+}
+
+// A server that leaves out the hyphens of FEAT's reply: the session lives, and says nothing of TLS that ftpalg does not.
+func TestFeaturesWithoutHyphen(t *testing.T) {
+	w := newWorld(t, false, nil)
+	s, c := w.loggedIn(), w.client
+	c.say("FEAT")
+	s.hear("FEAT")
+	s.say("211 Extensions supported:", " MLSD", " AUTH SSL", "PROT", " SIZE", "211 End.")
+	c.hear("211-Features:")
+	c.hear(" AUTH TLS")
+	c.hear(" PBSZ")
+	c.hear(" PROT")
+	c.hear("211 Extensions supported:")
+	c.hear(" MLSD")
+	c.hear(" SIZE")
+	c.hear("211 End.")
+	c.say("PWD")
+	s.hear("PWD")
+	s.say(`257 "/"`)
+	c.hear("257 ")
+}
+
+// What is not FTP at all ends the session: another protocol, and lines without a code that never end.
+func TestNoReplies(t *testing.T) {
+	for name, lines := range map[string][]string{
+		"another protocol": {"SSH-2.0-OpenSSH_9.2"},
+		"no end":           slices.Repeat([]string{"no code"}, 2000),
+	} {
+		w := newWorld(t, false, nil)
+		s := w.loggedIn()
+		s.say(lines...)
+		for got := "no code"; !strings.HasPrefix(got, "421 "); {
+			var err error
+			if got, err = w.client.r.ReadString('\n'); err != nil {
+				t.Fatalf("%s: %v", name, err)
+			}
+		}
+		w.client.hearEnd()
+	}
+}
+
+// Where bytes are counted, modes that hide how many there are never reach the server, and are not announced.
+func TestModeWhereBytesAreCounted(t *testing.T) {
+	w := newWorld(t, false, func(p *policy.Policy) { p.Rules[0].MaxSize = 1000 })
+	s, c := w.loggedIn(), w.client
+	c.say("MODE Z")
+	c.hear("504 Refused by the gateway: transfer-mode")
+	c.say("FEAT")
+	s.hear("FEAT")
+	s.say("211-Features:", " MODE Z", " SIZE", "211 End")
+	c.hear("211-Features:")
+	c.hear(" SIZE")
+	c.hear(" AUTH TLS")
+	c.hear(" PBSZ")
+	c.hear(" PROT")
+	c.hear("211 End")
+	c.say("MODE S")
+	s.hear("MODE S")
+	s.say("200 ok")
+	c.hear("200 ok")
 }
