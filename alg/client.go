@@ -107,6 +107,9 @@ func (c *Control) command(line ftp.Line, fx []Effect) (kind, Reason, []Effect) {
 	if why := rulingReason(c.rule.Command(cmd.Verb, cmd.Arg, c.cwd.Path)); why != NoReason {
 		return other, why, fx
 	}
+	if c.startUnknown && c.hides(line.Text) {
+		return other, StartUnknown, fx
+	}
 	switch cmd.Verb {
 	case "PORT", "EPRT":
 		return c.active(cmd, line, fx)

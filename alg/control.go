@@ -37,36 +37,37 @@ type Control struct {
 	client, server netip.AddrPort
 	nat            *nat // nil without NAT: most sessions have none, and are many
 
-	phase     phase
-	login     login
-	epsvAll   bool   // the server accepted EPSV ALL
-	secured   bool   // inside TLS since it began or since AUTH
-	resumed   bool   // picked up in the middle, and nothing has been read since that tells what came before
-	unread    bool   // nobody has read it from its beginning
-	guess     bool   // if its first bytes look like TLS, it is
-	cleared   bool   // it was in TLS before (CCC)
-	missed    bool   // a command may have been sent that was not captured
-	rests     bool   // the policy rests on state, so that the session goes in step
-	doubt     bool   // replies and commands may have parted
-	outOfTurn bool   // the client's next command goes on though others have no reply
-	bad       uint8  // lines before a login that were no commands
-	stray     uint16 // lines without a code since the last reply
-	code      uint16 // of the last final reply
-	deniedLen int    // bytes of the line that is being overwritten
-	inDenied  bool   // the rest of the client's line is being overwritten
-	opened    bool   // the front end speaks TLS itself: all that is fed is clear text
-	canShow   bool   // and has a certificate for it
-	wrapped   bool   // and speaks it with the client now
-	dataLevel Level
-	kinds     queue
-	lines     [2]ftp.Lines
-	released  [2]uint64 // up to where an incomplete line has gone on
-	replies   ftp.Replies
-	multiline bool // the reply that ended last had several lines
-	pinhole   Pinhole
-	tls       *follower
-	jit       jit
-	cwd       workingDirectory
+	phase        phase
+	login        login
+	epsvAll      bool   // the server accepted EPSV ALL
+	secured      bool   // inside TLS since it began or since AUTH
+	resumed      bool   // picked up in the middle, and nothing has been read since that tells what came before
+	unread       bool   // nobody has read it from its beginning
+	startUnknown bool   // where in the client's stream the server reads is not known (Acknowledged)
+	guess        bool   // if its first bytes look like TLS, it is
+	cleared      bool   // it was in TLS before (CCC)
+	missed       bool   // a command may have been sent that was not captured
+	rests        bool   // the policy rests on state, so that the session goes in step
+	doubt        bool   // replies and commands may have parted
+	outOfTurn    bool   // the client's next command goes on though others have no reply
+	bad          uint8  // lines before a login that were no commands
+	stray        uint16 // lines without a code since the last reply
+	code         uint16 // of the last final reply
+	deniedLen    int    // bytes of the line that is being overwritten
+	inDenied     bool   // the rest of the client's line is being overwritten
+	opened       bool   // the front end speaks TLS itself: all that is fed is clear text
+	canShow      bool   // and has a certificate for it
+	wrapped      bool   // and speaks it with the client now
+	dataLevel    Level
+	kinds        queue
+	lines        [2]ftp.Lines
+	released     [2]uint64 // up to where an incomplete line has gone on
+	replies      ftp.Replies
+	multiline    bool // the reply that ended last had several lines
+	pinhole      Pinhole
+	tls          *follower
+	jit          jit
+	cwd          workingDirectory
 }
 
 // Admit says why a decision lets no control connection begin, or NoReason.

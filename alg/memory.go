@@ -6,26 +6,27 @@ import "ftpalg/alg/ftp"
 // (Recall) needs it, so that the reply to a command is taken for that command's, and that a credit can be spent. It is there
 // for encoding/gob.
 type Memory struct {
-	Phase       phase
-	Login       login
-	EPSVAll     bool
-	Secured     bool
-	Resumed     bool
-	Unread      bool
-	Guess       bool
-	Cleared     bool
-	DataLevel   Level
-	Outstanding []run
-	Fed         [2]uint64 // bytes of each side
-	Replies     ftp.Replies
-	Pinhole     Pinhole
-	TLS         *follower
-	Credit      jit
-	Directory   workingDirectory
-	Running     bool   // the oldest outstanding command is a transfer under way
-	Excused     uint16 // of the outstanding commands
-	Doubt       bool   // replies and commands may have parted
-	Bad         uint8  // lines before a login that were no commands
+	Phase        phase
+	Login        login
+	EPSVAll      bool
+	Secured      bool
+	Resumed      bool
+	Unread       bool
+	StartUnknown bool
+	Guess        bool
+	Cleared      bool
+	DataLevel    Level
+	Outstanding  []run
+	Fed          [2]uint64 // bytes of each side
+	Replies      ftp.Replies
+	Pinhole      Pinhole
+	TLS          *follower
+	Credit       jit
+	Directory    workingDirectory
+	Running      bool   // the oldest outstanding command is a transfer under way
+	Excused      uint16 // of the outstanding commands
+	Doubt        bool   // replies and commands may have parted
+	Bad          uint8  // lines before a login that were no commands
 }
 
 // Remember gives the memory of a control connection, unless that is in the middle of a line: what has been fed of it would have
@@ -36,7 +37,7 @@ func (c *Control) Remember() (m Memory, ok bool) {
 	}
 	return Memory{
 		Phase: c.phase, Login: c.login, EPSVAll: c.epsvAll, Secured: c.secured, Resumed: c.resumed, DataLevel: c.dataLevel,
-		Unread: c.unread, Guess: c.guess, Cleared: c.cleared,
+		Unread: c.unread, StartUnknown: c.startUnknown, Guess: c.guess, Cleared: c.cleared,
 		Outstanding: c.kinds.runs[:c.kinds.used],
 		Fed:         [2]uint64{c.lines[Client].Offset(), c.lines[Server].Offset()},
 		Replies:     c.replies, Pinhole: c.pinhole, TLS: c.tls, Credit: c.jit, Directory: c.cwd,
@@ -51,7 +52,7 @@ func (c *Control) Recall(m Memory) bool {
 		return false
 	}
 	c.phase, c.login, c.epsvAll, c.secured, c.resumed, c.dataLevel = m.Phase, m.Login, m.EPSVAll, m.Secured, m.Resumed, m.DataLevel
-	c.unread, c.guess, c.cleared = m.Unread, m.Guess, m.Cleared
+	c.unread, c.startUnknown, c.guess, c.cleared = m.Unread, m.StartUnknown, m.Guess, m.Cleared
 	c.kinds = queue{}
 	c.kinds.used = uint8(copy(c.kinds.runs[:], m.Outstanding))
 	for _, r := range c.kinds.runs {

@@ -22,6 +22,8 @@ var replyCodes = [reasonCount]int{
 	AfterEPSVAll: 503,
 	AUTHTooLate:  503,
 	OutOfStep:    503,
+	// The same: the line is one only if nothing of it was read before.
+	StartUnknown: 503,
 	// RFC 2428 section 2, with the protocols that will do: see Refusal.
 	OtherProtocol: 522,
 	// The same: 504 is a command that is not implemented for that parameter, and among MODE's replies (section 5.4).

@@ -2,7 +2,9 @@ package alg
 
 import (
 	"net/netip"
+	"slices"
 
+	"ftpalg/alg/ftp"
 	"ftpalg/policy"
 )
 
@@ -49,7 +51,7 @@ func AdmitResumed(d policy.Decision, phase Phase) Reason {
 func Resume(p *policy.Policy, d policy.Decision, client, server netip.AddrPort, phase Phase) *Control {
 	c := New(p, d, client, server)
 	c.phase, c.tls, c.kinds, c.secured = clear, nil, queue{}, false
-	c.login, c.resumed, c.dataLevel = loginUnknown, true, Unknown
+	c.login, c.resumed, c.startUnknown, c.dataLevel = loginUnknown, true, true, Unknown
 	if c.cwd.lose(); c.rests {
 		c.part()
 	}
@@ -80,4 +82,27 @@ func provesLogin(oldest kind, code int) bool {
 		return true
 	}
 	return code == 200 && oldest == representation
+}
+
+// Acknowledged notes that the server has the client's bytes before an offset, and reads on from there: a line that begins there or later
+// is read by the server from its beginning.
+func (c *Control) Acknowledged(acked uint64) {
+	if lines := &c.lines[Client]; lines.Partial() == 0 || lines.PartialStart() >= acked {
+		c.startUnknown = false
+	}
+}
+
+// hides reports whether a server that has the beginning of a line already, with other content, may read a command in the rest of it
+// that is denied, or that the engine has to follow. A client can repeat old bytes to a session that is resumed.
+func (c *Control) hides(text []byte) bool {
+	for i := 1; i < len(text); i++ {
+		cmd, err := ftp.ParseCommand(text[i:])
+		if err != nil || !ftp.Known(cmd.Verb) {
+			continue
+		}
+		if slices.Contains(restrictedVerbs, cmd.Verb) || c.rule.Command(cmd.Verb, cmd.Arg, c.cwd.Path) != policy.Allowed {
+			return true
+		}
+	}
+	return false
 }

@@ -77,6 +77,12 @@ var verbs = func() map[string]string {
 	return known
 }()
 
+// Known reports whether some server has a command of this name, which is in upper case.
+func Known(verb string) bool {
+	_, known := verbs[verb]
+	return known
+}
+
 // String gives the line as it goes on the wire, without the terminator.
 func (c Command) String() string {
 	if c.Arg == nil {

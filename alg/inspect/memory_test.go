@@ -192,7 +192,7 @@ const memoryShape = `{Key {Client netip.AddrPort; Server netip.AddrPort; }; ID u
 	`Granted bool; Streams array {Synced bool; FIN bool; ` +
 	`Known bool; Origin uint32; Next uint32; Acked uint32; Kept slice uint8; Resized ptr {From uint32; At uint32; Before int32; ` +
 	`Since int32; New slice uint8; }; }; Opening bool; Phase uint8; ` +
-	`Pinhole {Mode uint8; Shared bool; From netip.AddrPort; To netip.AddrPort; Real netip.AddrPort; }; Control ptr {Phase uint8; Login uint8; EPSVAll bool; Secured bool; Resumed bool; Unread bool; Guess bool; Cleared bool; DataLevel uint8; ` +
+	`Pinhole {Mode uint8; Shared bool; From netip.AddrPort; To netip.AddrPort; Real netip.AddrPort; }; Control ptr {Phase uint8; Login uint8; EPSVAll bool; Secured bool; Resumed bool; Unread bool; StartUnknown bool; Guess bool; Cleared bool; DataLevel uint8; ` +
 	`Outstanding slice {Kind uint8; N uint16; }; Fed array uint64; Replies {Code uint16; }; Pinhole {Mode uint8; Shared bool; ` +
 	`From netip.AddrPort; To netip.AddrPort; Real netip.AddrPort; }; TLS ptr {Side array {Header array uint8; Have uint8; ` +
 	`Started bool; Secret bool; Closing bool; Left int; }; Hello slice uint8; Version uint16; FinLen int; State uint8; Request bool; ` +

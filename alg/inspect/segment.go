@@ -48,6 +48,7 @@ func (in *Inspector) segment(sh *shard, s *session, from alg.Side, now time.Time
 		ack := peer.sent(seg.Ack)
 		peer.sync(ack)
 		peer.acked, peer.known = ack, true
+		s.acknowledged(from.Other())
 		in.afterGap(sh, s, from.Other(), now)
 	}
 	switch {
@@ -119,6 +120,14 @@ func (in *Inspector) acknowledge(sh *shard, s *session, of alg.Side, now time.Ti
 		in.afterGap(sh, s, of, now)
 	}
 	st.acknowledged(ack)
+	s.acknowledged(of)
+}
+
+// acknowledged tells the engine where the server reads, once it has acknowledged something.
+func (s *session) acknowledged(of alg.Side) {
+	if st := &s.streams[of]; of == alg.Client && st.known {
+		s.control.Acknowledged(uint64(st.acked - st.origin))
+	}
 }
 
 // plausibleStart says whether a first payload can be the beginning of its direction: the SYN was not seen, and segments
@@ -238,7 +247,6 @@ func (in *Inspector) fresh(sh *shard, s *session, from alg.Side, now time.Time, 
 		in.early(sh, s, from, now, g)
 		return
 	} else if n < len(fresh) {
-		fresh = fresh[:n]
 		if !g.cut(st.next + uint32(n)) {
 			in.drop(s, now, g, alg.InternalError)
 			return
