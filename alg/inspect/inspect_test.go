@@ -211,11 +211,12 @@ type half struct{ conntrack.Fake }
 
 func (*half) Lookup(conntrack.Tuple) (conntrack.Entry, error) { return conntrack.Entry{}, nil }
 
-// TestForgedSYN: nor does one behind a forged SYN, of which conntrack made an entry.
+// TestForgedSYN: nor does one after a forged SYN, of which conntrack made an entry. Who forges does not get the server's SYN/ACK, and
+// cannot acknowledge it.
 func TestForgedSYN(t *testing.T) {
 	w := newWire(t, policy.AllowAll(), clientAddr, serverAddr)
 	w.in.conntrack = &half{}
-	w.send(alg.Client, 0, []byte("USER a\r\n"), nil)
+	w.send(alg.Client, 0, []byte("USER a\r\n"), func(tcp *layers.TCP) { tcp.Ack -= 1 << 20 })
 	w.expect(t, "deny no-connection")
 }
 

@@ -71,15 +71,16 @@ type Inspector struct {
 
 // shard holds every session between some pairs of hosts: a data connection has its control connection's hosts.
 type shard struct {
-	mu       sync.Mutex
-	sessions map[Key]*session
-	pairs    map[hosts]*pair
-	open     map[door]*session     // pinholes that stand
-	missed   map[door]*session     // by the ends of a SYN that did not use its pinhole
-	holding  map[*session]struct{} // sessions that may have packets without a verdict
-	openings map[Key]opening
-	fx       []alg.Effect
-	swept    time.Time // when sessions that are closing were looked for last
+	mu        sync.Mutex
+	sessions  map[Key]*session
+	pairs     map[hosts]*pair
+	open      map[door]*session     // pinholes that stand
+	missed    map[door]*session     // by the ends of a SYN that did not use its pinhole
+	holding   map[*session]struct{} // sessions that may have packets without a verdict
+	unwritten map[*session]struct{} // sessions whose phase is still to be written
+	openings  map[Key]opening
+	fx        []alg.Effect
+	swept     time.Time // when sessions that are closing were looked for last
 }
 
 // Key names a control connection.
@@ -111,6 +112,7 @@ func New(o Options) *Inspector {
 		in.shards[i].open = map[door]*session{}
 		in.shards[i].missed = map[door]*session{}
 		in.shards[i].holding = map[*session]struct{}{}
+		in.shards[i].unwritten = map[*session]struct{}{}
 		in.shards[i].openings = map[Key]opening{}
 	}
 	return in
@@ -192,9 +194,9 @@ func (in *Inspector) packet(now time.Time, p Packet, seg *nfq.Segment) (translat
 	return false
 }
 
-// find gives the session of a segment and the side that sent it. A segment of a control connection that is not known
-// yet begins a session, or resumes one if its SYN/ACK was not seen; if that must not be, the reason says why. Without session and reason it is a SYN to decide on, or a
-// server's segment that got its client's view of the addresses just now.
+// find returns the session of a segment and the side that sent it. A segment of a control connection that is not known yet begins
+// a session, or resumes one if its SYN/ACK was not seen; if that must not be, the reason says why. Without session and reason it
+// is a SYN to decide on, or a server's segment that got its client's view of the addresses just now.
 func (in *Inspector) find(sh *shard, now time.Time, packet Packet, seg *nfq.Segment) (*session, alg.Side, alg.Reason) {
 	if s, from := sh.session(seg); s != nil {
 		return s, from, alg.NoReason
@@ -210,6 +212,11 @@ func (in *Inspector) find(sh *shard, now time.Time, packet Packet, seg *nfq.Segm
 	default:
 		return nil, from, alg.PolicyDenied
 	}
+	o, seen := sh.openings[k]
+	if seen && o.continues(from, seg) {
+		s, why := in.beginAfter(sh, now, k, o)
+		return s, from, why
+	}
 	// A forged packet must not cost a session, nor a forged SYN with one behind it. The SYN of a real connection is not in
 	// conntrack yet, and nobody says anything before the handshake is over.
 	entry, err := in.entry(packet, k, from)
@@ -224,17 +231,28 @@ func (in *Inspector) find(sh *shard, now time.Time, packet Packet, seg *nfq.Segm
 	case entry.Orig != k.tuple():
 		return nil, from, alg.NoConnection // the server opened it, from its control port
 	}
-	o, seen := in.takeOpening(sh, k, entry.ID)
-	if !seen && !in.lossy {
-		s, why := in.begin(sh, now, k, entry, &Memory{Key: k})
+	if in.lossy {
+		s, why := in.begin(sh, now, k, entry, nil)
 		return s, from, why
 	}
-	s, why := in.begin(sh, now, k, entry, nil)
-	if s != nil && seen {
+	if seen && o.entry.ID == entry.ID {
+		s, why := in.beginAfter(sh, now, k, o)
+		return s, from, why
+	}
+	in.dropOpening(sh, k)
+	s, why := in.begin(sh, now, k, entry, &Memory{Key: k})
+	return s, from, why
+}
+
+// beginAfter makes the session of a connection that says something for the first time after its handshake was seen.
+func (in *Inspector) beginAfter(sh *shard, now time.Time, k Key, o opening) (*session, alg.Reason) {
+	in.dropOpening(sh, k)
+	s, why := in.begin(sh, now, k, o.entry, nil)
+	if s != nil {
 		s.streams[alg.Client].sync(o.origin[alg.Client])
 		s.streams[alg.Server].sync(o.origin[alg.Server])
 	}
-	return s, from, why
+	return s, why
 }
 
 // entry gives the conntrack entry of a packet that comes from one side of k, from the packet itself if it brought it.
@@ -284,7 +302,7 @@ func (in *Inspector) End(now time.Time, k Key, id uint32) {
 	sh := in.shard(k.Client.Addr(), k.Server.Addr())
 	sh.mu.Lock()
 	defer sh.mu.Unlock()
-	if sh.openings[k].id == id {
+	if sh.openings[k].entry.ID == id {
 		in.dropOpening(sh, k)
 	}
 	if s := sh.sessions[k]; s != nil && s.id == id {
@@ -306,6 +324,7 @@ func (in *Inspector) forget(sh *shard, s *session, now time.Time, why alg.Reason
 	sh.dropPair(s)
 	sh.dropMissed(s)
 	delete(sh.holding, s)
+	delete(sh.unwritten, s)
 	delete(sh.sessions, s.key)
 	if s.view != nil {
 		in.views.drop(*s.view, s.key)
@@ -326,6 +345,10 @@ func (in *Inspector) Expire(now time.Time) {
 			if !held {
 				delete(sh.holding, s)
 			}
+		}
+		for s := range sh.unwritten {
+			delete(sh.unwritten, s)
+			in.guard(sh, s, now, func() { in.writeLate(s, now) })
 		}
 		for _, s := range sh.open {
 			in.guard(sh, s, now, func() { in.expirePinhole(sh, s, now) })

@@ -67,7 +67,7 @@ func (in *Inspector) Remember() iter.Seq[Memory] {
 }
 
 func (o opening) memory(k Key) Memory {
-	m := Memory{Key: k, ID: o.id, Opening: true, Began: o.since}
+	m := Memory{Key: k, ID: o.entry.ID, Opening: true, Began: o.since}
 	for from, seq := range o.origin {
 		m.Streams[from].Origin = seq
 	}
@@ -118,18 +118,18 @@ func (in *Inspector) Resume(now time.Time, entry conntrack.Entry, m Memory) {
 		m = Memory{Key: k}
 	}
 	if m.Opening {
-		in.reopen(m)
+		in.reopen(entry, m)
 		return
 	}
 	in.start(now, m.Key, entry, &m)
 }
 
 // reopen goes on with an opening.
-func (in *Inspector) reopen(m Memory) {
+func (in *Inspector) reopen(entry conntrack.Entry, m Memory) {
 	sh := in.shard(m.Key.Client.Addr(), m.Key.Server.Addr())
 	sh.mu.Lock()
 	defer sh.mu.Unlock()
-	in.keepOpening(sh, m.Key, opening{id: m.ID, origin: [2]uint32{m.Streams[0].Origin, m.Streams[1].Origin}, since: m.Began})
+	in.keepOpening(sh, m.Key, opening{entry: entry, origin: [2]uint32{m.Streams[0].Origin, m.Streams[1].Origin}, since: m.Began})
 }
 
 // recall gives a session that has just been made what was remembered of it.

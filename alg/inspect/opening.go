@@ -27,7 +27,7 @@ const (
 
 // opening is a connection of which the handshake was seen and nothing that was said.
 type opening struct {
-	id     uint32    // of its conntrack entry
+	entry  conntrack.Entry
 	origin [2]uint32 // each side's first byte's sequence number
 	since  time.Time
 }
@@ -53,7 +53,7 @@ func (in *Inspector) opens(sh *shard, now time.Time, p Packet, seg *nfq.Segment)
 		seg.Src, seg.Dst = entry.Orig.Dst, entry.Orig.Src
 		return true
 	}
-	o := opening{id: entry.ID, origin: [2]uint32{alg.Client: seg.Ack, alg.Server: seg.Seq + 1}, since: now}
+	o := opening{entry: entry, origin: [2]uint32{alg.Client: seg.Ack, alg.Server: seg.Seq + 1}, since: now}
 	if s := sh.sessions[k]; s != nil && !s.beganWith(o) {
 		in.forget(sh, s, now, alg.ConnectionClosed)
 	}
@@ -68,7 +68,7 @@ func (in *Inspector) opens(sh *shard, now time.Time, p Packet, seg *nfq.Segment)
 
 // beganWith reports whether a session began with a handshake: this SYN/ACK is one that the server repeats.
 func (s *session) beganWith(o opening) bool {
-	return s.id == o.id && s.streams[alg.Client].origin == o.origin[alg.Client] && s.streams[alg.Server].origin == o.origin[alg.Server]
+	return s.id == o.entry.ID && s.streams[alg.Client].origin == o.origin[alg.Client] && s.streams[alg.Server].origin == o.origin[alg.Server]
 }
 
 // keepOpening keeps an opening, unless its client has its share of them.
@@ -104,9 +104,8 @@ func (in *Inspector) sweepOpenings(sh *shard, now time.Time) {
 	}
 }
 
-// takeOpening returns the opening of a connection that says something for the first time, and forgets it.
-func (in *Inspector) takeOpening(sh *shard, k Key, id uint32) (o opening, seen bool) {
-	o, seen = sh.openings[k]
-	in.dropOpening(sh, k)
-	return o, seen && o.id == id
+// continues reports whether a segment is the first that one side sends after the handshake: that has been completed then, in the
+// connection whose SYN/ACK was seen.
+func (o opening) continues(from alg.Side, seg *nfq.Segment) bool {
+	return seg.Flags&(nfq.SYN|nfq.ACK) == nfq.ACK && seg.Seq == o.origin[from] && !before(seg.Ack, o.origin[from.Other()])
 }
