@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math"
 	"math/rand/v2"
 	"net"
 	"net/netip"
@@ -35,9 +36,23 @@ const (
 var errNoSourcePort = errors.New("no source port is free")
 
 // Listen opens the transparent listeners that TPROXY hands connections to, one for each address family that the machine
-// has. Connections and what is sent on them carry the mark.
-func Listen(port uint16, mark uint32) ([]*net.TCPListener, error) {
-	var all []*net.TCPListener
+// has, all on one port: the first that is free of as many as may be tried, beginning with the given one. Connections and what is
+// sent on them carry the mark.
+func Listen(port uint16, tries int, mark uint32) ([]*net.TCPListener, error) {
+	for next := port; ; next++ {
+		all, err := listenOn(next, mark)
+		if err == nil {
+			return all, nil
+		}
+		if tries--; tries <= 0 || next == math.MaxUint16 || !errors.Is(err, unix.EADDRINUSE) {
+			return nil, fmt.Errorf("terminate: listen for TPROXY on port %d (of those from %d on): %w; stop what holds it, or choose another --transparent-port",
+				next, port, err)
+		}
+	}
+}
+
+// listenOn opens the listeners on one port, or none.
+func listenOn(port uint16, mark uint32) (all []*net.TCPListener, err error) {
 	lc := net.ListenConfig{Control: transparent(mark), KeepAliveConfig: keptAlive()}
 	for _, host := range []netip.Addr{netip.AddrFrom4([4]byte{127, 0, 0, 1}), netip.IPv6Loopback()} {
 		l, err := lc.Listen(context.Background(), "tcp", netip.AddrPortFrom(host, port).String())
@@ -48,7 +63,7 @@ func Listen(port uint16, mark uint32) ([]*net.TCPListener, error) {
 			for _, open := range all {
 				open.Close()
 			}
-			return nil, fmt.Errorf("terminate: listen on port %d for TPROXY: %w", port, err)
+			return nil, err
 		}
 		all = append(all, l.(*net.TCPListener))
 	}

@@ -37,7 +37,7 @@ func (s *steering) flags(f *pflag.FlagSet) {
 	s.mark = rules.DefaultMark
 	f.Var((*markBit)(&s.mark), "mark", "mark `bit` for packets that are answered with a reset; the four bits below it are for terminated connections")
 	f.BoolVar(&s.noAccept, "no-accept", false, "leave the accepting rules out: your own accept control and RELATED data")
-	f.Uint16Var(&s.port, "transparent-port", rules.DefaultTerminate.Port, "`port` on 127.0.0.1 and ::1 where ftpalg takes the connections that it terminates")
+	f.Uint16Var(&s.port, "transparent-port", rules.DefaultTerminate.Port, "`port` on 127.0.0.1 and ::1 where ftpalg takes the connections that it terminates; run takes the next that is free, unless --no-rules")
 	f.Uint32Var(&s.table, "route-table", rules.DefaultTerminate.Table, "`number` of a routing table of ftpalg's own, for terminated connections")
 	f.StringSliceVar(&s.flowtable, "flowtable", nil, "`interfaces` between which established data connections go past all rules (nft's flowtable), as in eth0,eth1")
 }

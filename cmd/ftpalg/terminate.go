@@ -19,6 +19,10 @@ import (
 // renewEvery is how often the certificates' files are looked at: whoever renews them need not tell us.
 const renewEvery = 30 * time.Second
 
+// transparentPorts is how many ports are tried for the connections that ftpalg terminates: some program may hold the first, or hold
+// it to keep ftpalg from starting, and whoever takes this many in a row can take all.
+const transparentPorts = 64
+
 // newTerminating makes the front end of terminated connections.
 func (d *daemon) newTerminating() *terminate.Gateway {
 	t := d.steering.terminate()
@@ -33,24 +37,32 @@ func terminates(p *policy.Policy) bool {
 	return slices.ContainsFunc(p.Rules, func(r policy.Rule) bool { return r.Action == policy.Terminate })
 }
 
-// listenTransparently opens what TPROXY hands connections to, once a policy needs it. The rules that do so go in later.
+// listenTransparently opens what TPROXY hands connections to, once a policy needs it. The rules that do so go in later, with the
+// port that was free; rules of the operator's own (--no-rules) name the port that was asked for, so it must be that one.
 func (d *daemon) listenTransparently(ctx context.Context, tasks *errgroup.Group) error {
 	if len(d.listeners) > 0 || !terminates(d.policy) {
 		return nil
 	}
-	t := d.steering.terminate()
-	listeners, err := terminate.Listen(t.Port, t.Own)
+	t, tries := d.steering.terminate(), transparentPorts
+	if d.noRules {
+		tries = 1
+	}
+	listeners, err := terminate.Listen(t.Port, tries, t.Own)
 	if err != nil {
 		return err
 	}
 	d.accept(ctx, tasks, listeners)
+	if d.port != t.Port {
+		d.log.Warn("somebody else holds the port for terminated connections; the rules lead to another", "wanted", t.Port, "port", d.port)
+	}
 	return nil
 }
 
-// accept has the connections carried that listeners accept.
+// accept has the connections carried that listeners accept. The rules lead to their port from now on.
 func (d *daemon) accept(ctx context.Context, tasks *errgroup.Group, listeners []*net.TCPListener) {
 	d.listeners = listeners
 	for _, l := range listeners {
+		d.port = l.Addr().(*net.TCPAddr).AddrPort().Port()
 		tasks.Go(func() error { return d.terminating.Accept(ctx, l) })
 	}
 }

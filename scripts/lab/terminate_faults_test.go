@@ -5,11 +5,16 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"errors"
+	"fmt"
+	"net"
 	"net/netip"
 	"os"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
+
+	"ftpalg/nfq/rules"
 )
 
 // terminating is the policy that terminates, with relayed data and something extra at its end.
@@ -111,6 +116,63 @@ func TestTerminatedAndKilled(t *testing.T) {
 	if after := ruleset(t, s.Lab) + routing(t, s.Lab); strings.Contains(after, "-A") || strings.Contains(after, "21021") {
 		t.Errorf("rules are still there when the daemon has ended:\n%s", after)
 	}
+}
+
+// Outcome: where somebody else holds the port for terminated connections, on one address alone, ftpalg takes the next that is free
+// and says so; its rules lead there, after a handover as well, though the first port is free then. With --no-rules, where the
+// operator's rules name the port, it does not start.
+func TestTransparentPortHeld(t *testing.T) {
+	s := newFaultStage(t)
+	first := rules.DefaultTerminate.Port
+	held := hold(t, s.Lab, fmt.Sprintf("127.0.0.1:%d", first))
+	held6 := hold(t, s.Lab, fmt.Sprintf("[::1]:%d", first+1))
+	policy := terminating(t, s, "")
+	binary, err := buildDaemon()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if d, err := s.Lab.StartDaemon(t.Context(), binary, policy, "--no-rules"); err == nil {
+		t.Fatalf("with --no-rules ftpalg starts: %v", d.Stop())
+	} else if !strings.Contains(err.Error(), fmt.Sprint("port ", first)) {
+		t.Errorf("with --no-rules: %v", err)
+	}
+	serve(t, s, policy)
+	waitLog(t, s.Daemon, 0, "somebody else holds the port for terminated connections; the rules lead to another", "")
+	transfer := func(after string) {
+		t.Helper()
+		if text := ruleset(t, s.Lab); !strings.Contains(text, fmt.Sprintf("--on-port %d", first+2)) {
+			t.Errorf("after %s no rule leads to port %d:\n%s", after, first+2, text)
+		}
+		for _, scenario := range []Scenario{opaquePASV, plainEPSV6} {
+			c := login(t, s, scenario)
+			download(t, s, c, scenario)
+			do(t, c, 221, "QUIT")
+		}
+	}
+	transfer("the start")
+	held.Close()
+	held6.Close()
+	mark := s.Daemon.Mark()
+	if err := syscall.Kill(s.ready(t, 0), syscall.SIGUSR2); err != nil {
+		t.Fatal(err)
+	}
+	now := s.ready(t, mark)
+	transfer("the handover")
+	s.stopped(t, now)
+}
+
+// hold opens a listener on the gateway that is none of ftpalg's.
+func hold(t *testing.T, l *Lab, address string) (held net.Listener) {
+	t.Helper()
+	err := l.InNS(Gateway, func() (err error) {
+		held, err = net.Listen("tcp", address)
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { held.Close() })
+	return held
 }
 
 // routing is the gateway's policy routing, and the routes that are not in its main tables.
