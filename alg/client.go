@@ -49,7 +49,7 @@ func (c *Control) line(line ftp.Line, fx []Effect) (kind, []Effect) {
 	if len(line.Text) == 0 && line.Flaws&ftp.Refused == 0 {
 		return c.blankLine(line, fx)
 	}
-	if line.Flaws&ftp.BareLF != 0 {
+	if line.Flaws&ftp.BareLF != 0 && !c.rests {
 		fx = append(fx, Effect{Kind: Audit, Reason: BareLineFeed, Text: line.Text})
 	}
 	k, why, fx := c.command(line, fx)
@@ -96,6 +96,9 @@ func (c *Control) command(line ftp.Line, fx []Effect) (kind, Reason, []Effect) {
 		return other, NotFTP, fx
 	case why != NoReason:
 		return other, why, fx
+	case line.Flaws&ftp.BareLF != 0 && c.rests:
+		// A server for which that is no end of a line has not read what we have.
+		return other, BareLineFeed, fx
 	}
 	cmd, err := ftp.ParseCommand(line.Text)
 	if err != nil {

@@ -77,7 +77,7 @@ func (c *Control) denyCommand(why Reason, line ftp.Line, fx []Effect) []Effect {
 	if line.Len > longestAnswered {
 		return c.end(NotFTP, fx)
 	}
-	return c.overwrite(line.Start, line.Len-line.EOL, fx)
+	return c.overwriteLine(line.Start, line.Len-line.EOL, line.Flaws, fx)
 }
 
 // longestAnswered bounds the lines that every server answers once. To longer ones ProFTPD says nothing, and Pure-FTPd twice
@@ -107,7 +107,16 @@ func (c *Control) overwriteRest(start uint64, n int, line ftp.Line, whole bool, 
 	if !c.kinds.push(denied, c.policy.Limits.Outstanding) {
 		return c.end(TooManyOutstanding, fx)
 	}
-	return c.overwrite(start, n-min(n, line.EOL), fx)
+	return c.overwriteLine(start, n-min(n, line.EOL), line.Flaws, fx)
+}
+
+// overwriteLine overwrites n bytes before the end of a line. Where that is LF alone the last of them becomes its CR, so that
+// every server sees the end and answers.
+func (c *Control) overwriteLine(start uint64, n int, flaws ftp.Flaw, fx []Effect) []Effect {
+	if flaws&ftp.BareLF == 0 || n < 2 {
+		return c.overwrite(start, n, fx)
+	}
+	return c.rewrite(Client, start, append(bytes.Repeat([]byte{'X'}, n-1), '\r'), fx)
 }
 
 // overwrite makes n bytes of the client's stream a word that is no command.

@@ -30,6 +30,7 @@ const (
 	NoCertificate     // AUTH where the connection is terminated and there is no certificate to show
 	BadCommand        // not a command by RFC 959 section 5.3
 	BadCharacters     // NUL, a stray CR, or a Telnet sequence that servers read differently
+	BareLineFeed      // a line that ends without CR; only audited where the policy rests on no state
 	BlankLine         // an empty line, or one of Telnet signals alone, which is refused
 	LineTooLong       // over the limit for one line
 	UnsolicitedReply  // 227 or 229 without the command that asks for it
@@ -87,7 +88,6 @@ const (
 	OutsideRange // the policy promises no pinhole for that port or direction
 
 	// What is only audited.
-	BareLineFeed      // a line that ends without CR, let pass
 	StrayLine         // a server's line without a reply code, let pass
 	AUTHRefused       // the server refused AUTH: the session stays in clear text
 	OverlapRewritten  // a retransmission with other content: the first content goes on

@@ -14,6 +14,7 @@ var replyCodes = [reasonCount]int{
 	PartialLine:   500,
 	BlankLine:     500,
 	BadCharacters: 501,
+	BareLineFeed:  501,
 	BadHostPort:   501,
 	// The same: 502 is a command that is not implemented, and so refused whatever comes with it.
 	CommandDenied: 502,

@@ -26,7 +26,7 @@ func describe(e Effect) string {
 		return "deny " + e.Reason.String()
 	case Rewrite:
 		// Its length is the line's, which TestRewriteKeepsLength checks; here the first word is enough.
-		if word, _, _ := strings.Cut(string(e.New), " "); strings.Trim(word, "X\n") != "" {
+		if word, _, _ := strings.Cut(string(e.New), " "); strings.Trim(word, "X\r\n") != "" {
 			return "rewrite " + word
 		}
 		return "rewrite X"

@@ -4,8 +4,8 @@ package ftp
 type Flaw uint8
 
 const (
-	// BareLF: the line ended in LF without CR. RFC 959 section 5.3 asks for CR LF; several clients send LF alone and
-	// every server accepts it, so this one is a leniency and not a refusal.
+	// BareLF: the line ended in LF without CR. RFC 959 section 5.3 asks for CR LF. Several clients send LF alone, and most
+	// servers take it for the end of a line; ProFTPD 1.3.8 does not.
 	BareLF Flaw = 1 << iota
 	// BareCR: a CR that no LF follows (CR NUL included). Servers differ in whether it ends a line.
 	BareCR

@@ -168,6 +168,10 @@ func (d *dialogue) clientLine(now time.Time, l line) {
 	if len(l.text) == 0 && l.flaws&ftp.Refused == 0 {
 		return // nobody answers an empty line
 	}
+	if l.flaws&ftp.BareLF != 0 && l.flaws&ftp.Refused == 0 {
+		// The connection to the server is ours, and so are the ends of its lines: there are servers for which LF alone is none.
+		l.wire = append(bytes.Clone(l.wire[:len(l.wire)-1]), "\r\n"...)
+	}
 	d.verb = cmd.Verb
 	if l.flaws&ftp.TooLong != 0 {
 		// It was cut, so the engine cannot be asked about it.

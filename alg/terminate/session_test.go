@@ -932,3 +932,15 @@ func TestModeWhereBytesAreCounted(t *testing.T) {
 	s.say("200 ok")
 	c.hear("200 ok")
 }
+
+// The connection to the server is ftpalg's own, and so are the ends of its lines.
+func TestBareLineFeed(t *testing.T) {
+	w := newWorld(t, false, nil)
+	s := w.loggedIn()
+	if _, err := io.WriteString(w.client.c, "SYST\n"); err != nil {
+		t.Fatal(err)
+	}
+	s.hear("SYST\r\n")
+	s.say("215 UNIX")
+	w.client.hear("215 ")
+}
