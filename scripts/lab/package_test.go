@@ -260,6 +260,9 @@ func (m *machine) rights() {
 			m.t.Errorf("%s is not %s:\n%s", set, adminAndRaw, status)
 		}
 	}
+	if groups := m.run("id", "-g", "ftpalg"); !strings.Contains(status, "\nGid:\t"+groups+"\t") || !strings.Contains(status, "\nGroups:\t"+groups+" \n") {
+		m.t.Errorf("not in the group %s alone:\n%s", groups, status)
+	}
 	if strings.Contains(status, "Uid:\t0") || !strings.Contains(status, "NoNewPrivs:\t1") {
 		m.t.Errorf("root, or may become it:\n%s", status)
 	}
