@@ -4,7 +4,9 @@ import (
 	"cmp"
 	"context"
 	"errors"
+	"net/netip"
 	"slices"
+	"sync"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -47,16 +49,97 @@ func (d *daemon) watchExpectations(ctx context.Context, strangers bool, follower
 	listening := false
 	return conntrack.WatchExpectations(ctx,
 		func(e conntrack.Expected) {
-			if e.Writer != d.conntrack.Port() {
+			if e.Writer == d.conntrack.Port() {
+				d.replaceEarlier(e)
+			} else {
 				judge(e)
 			}
 		},
 		func() {
-			if listening { // what stands when we begin may be of sessions before us, and times out
+			if listening { // nothing came about before that, but what is known to be earlier
 				d.eachExpectation(judge)
 			}
 			listening = true
 		})
+}
+
+// earlier is what the kernel expected under control connections before we began: of sessions of a process that was killed, or
+// that handed over. It serves the session that asked for it until it times out, or that asks for another.
+type earlier struct {
+	mu    sync.Mutex
+	until map[promise]time.Time // guarded by mu; when each times out
+}
+
+// promise tells an expectation from others.
+type promise struct {
+	master   conntrack.Tuple
+	from, to netip.AddrPort
+	protocol uint8
+}
+
+func promiseOf(e conntrack.Expected) promise { return promise{e.Master, e.From, e.To, e.Protocol} }
+
+// note notes what stands.
+func (l *earlier) note(all []conntrack.Expected, now time.Time) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.until = map[promise]time.Time{}
+	for _, e := range all {
+		l.until[promiseOf(e)] = now.Add(e.Timeout)
+	}
+}
+
+// has reports whether an expectation that stands is from before us.
+func (l *earlier) has(e conntrack.Expected, now time.Time) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return now.Before(l.until[promiseOf(e)])
+}
+
+// replacedBy forgets and returns what is from before us under the control connection of an expectation of ours. Where that is the
+// same, it has taken its place already.
+func (l *earlier) replacedBy(e conntrack.Expected, now time.Time) map[promise]bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	old := map[promise]bool{}
+	for p, until := range l.until {
+		over := now.After(until)
+		if !over && p.master == e.Master && p != promiseOf(e) {
+			old[p] = true
+		}
+		if over || p.master == e.Master {
+			delete(l.until, p)
+		}
+	}
+	return old
+}
+
+// noteEarlier has to come before the first pinhole of ours.
+func (d *daemon) noteEarlier() error {
+	all, err := d.conntrack.Expected()
+	d.earlier.note(all, time.Now())
+	return err
+}
+
+// replaceEarlier withdraws what a session asked for before us: it has asked again, and a session has one pinhole at a time (design
+// rule 3). The kernel finds an expectation by its ends alone, so what is there has to be looked at first.
+func (d *daemon) replaceEarlier(e conntrack.Expected) {
+	old := d.earlier.replacedBy(e, time.Now())
+	if len(old) == 0 {
+		return
+	}
+	all, err := d.conntrack.Expected()
+	for _, x := range all {
+		if !old[promiseOf(x)] {
+			continue
+		}
+		if removed := d.conntrack.Remove(x); !errors.Is(removed, conntrack.ErrNotFound) {
+			err = errors.Join(err, removed)
+		}
+	}
+	if err != nil {
+		d.log.Error("a pinhole from before this process is not withdrawn; it times out", "err", err)
+	}
 }
 
 // eachExpectation looks at all that stand, because some came about without an event. Who made them is not told.
@@ -67,7 +150,9 @@ func (d *daemon) eachExpectation(judge func(conntrack.Expected)) {
 	}
 	for _, e := range all {
 		e.Writer = d.conntrack.Port() // perhaps: a session decides alone
-		judge(e)
+		if !d.earlier.has(e, time.Now()) {
+			judge(e)
+		}
 	}
 }
 
@@ -102,9 +187,12 @@ func (d *daemon) pinholes() []pinholeRecord {
 			continue
 		}
 		r := pinholeRecord{Session: s.Number, From: x.From.Addr().String(), To: x.To.String(), Until: time.Now().Add(x.Timeout)}
-		if s.Pinhole.From.Addr() == x.From.Addr() && s.Pinhole.To == x.To && x.Protocol == unix.IPPROTO_TCP {
+		switch {
+		case s.Pinhole.From.Addr() == x.From.Addr() && s.Pinhole.To == x.To && x.Protocol == unix.IPPROTO_TCP:
 			r.Mode = s.Pinhole.Mode.String()
-		} else {
+		case d.earlier.has(x, time.Now()):
+			r.Earlier = true
+		default:
 			r.Foreign = followed || !d.predecessor.open() // it may have asked
 		}
 		list = append(list, r)

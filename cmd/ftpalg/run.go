@@ -103,6 +103,7 @@ type daemon struct {
 	conntrack *conntrack.Conn
 	books     *ledger.Books // of both front ends
 	inspector *inspect.Inspector
+	earlier   earlier
 	reporter  *reporter
 	policy    *policy.Policy // as last loaded; only the reload task changes it
 	certs     *cert.Store    // the same
@@ -250,7 +251,7 @@ func (d *daemon) open(ctx context.Context, tasks *errgroup.Group) error {
 	if err := d.takeOver(ctx, tasks); err != nil {
 		return fmt.Errorf("take over: %w", err)
 	}
-	if err := d.resume(); err != nil {
+	if err := errors.Join(d.resume(), d.noteEarlier()); err != nil {
 		return err
 	}
 	for num := d.queues.first; ; num++ {

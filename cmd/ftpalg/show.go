@@ -82,6 +82,12 @@ func newPinholes() *cobra.Command {
 func pinholeText(line []byte) (string, error) {
 	var p pinholeRecord
 	err := json.Unmarshal(line, &p)
+	switch {
+	case p.Foreign:
+		p.Mode = "not asked for"
+	case p.Earlier:
+		p.Mode = "from before this process"
+	}
 	return fmt.Sprintf("#%-4d  %-4s  %s → %s  for %s more", p.Session, p.Mode, p.From, p.To,
 		time.Until(p.Until).Round(time.Second)), err
 }

@@ -62,6 +62,7 @@ type pinholeRecord struct {
 	To      string    `json:"to"`
 	Until   time.Time `json:"until"`
 	Foreign bool      `json:"foreign,omitempty"` // no session that is followed here asked for it
+	Earlier bool      `json:"earlier,omitempty"` // it stood when this process began
 }
 
 // listen makes the socket, for root alone. A socket file that nobody answers on is a dead daemon's and is replaced;

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"crypto/tls"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -188,13 +189,93 @@ func TestKilledWithOpenPinhole(t *testing.T) {
 		t.Fatal(err)
 	}
 	kill(t, first)
-	startFTPAlg(t, s.Lab, Policy())
+	d := startFTPAlg(t, s.Lab, Policy())
+	if list := pinholeList(t, s.Lab, d); len(list) != 1 || !list[0].Earlier || list[0].Foreign || list[0].To != target.String() {
+		t.Errorf("pinholes: %+v, not only the one to %s from before", list, target)
+	}
 	if answered(t, s.Lab, Client2, Targets(target.Addr(), ServerPassive)) != 0 {
 		t.Error("another host reached the pinhole of a killed daemon")
 	}
 	dial(t, s.Lab, Client, target).Close()
 	do(t, c, 200, "NOOP")
 	download(t, s, c, plainPASV)
+	if strings.Contains(d.Output(), `"level":"ERROR"`) {
+		t.Error("there was an alarm")
+	}
+}
+
+// Outcome: a pinhole that stood when the daemon was killed goes when its session, which goes on, asks for another.
+func TestPinholeReplacedAfterKill(t *testing.T) {
+	s := newFaultStage(t)
+	first := startFTPAlg(t, s.Lab, Policy())
+	c := login(t, s, plainPASV)
+	if _, err := c.arrange(plainPASV); err != nil {
+		t.Fatal(err)
+	}
+	kill(t, first)
+	d := startFTPAlg(t, s.Lab, Policy())
+	target, err := c.arrange(plainPASV)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var list []pinhole
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	defer cancel()
+	err = Wait(ctx, "the earlier pinhole to go", func() (bool, error) {
+		list = pinholeList(t, s.Lab, d)
+		return len(list) == 1, nil
+	})
+	if err != nil || list[0].Earlier || list[0].Foreign || list[0].To != target.String() {
+		t.Errorf("%v: pinholes %+v, want the one to %s", err, list, target)
+	}
+	dial(t, s.Lab, Client, target).Close()
+}
+
+// Outcome: what was expected of a terminated session that ended with a killed daemon is no alarm.
+func TestTerminatedAndKilledWithOpenPinhole(t *testing.T) {
+	s := newFaultStage(t)
+	policy := Termination{Rule: []string{"data: direct"}}.Policy(s.Server)
+	first := startFTPAlg(t, s.Lab, policy)
+	c := login(t, s, plainPASV)
+	if _, err := c.arrange(plainPASV); err != nil {
+		t.Fatal(err)
+	}
+	kill(t, first)
+	d := startFTPAlg(t, s.Lab, policy)
+	for _, p := range pinholeList(t, s.Lab, d) {
+		if p.Foreign || !p.Earlier {
+			t.Errorf("pinhole %+v is not from before", p)
+		}
+	}
+	if strings.Contains(d.Output(), `"level":"ERROR"`) {
+		t.Error("there was an alarm")
+	}
+}
+
+// pinhole is a line of 'ftpalg pinholes --json'.
+type pinhole struct {
+	To               string
+	Earlier, Foreign bool
+}
+
+func pinholeList(t *testing.T, l *Lab, d *Daemon) (list []pinhole) {
+	t.Helper()
+	binary, err := buildDaemon()
+	if err != nil {
+		t.Fatal(err)
+	}
+	out, err := l.Run(t.Context(), Gateway, binary, "pinholes", "--json", "--socket", d.Socket)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for line := range strings.Lines(out) {
+		var p pinhole
+		if err := json.Unmarshal([]byte(line), &p); err != nil {
+			t.Fatal(err)
+		}
+		list = append(list, p)
+	}
+	return list
 }
 
 // Outcome: a line of which the daemon held one half when it was killed arrives whole or not at all. TCP that lost the
