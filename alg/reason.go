@@ -186,6 +186,14 @@ var reasonNames = [reasonCount]string{
 	DataInSYN:          "data-in-syn",
 }
 
+// Reasons returns every reason that a log may name, in the order above.
+func Reasons() (all []Reason) {
+	for r := NoReason + 1; r < reasonCount; r++ {
+		all = append(all, r)
+	}
+	return all
+}
+
 // String gives the reason's name as logs and reports have it.
 func (r Reason) String() string {
 	if r < reasonCount {

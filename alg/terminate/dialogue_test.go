@@ -465,7 +465,7 @@ func TestNamesAreNotChanged(t *testing.T) {
 		"\xff\xf4\xff\xf2STAT\r\n":          "STAT\r\n",
 		"STAT \xff\xff\r\n":                 "STAT \xff\xff\r\n",
 		"\xff\xf4\xff\xf2STAT \xff\xff\r\n": "STAT \xff\xff\r\n",
-		"DELE \xe1\n":                      "DELE \xe1\r\n", // the line ends as the server needs it
+		"DELE \xe1\n":                       "DELE \xe1\r\n", // the line ends as the server needs it
 	} {
 		o := &stageHand{}
 		d := newScript(o, policy.Plain)

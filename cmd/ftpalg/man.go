@@ -92,6 +92,7 @@ func commandPage(root *cobra.Command) string {
 			p.text(e[1])
 		}
 	}
+	p.reasons()
 	p.section("SEE ALSO")
 	p.WriteString(".BR ftpalg\\-policy (5),\n.BR iptables (8),\n.BR systemd.service (5)\n")
 	return p.String()
@@ -146,6 +147,29 @@ var manSections = []struct {
 			"passed elsewhere."},
 		{"Terminated", "Terminated sessions end with the process that has them. One whose conntrack entry is replaced by another ends at " +
 			"its next data connection."},
+	}},
+	{"COMMANDS AND REPLIES", [][2]string{
+		{"In step", "Under a rule with commands, users, transfers, files or require an inspected session goes in step: the client's next " +
+			"command waits in the queue until the last one has its final reply. A client that sends several commands at once gets " +
+			"the same replies, and waits a round trip for each. Rules without these keys make nobody wait. Terminated sessions " +
+			"always go in step."},
+		{"During a transfer", "ABOR, STAT, QUIT and NOOP go on at once. Any other command waits for 4 seconds; then it goes on, and the " +
+			"working directory is unknown until the server tells it."},
+		{"Replies that do not come", "Some servers leave NOOP, ABOR, STAT, QUIT and blank lines without a reply: after 4 seconds the next " +
+			"command goes on. For all others it waits 30 seconds. Then, and after a reply that belongs to no command, the session is out " +
+			"of step until it ends: relative paths are denied (path-unknown), AUTH is refused (out-of-step), and nobody counts as logged " +
+			"in by a reply that another command may have."},
+		{"Lines that are no replies", "A server's lines without a code, as before some greetings and in some replies to FEAT, are passed on and " +
+			"logged (stray-line). They open nothing. The line of another protocol, and more than 1000 in a row, end the session (not-ftp)."},
+		{"Before a login", "PORT, EPRT and the replies to PASV and EPSV open nothing (not-logged-in). Another protocol's first line, " +
+			"or more than 5 lines that are no commands, end the session."},
+		{"Credits", "Where TLS stays closed, each command and its reply let the client open one port of the server's passive range within " +
+			"credit-lifetime. The first two exchanges, which a login takes, earn nothing. There is one credit at a time, and they can " +
+			"be spent 20 at once and then 50 a second."},
+	}},
+	{"FAULTS", [][2]string{
+		{"a fault of ftpalg ended this session", "A mistake in the program ends the session that it happens in, and no other. The line at " +
+			"level ERROR has the stack, and faults= counts them since the start, as systemctl status does. Please report it."},
 	}},
 	{"EXIT STATUS", [][2]string{
 		{"0", "All is well."},

@@ -8,6 +8,8 @@ import (
 	"testing"
 
 	"github.com/spf13/pflag"
+
+	"ftpalg/alg"
 )
 
 // The manual has every command and option, and man finds nothing wrong with it.
@@ -26,6 +28,18 @@ func TestCommandPage(t *testing.T) {
 		if !strings.Contains(text, "ftpalg "+c.Use) {
 			t.Errorf("ftpalg %s is missing", c.Use)
 		}
+	}
+}
+
+// The manual says what every reason means, and invents none.
+func TestReasonTexts(t *testing.T) {
+	for _, r := range alg.Reasons() {
+		if reasonTexts[r] == "" {
+			t.Errorf("%s is not explained", r)
+		}
+	}
+	if len(reasonTexts) != len(alg.Reasons()) {
+		t.Errorf("%d reasons are explained, and there are %d", len(reasonTexts), len(alg.Reasons()))
 	}
 }
 
