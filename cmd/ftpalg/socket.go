@@ -86,8 +86,10 @@ func listen(path string) (net.Listener, error) {
 			return nil, fmt.Errorf("make the directory of the socket for questions: %w", err)
 		}
 	}
-	// From its first moment on it is root's alone. In a directory that others can write, a change of its mode afterwards could
-	// meet what they have put in its place.
+	if err := safeDirectory(filepath.Dir(path)); err != nil {
+		return nil, err
+	}
+	// From its first moment on it is root's alone.
 	before := syscall.Umask(0o177)
 	l, err := net.Listen("unix", path)
 	syscall.Umask(before)
@@ -95,6 +97,47 @@ func listen(path string) (net.Listener, error) {
 		return nil, fmt.Errorf("make the socket for questions: %w", err)
 	}
 	return l, nil
+}
+
+// safeDirectory refuses a directory in which others could put something in the place of the socket: those whose it is, or one above
+// it, and those who may write there. With the sticky bit (as /tmp has it) only the owner of a file can.
+func safeDirectory(dir string) error {
+	given, err := filepath.Abs(dir)
+	if err != nil {
+		return fmt.Errorf("the directory of the socket for questions: %w", err)
+	}
+	meant, err := filepath.EvalSymlinks(given)
+	if err != nil {
+		return fmt.Errorf("the directory of the socket for questions: %w", err)
+	}
+	for _, dir := range []string{given, meant} { // whoever can write where a link is can have it lead elsewhere
+		for ; ; dir = filepath.Dir(dir) {
+			if err := notOthers(dir); err != nil {
+				return err
+			}
+			if dir == filepath.Dir(dir) {
+				break
+			}
+		}
+	}
+	return nil
+}
+
+// notOthers refuses one directory.
+func notOthers(dir string) error {
+	const groupOrOthers = 0o022
+	info, err := os.Stat(dir)
+	if err != nil {
+		return fmt.Errorf("the directory of the socket for questions: %w", err)
+	}
+	if mode := info.Mode(); mode&groupOrOthers != 0 && mode&os.ModeSticky == 0 {
+		return fmt.Errorf("%s: others than its owner can write there (mode %04o), and put something in the place of the socket; "+
+			"run chmod go-w, or choose another --socket", dir, mode.Perm())
+	}
+	if stat, known := info.Sys().(*syscall.Stat_t); known && stat.Uid != 0 && int(stat.Uid) != os.Geteuid() {
+		return fmt.Errorf("%s: belongs to user %d, who can put something in the place of the socket; choose another --socket", dir, stat.Uid)
+	}
+	return nil
 }
 
 // answer serves questions: one word a connection, answered by one JSON object a line.

@@ -54,6 +54,67 @@ func TestListen(t *testing.T) {
 	}
 }
 
+// TestListenAmongOthers: no socket is made where others can put something in its place, in the directory or above it; the error
+// names which. Where the sticky bit keeps them from it (/tmp) one is.
+func TestListenAmongOthers(t *testing.T) {
+	for _, c := range []struct {
+		name            string
+		above, mode     os.FileMode
+		want, directory string // of the error
+	}{
+		{"its own", 0o755, 0o700, "", ""},
+		{"everybody's", 0o755, 0o777, "others than its owner can write there (mode 0777)", "outer/inner"},
+		{"a group's", 0o755, 0o770, "others than its owner can write there (mode 0770)", "outer/inner"},
+		{"in everybody's", 0o777, 0o700, "others than its owner can write there (mode 0777)", "outer"},
+		{"sticky", 0o755, 0o777 | os.ModeSticky, "", ""},
+		{"in a sticky one", 0o777 | os.ModeSticky, 0o755, "", ""},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			dir := t.TempDir()
+			inner := filepath.Join(dir, "outer/inner")
+			if err := errors.Join(os.MkdirAll(inner, 0o700), os.Chmod(inner, c.mode), os.Chmod(filepath.Dir(inner), c.above)); err != nil {
+				t.Fatal(err)
+			}
+			link := filepath.Join(dir, "link")
+			if err := os.Symlink(inner, link); err != nil {
+				t.Fatal(err)
+			}
+			wantListen(t, filepath.Join(inner, "socket"), filepath.Join(dir, c.directory), c.want)
+			if c.directory == "outer/inner" {
+				c.directory = "link" // as it was given
+			}
+			wantListen(t, filepath.Join(link, "socket"), filepath.Join(dir, c.directory), c.want)
+		})
+	}
+}
+
+// wantListen wants a socket at path, or an error that names a directory and leaves nothing.
+func wantListen(t *testing.T, path, directory, problem string) {
+	t.Helper()
+	l, err := listen(path)
+	if err == nil {
+		l.Close()
+	}
+	switch _, left := os.Lstat(path); {
+	case problem == "" && err != nil, problem != "" && (err == nil || !strings.HasPrefix(err.Error(), directory+": "+problem)):
+		t.Errorf("%s: %v, want an error with %q", path, err, problem)
+	case problem != "" && left == nil:
+		t.Errorf("%s is there", path)
+	}
+}
+
+// TestListenInAnothersDirectory: a directory's owner can put anything there.
+func TestListenInAnothersDirectory(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("only root can give a directory away")
+	}
+	dir := filepath.Join(t.TempDir(), "theirs")
+	if err := errors.Join(os.Mkdir(dir, 0o755), os.Chown(dir, 65534, 65534)); err != nil {
+		t.Fatal(err)
+	}
+	wantListen(t, filepath.Join(dir, "socket"), dir, "belongs to user 65534")
+}
+
 // crowded makes a socket on which nobody answers, and as many wait as can.
 func crowded(t *testing.T, path string) {
 	t.Helper()
