@@ -107,6 +107,7 @@ func TestNFTTerminate(t *testing.T)           { needNFT(t); TestTerminate(t) }
 func TestNFTPickup(t *testing.T)              { needNFT(t); TestPickup(t) }
 func TestNFTSynAckReachesQueue(t *testing.T)  { needNFT(t); TestSynAckReachesQueue(t) }
 func TestNFTLabelRoom(t *testing.T)           { needNFT(t); TestLabelRoom(t) }
+func TestNFTDataSYNs(t *testing.T)            { needNFT(t); TestDataSYNs(t) }
 
 // TestNFTFlowtable: data connections go past the rules once they stand.
 func TestNFTFlowtable(t *testing.T) {
