@@ -48,13 +48,31 @@ func eachProtection(t *testing.T, test func(t *testing.T, r *relay, client, serv
 // finished ends an end's direction as it should be: with close_notify where there is TLS, and then FIN.
 func finished(t *testing.T, c net.Conn) {
 	t.Helper()
+	if err := finish(c); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func finish(c net.Conn) error {
 	err := c.(halfCloser).CloseWrite()
 	if _, ok := c.(*tls.Conn); ok {
 		err = errors.Join(err, tcpOf(c).CloseWrite())
 	}
-	if err != nil {
-		t.Fatal(err)
-	}
+	return err
+}
+
+// sendAll has an end send something and end its direction, beside the test, which does not end before.
+func sendAll(t *testing.T, c net.Conn, b []byte) {
+	sent := make(chan error, 1)
+	go func() {
+		_, err := c.Write(b)
+		sent <- errors.Join(err, finish(c))
+	}()
+	t.Cleanup(func() {
+		if err := <-sent; err != nil {
+			t.Errorf("sending: %v", err)
+		}
+	})
 }
 
 // What is sent arrives, in either direction, and so does its end; the other direction stays open (half-close).
@@ -65,10 +83,7 @@ func TestRelayMoves(t *testing.T) {
 		sent := make([]byte, 3<<20)
 		_, _ = rand.Read(sent)
 		for _, way := range [][2]net.Conn{{client, server}, {server, client}} {
-			go func() {
-				way[0].Write(sent)
-				finished(t, way[0])
-			}()
+			sendAll(t, way[0], sent)
 			got, err := io.ReadAll(way[1])
 			if !complete(way[1]) {
 				t.Error("what was sent to its end looks cut short")
@@ -184,7 +199,7 @@ func readSlowly(t *testing.T, c net.Conn, tick time.Duration) (all []byte) {
 func TestRelaySlowReader(t *testing.T) {
 	eachProtection(t, func(t *testing.T, r *relay, client, server net.Conn) {
 		t.Parallel()
-		r.setIdle(500 * time.Millisecond)
+		r.setIdle(2 * time.Second) // the whole takes longer, and no pause of a busy machine does
 		for _, h := range r.halves {
 			_ = h.tcp.SetWriteBuffer(32 << 10)
 		}
@@ -192,10 +207,7 @@ func TestRelaySlowReader(t *testing.T) {
 		go r.pump()
 		sent := make([]byte, 4<<20)
 		_, _ = rand.Read(sent)
-		go func() {
-			server.Write(sent)
-			finished(t, server)
-		}()
+		sendAll(t, server, sent)
 		if got := readSlowly(t, client, 10*time.Millisecond); !bytes.Equal(got, sent) {
 			t.Errorf("%d of %d bytes arrived as they were", len(got), len(sent))
 		}
