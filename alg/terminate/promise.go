@@ -206,3 +206,9 @@ func (n *promise) fail(why alg.Reason) {
 		s.dialogue.endTransfer(text)
 	}
 }
+
+func (n *promise) isBroken() bool {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return n.broken
+}

@@ -1,291 +1,242 @@
 package terminate
 
 import (
+	"context"
+	"crypto/tls"
 	"errors"
-	"math/rand/v2"
-	"net/netip"
+	"fmt"
+	"io"
+	"net"
+	"sync"
 	"time"
 
 	"ftpalg/alg"
 	"ftpalg/alg/audit"
-	"ftpalg/conntrack"
-	"ftpalg/policy"
 )
 
-// needsRelay reports whether data connections have to come here. TLS on them is relayed, since the client's TLS session is not
-// the server's: a server that wants the control connection's session resumed, or a client that looks for its own, would
-// refuse what goes direct.
-func (s *session) needsRelay() bool {
-	if s.server.Addr() != s.real.Addr() || s.client.Addr() != s.seen {
-		return true // each side knows other addresses
-	}
-	switch s.rule.Data {
-	case policy.DataRelay:
-		return true
-	case policy.DataDirect:
-		return false
-	}
-	levels := s.dataLevels()
-	return levels[alg.Client] == alg.TLS || levels[alg.Server] == alg.TLS || s.rule.MaxSize > 0
+// relay is one data connection between its two halves.
+type relay struct {
+	promise  *promise
+	halves   [2]*half
+	secured  bool      // both halves have the protection that transfer asks for
+	transfer *transfer // the one that was asked for last
 }
 
-// passesBy reports whether data can go on through the kernel, untouched.
-func (s *session) passesBy() bool {
-	levels := s.dataLevels()
-	return !s.needsRelay() && levels[alg.Client] == levels[alg.Server]
-}
-
-// dataLevels are how data is protected now, by side.
-func (s *session) dataLevels() [2]alg.Level {
-	return [2]alg.Level{s.dialogue.side[alg.Client].data, s.dialogue.side[alg.Server].data}
-}
-
-// maxRelays bounds the data connections that a session leaves behind when their transfers are over: a client may have the
-// next one while the last is not read to its end, and a few were given up.
-const maxRelays = 8
-
-// open promises a data connection, and gives where it is to come. It stands when the reason is NoReason (design rule 2).
-func (s *session) open(p alg.Pinhole) (at netip.AddrPort, why alg.Reason) {
-	relayed := s.needsRelay()
-	if !relayed && !s.passesBy() {
-		return at, alg.ProtectionDiffers
-	}
-	relayed = relayed || s.rule.Data == policy.DataAuto && s.gateway.relayedLately(s.hosts())
-	if relayed && s.relaying.Load() >= maxRelays {
-		return at, alg.PinholeLimit
-	}
-	if err := s.markMaster(relayed); err != nil {
-		s.report(audit.Event{Kind: audit.EventAudit, Reason: alg.ExpectationFailed, Err: err})
-		return at, alg.ExpectationFailed
-	}
-	n := s.newPromise(p, relayed)
-	if why, err := s.install(n); why != alg.NoReason {
-		s.report(audit.Event{Kind: audit.EventAudit, Reason: why, Mode: p.Mode, From: p.From, To: n.at, Err: err})
-		return at, why
-	}
-	if err := s.sameEntry(); err != nil {
-		s.report(audit.Event{Kind: audit.EventAudit, Reason: alg.NoConnection, Mode: p.Mode, From: p.From, To: n.at, Err: err})
-		_ = s.gateway.Conntrack.Withdraw(n.expectation()) // it may have been used
-		s.gateway.drop(n)
-		return at, alg.ExpectationFailed
-	}
-	s.abandonPromise()
-	s.promise = n
-	s.setPinhole(n.stands(), n.until)
-	s.report(audit.Event{Kind: audit.EventPinhole, Mode: p.Mode, From: p.From, To: n.at})
-	return n.at, alg.NoReason
-}
-
-// sharedPortTries bounds the search for a port at an address that several clients share.
-const sharedPortTries = 16
-
-// install puts a promise on the books, and the expectation into the kernel.
-func (s *session) install(n *promise) (why alg.Reason, err error) {
-	for range sharedPortTries {
-		if why = s.gateway.promise(n); why != alg.NoReason && why != alg.ExpectationFailed {
-			return why, nil
+// prepare protects both halves and waits until the server accepts a transfer; it reports whether there is one. The handshakes
+// do not wait for the server's answer, as a server may send it after them. Bytes do: which may move, and how many, is what
+// the accepted transfer says. One that the server refuses is forgotten, and the next may follow.
+func (r *relay) prepare(ctx context.Context) (accepted bool, err error) {
+	for !accepted {
+		t := r.promise.awaitAsked(ctx)
+		if t == nil {
+			return false, nil
 		}
-		if why == alg.NoReason {
-			if err = s.gateway.Conntrack.Expect(n.expectation()); err == nil {
-				return alg.NoReason, nil
-			}
-			s.gateway.drop(n)
+		if err := r.secure(t); err != nil {
+			return false, err
 		}
-		if !n.pinhole.Shared {
-			break
-		}
-		n.at = netip.AddrPortFrom(n.at.Addr(), uint16(firstSourcePort+rand.IntN(lastSourcePort-firstSourcePort+1)))
-	}
-	return alg.ExpectationFailed, err
-}
-
-// abandonPromise lets go of a data connection for which no transfer was asked.
-func (s *session) abandonPromise() {
-	if s.promise != nil {
-		s.promise.abandon()
-		s.promise = nil
-	}
-}
-
-// hosts are who the data connections are between.
-func (s *session) hosts() hosts { return hosts{s.client.Addr(), s.server.Addr()} }
-
-// tuple is the client's connection as conntrack knows it.
-func (s *session) tuple() conntrack.Tuple { return conntrack.Tuple{Src: s.client, Dst: s.server} }
-
-// markMaster has the kernel bring this session's data connections here, or not. What it said before may be gone: see
-// sameEntry.
-func (s *session) markMaster(relayed bool) error {
-	var mark uint32
-	if relayed {
-		mark = s.gateway.RelayMark
-	}
-	return s.gateway.Conntrack.SetMark(s.tuple(), mark, s.gateway.RelayMark)
-}
-
-// sameEntry is an error, and ends the session, if conntrack's entry of the client's connection is not the one that the session
-// began with. A client can have the kernel forget that (a RST that conntrack believes and our socket does not) and make another
-// with a SYN, which has not our mark. Entries never come back: if it is the same after an expectation was made under it, then it
-// was the same when the mark was set.
-func (s *session) sameEntry() error {
-	entry, err := s.gateway.Conntrack.Lookup(s.tuple())
-	if err == nil && entry.ID != s.entry {
-		err = errors.New("conntrack has another entry for the control connection than it began with")
-	}
-	if err != nil {
-		s.abandon(alg.NoConnection)
-	}
-	return err
-}
-
-// shut withdraws a pinhole. If it is not there any more it was used. A relayed connection is on its way then: it may wait to
-// be accepted while the server, which has sent all it had, says that the transfer is over. It finds its promise kept.
-func (s *session) shut(p alg.Pinhole, why alg.Reason) {
-	n := s.promise
-	if n == nil || n.pinhole != p || !s.gateway.keeps(n) {
-		return // its connection is here, and that was reported
-	}
-	err := s.gateway.Conntrack.Withdraw(n.expectation())
-	if errors.Is(err, conntrack.ErrNotFound) {
-		if err = nil; why != alg.TimedOut {
-			why = alg.Used
+		if accepted, err = r.promise.awaitAnswer(ctx, t, r.idle()); err != nil {
+			return false, err
 		}
 	}
-	if n.relayed.Load() && why == alg.Used || !s.gateway.drop(n) {
-		return
-	}
-	n.settle()
-	s.closed(n, why, err)
+	return true, nil
 }
 
-func (s *session) closed(n *promise, why alg.Reason, err error) {
-	s.infoMu.Lock()
-	if s.info.Pinhole == n.stands() { // and not one that was promised later
-		s.info.Pinhole, s.info.PinholeUntil = alg.Pinhole{}, time.Time{}
+// secure brings both halves to the protection of a transfer. The two handshakes run side by side, as neither end waits for the
+// other. They begin when the server is ready to send or receive, which may take it long, so they have the time that an idle
+// session has; as there is one a session they do not count as handshakes in flight.
+func (r *relay) secure(t *transfer) error {
+	last := r.transfer
+	r.transfer = t
+	if r.secured && !t.sameProtection(last) {
+		return errProtection
 	}
-	s.infoMu.Unlock()
-	s.report(audit.Event{
-		Kind: audit.EventClosed, Reason: why, Mode: n.pinhole.Mode, From: n.pinhole.From, To: n.at, Err: err,
-	})
-}
-
-func (s *session) setPinhole(p alg.Pinhole, until time.Time) {
-	s.infoMu.Lock()
-	defer s.infoMu.Unlock()
-	s.info.Pinhole, s.info.PinholeUntil = p, until
-}
-
-// protect has the data connection that was announced come here, if PROT after the announcement makes that necessary and it
-// has not come yet. One that has is found out when its transfer begins.
-func (s *session) protect() {
-	n := s.promise
-	if n == nil || n.relayed.Load() || s.passesBy() || s.rule.Data == policy.DataDirect {
-		return
+	if r.secured || t.levels == [2]alg.Level{alg.Clear, alg.Clear} {
+		return nil
 	}
-	if s.gateway.Conntrack.Withdraw(n.expectation()) != nil {
-		return
+	r.secured = true
+	var server error
+	var beside sync.WaitGroup
+	if t.levels[alg.Server] == alg.TLS {
+		beside.Go(func() {
+			defer r.rescue()
+			server = r.shake(alg.Server, asClient(t.configs[alg.Server]))
+		})
 	}
-	err := s.markMaster(true)
-	if err == nil {
-		n.relayed.Store(true)
-		err = s.gateway.Conntrack.Expect(n.expectation())
-	}
-	if err == nil {
-		if err = s.sameEntry(); err != nil {
-			_ = s.gateway.Conntrack.Withdraw(n.expectation())
+	var client error
+	if t.levels[alg.Client] == alg.TLS {
+		config := t.configs[alg.Client]
+		if t.direction == alg.Upload {
+			config = withoutNewTickets(config)
 		}
+		client = r.shake(alg.Client, asServer(config))
 	}
-	if err != nil && s.gateway.drop(n) {
-		s.dialogue.control.Expire()
-		s.closed(n, alg.ExpectationFailed, err)
+	beside.Wait()
+	if err := errors.Join(server, client); err != nil {
+		return err
 	}
+	return r.checkClient(t)
 }
 
-// begin tells the data connection at hand that a transfer is asked for. The reason is why it must not be.
-func (s *session) begin(d alg.Direction) alg.Reason {
-	n := s.promise
-	if n == nil {
-		return alg.NoReason
+func asServer(config *tls.Config) func(net.Conn) *tls.Conn {
+	return func(c net.Conn) *tls.Conn { return tls.Server(c, config) }
+}
+
+func asClient(config *tls.Config) func(net.Conn) *tls.Conn {
+	return func(c net.Conn) *tls.Conn { return tls.Client(c, config) }
+}
+
+// shake makes the handshake with one side.
+func (r *relay) shake(side alg.Side, over func(net.Conn) *tls.Conn) error {
+	if err := r.halves[side].secure(r.idle(), over); err != nil {
+		r.cut() // so that the other handshake need not wait
+		return fmt.Errorf("TLS with the %s: %w", side, err)
 	}
-	t := &transfer{direction: d, levels: s.dataLevels(), configs: s.configs, subject: s.subject}
-	strict := s.rule.TLS.RequireReuse || s.rule.TLS.CA != ""
+	return nil
+}
+
+// checkClient compares the client's TLS with its control connection's, as far as the policy asks for that.
+func (r *relay) checkClient(t *transfer) error {
+	if t.levels[alg.Client] != alg.TLS {
+		return nil // if the policy asked for anything the transfer would have been refused
+	}
+	state := r.halves[alg.Client].tls.ConnectionState()
 	switch {
-	case strict && s.configs[alg.Client] != nil && t.levels[alg.Client] != alg.TLS:
-		return alg.DataUnprotected // it could not show what the policy asks for
-	case !n.relayed.Load() && !s.passesBy():
-		return alg.ProtectionDiffers
-	case n.isBroken():
-		return alg.DataFailed
-	case !n.ask(t):
-		s.abandonPromise() // of a transfer that was given up
+	case r.promise.session.rule.TLS.RequireReuse && !state.DidResume:
+		return errNoReuse
+	case t.subject != "" && subjectOf(state) != t.subject:
+		return errSubject
 	}
-	return alg.NoReason
+	return nil
 }
 
-// accepted tells the data connection at hand that the server carries the transfer out.
-func (s *session) accepted() {
-	if s.promise != nil {
-		s.promise.accept()
+// rescue is to be deferred by every goroutine that a relay begins: see session.rescue.
+func (r *relay) rescue() {
+	if mistake := recover(); mistake != nil {
+		r.cut()
+		r.promise.session.failed(audit.NewFault(mistake))
 	}
 }
 
-// finish returns the reply that has to stand in the place of a transfer's own, or "".
-func (s *session) finish(code int) string {
-	n := s.promise
-	if n == nil {
-		return ""
+// cut breaks both halves off. What one end broke off reaches the other as a reset, in TLS as well: most servers take a FIN
+// without close_notify for the end of the file, and would keep a part of one as the whole.
+func (r *relay) cut() {
+	for _, h := range r.halves {
+		reset(h.tcp)
 	}
-	if code < 300 {
-		n.accept() // the server has left 1yz out
-		if n.relayed.Load() {
-			s.awaitSettled(n)
+}
+
+func (r *relay) close() {
+	for _, h := range r.halves {
+		_ = h.tcp.Close()
+	}
+}
+
+// pump moves bytes both ways until both ends have said that they are done, or one is gone.
+func (r *relay) pump() error {
+	limit := r.promise.session.rule.MaxSize
+	if r.transfer.direction == alg.Listing {
+		limit = 0
+	}
+	var down error
+	var beside sync.WaitGroup
+	beside.Go(func() {
+		defer r.rescue()
+		down = r.move(alg.Server, limit)
+	})
+	up := r.move(alg.Client, limit)
+	beside.Wait()
+	return errors.Join(up, down)
+}
+
+// move moves what one side sends to the other, up to limit bytes if that is not 0.
+func (r *relay) move(from alg.Side, limit int64) error {
+	if from == r.source() {
+		defer r.promise.settle()
+	}
+	src, dst := r.halves[from], r.halves[from.Other()]
+	c, err := newCarrier(src, dst)
+	if err != nil {
+		return nil // closed by the other direction
+	}
+	defer c.free()
+	for left := limit; ; {
+		n, err := r.load(c, src, limit > 0, left)
+		if n > 0 {
+			left -= n
+			if err := c.unload(); err != nil {
+				r.cut()
+				return nil
+			}
+		}
+		switch {
+		case errors.Is(err, errTooLarge):
+			return r.tooLarge(from)
+		case errors.Is(err, io.EOF):
+			r.ended(src, dst)
+			return nil
+		case err != nil && !(timedOut(err) && r.moves()):
+			r.cut()
+			return nil
 		}
 	}
-	if !n.refuse() {
-		s.abandonPromise() // what became of it is no later transfer's
-	}
-	n.mu.Lock()
-	defer n.mu.Unlock()
-	return n.instead
 }
 
-// settleTimeout bounds the wait for data that a reply has overtaken. A client that takes longer for it gets the reply before,
-// as it might without a gateway.
-const settleTimeout = 5 * time.Second
-
-// awaitSettled holds a transfer's reply back until its data has gone on: a server may say that all is well when it has sent
-// everything, and the gateway has not counted it yet, nor even connected to an active client, who takes the reply for the end.
-func (s *session) awaitSettled(n *promise) {
-	limit := settleTimeout
-	if s.rule.MaxSize > 0 {
-		limit = s.policy.Limits.IdleTimeout
+// load takes what has arrived, up to the bytes that are left, or sees that nothing more comes where none are.
+func (r *relay) load(c carrier, src *half, limited bool, left int64) (int64, error) {
+	if err := src.tcp.SetReadDeadline(time.Now().Add(r.idle())); err != nil {
+		return 0, err
 	}
-	late := time.NewTimer(limit)
-	defer late.Stop()
-	s.dialogue.own = settling // nothing else is said meanwhile
-	s.mu.Unlock()
-	select {
-	case <-n.settled:
-	case <-late.C:
+	switch {
+	case !limited:
+		return c.load(pipeSize)
+	case left == 0:
+		return 0, src.atEnd()
 	}
-	s.mu.Lock()
-	s.dialogue.own = none
+	return c.load(min(pipeSize, left))
 }
 
-// givenUp reports whether the client may have given the transfer at hand up, or the gateway has: then some servers owe a reply
-// for ever.
-func (s *session) givenUp() bool {
-	d := s.dialogue.control.Transferring()
-	if s.dialogue.aborted || s.promise == nil || d == alg.NoTransfer {
-		return s.dialogue.aborted
-	}
-	s.promise.mu.Lock()
-	defer s.promise.mu.Unlock()
-	return s.promise.over && (d != alg.Upload || s.promise.broken)
+func (r *relay) idle() time.Duration { return r.promise.session.policy.Limits.IdleTimeout }
+
+// moves says whether something moved lately. One direction of a transfer is silent all the time.
+func (r *relay) moves() bool {
+	last := max(r.halves[alg.Client].raw.taken.Load(), r.halves[alg.Server].raw.taken.Load())
+	return time.Now().UnixNano()-last < int64(r.idle())
 }
 
-func (n *promise) isBroken() bool {
-	n.mu.Lock()
-	defer n.mu.Unlock()
-	return n.broken
+// source is the side that sends in this transfer.
+func (r *relay) source() alg.Side {
+	if r.transfer.direction == alg.Upload {
+		return alg.Client
+	}
+	return alg.Server
+}
+
+// ended passes the end of a stream on, as what it is.
+func (r *relay) ended(src, dst *half) {
+	if src.tls != nil && src.raw.fin.Load() {
+		dst.truncate()
+		return
+	}
+	_ = dst.closeWrite() // an error means that nobody listens there any more
+}
+
+// drainTimeout bounds the wait for a client that sends more than it may, so that it can read why.
+const drainTimeout = 5 * time.Second
+
+// tooLarge breaks a transfer off that is over the limit. The reply tells the client; the server has to see that what it got
+// is not the whole.
+func (r *relay) tooLarge(from alg.Side) error {
+	r.promise.fail(alg.TooLarge)
+	client, server := r.halves[alg.Client], r.halves[alg.Server]
+	if from == alg.Server {
+		reset(server.tcp)
+		_ = client.tcp.CloseWrite()
+		return errTooLarge
+	}
+	reset(server.tcp)
+	r.promise.settle()
+	_ = client.closeWrite() // it may be gone
+	_ = client.tcp.SetReadDeadline(time.Now().Add(drainTimeout))
+	_, _ = io.Copy(io.Discard, client.reader())
+	return errTooLarge
 }
