@@ -153,8 +153,9 @@ var manSections = []struct {
 			"command waits in the queue until the last one has its final reply. A client that sends several commands at once gets " +
 			"the same replies, and waits a round trip for each. Rules without these keys make nobody wait. Terminated sessions " +
 			"always go in step."},
-		{"During a transfer", "ABOR, STAT, QUIT and NOOP go on at once. Any other command waits for 4 seconds; then it goes on, and the " +
-			"working directory is unknown until the server tells it."},
+		{"During a transfer", "ABOR, STAT, QUIT and NOOP go on at once. In an inspected session any other command waits for 4 seconds; then it " +
+			"goes on, and the working directory is unknown until the server tells it. In a terminated one it waits until the transfer " +
+			"is over or, if that was given up, for 2 seconds."},
 		{"Replies that do not come", "Some servers leave NOOP, ABOR, STAT, QUIT and blank lines without a reply: after 4 seconds the next " +
 			"command goes on. For all others it waits 30 seconds. Then, and after a reply that belongs to no command, the session is out " +
 			"of step until it ends: relative paths are denied (path-unknown), AUTH is refused (out-of-step), and nobody counts as logged " +
