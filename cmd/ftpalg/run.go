@@ -105,8 +105,8 @@ type daemon struct {
 	inspector *inspect.Inspector
 	earlier   earlier
 	reporter  *reporter
-	policy    *policy.Policy // as last loaded; only the reload task changes it
-	certs     *cert.Store    // the same
+	policy    *policy.Policy             // as last loaded; only the reload task changes it
+	certs     atomic.Pointer[cert.Store] // the same; whoever asks for shares reads it
 
 	terminating *terminate.Gateway
 	listeners   []*net.TCPListener // for connections to terminate
@@ -138,10 +138,12 @@ func run(ctx context.Context, o runOptions) error {
 	if d.policy, err = loadPolicy(o.policyFile); err != nil {
 		return err
 	}
-	if d.certs, err = cert.Load(d.policy); err != nil {
+	certs, err := cert.Load(d.policy)
+	if err != nil {
 		return err
 	}
-	for _, w := range slices.Concat(d.policy.Warnings, d.certs.Warnings()) {
+	d.certs.Store(certs)
+	for _, w := range slices.Concat(d.policy.Warnings, certs.Warnings()) {
 		log.Warn("policy", "warning", w)
 	}
 	translates, err := rules.NAT(ctx, d.policy)
@@ -605,7 +607,7 @@ func (d *daemon) reload(ctx context.Context, tasks *errgroup.Group) error {
 		d.policy = old
 		return errors.Join(fmt.Errorf("put the new rules in force: %w", err), d.restoreRules(ctx))
 	}
-	d.certs = certs
+	d.certs.Store(certs)
 	d.inspector.SetPolicy(p)
 	d.terminating.SetPolicy(p, certs)
 	d.log.Info("policy reloaded", "file", d.policyFile)

@@ -12,6 +12,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"syscall"
 	"time"
 
@@ -179,7 +180,7 @@ func (d *daemon) answerOne(c net.Conn) {
 			_ = enc.Encode(newSessionRecord(s))
 		}
 	case "shares":
-		for _, s := range append(d.books.Shares(), d.reporter.shares()...) {
+		for _, s := range slices.Concat(d.books.Shares(), d.certs.Load().Shares(), d.reporter.shares()) {
 			_ = enc.Encode(newShareRecord(s))
 		}
 	case "pinholes":

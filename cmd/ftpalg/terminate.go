@@ -27,7 +27,7 @@ const transparentPorts = 64
 func (d *daemon) newTerminating() *terminate.Gateway {
 	t := d.steering.terminate()
 	return terminate.New(terminate.Options{
-		Policy: d.policy, Certificates: d.certs, Conntrack: d.conntrack, Books: d.books, Report: d.reporter.report,
+		Policy: d.policy, Certificates: d.certs.Load(), Conntrack: d.conntrack, Books: d.books, Report: d.reporter.report,
 		Number: d.number, RelayMark: t.Relay, OwnMark: t.Own, Stray: d.passOn,
 	})
 }
@@ -79,7 +79,7 @@ func (d *daemon) draining() []netip.Addr {
 
 // renew loads certificates again whose files have changed. While they are wrong the old ones stay in force.
 func (d *daemon) renew() {
-	if !d.certs.Stale() {
+	if !d.certs.Load().Stale() {
 		return
 	}
 	certs, err := cert.Load(d.policy)
@@ -87,7 +87,7 @@ func (d *daemon) renew() {
 		d.log.Error("certificates not reloaded; the old ones stay in force", "err", err)
 		return
 	}
-	d.certs = certs
+	d.certs.Store(certs)
 	d.terminating.SetPolicy(d.policy, certs)
 	d.log.Info("certificates reloaded")
 }

@@ -34,7 +34,7 @@ func TestDataSYNs(t *testing.T) {
 	forwardAll(t)
 	for family, h := range casts {
 		guest := netip.PrefixFrom(h.guest, h.guest.BitLen()).String()
-		lab.Run(t, "ip -n client addr add "+guest+" dev eth0")
+		lab.Run(t, "ip -n client addr add "+guest+" dev eth0"+map[bool]string{true: " nodad"}[h.guest.Is6()])
 		t.Cleanup(func() { lab.Run(t, "ip -n client addr del "+guest+" dev eth0") })
 		t.Run(family, func(t *testing.T) { dataSYNs(t, h) })
 	}

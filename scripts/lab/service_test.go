@@ -144,6 +144,42 @@ func halfOpened(t *testing.T, kind ServerKind) (*Stage, string) {
 	return s, policy
 }
 
+// TestShares: 'ftpalg sessions --shares' tells what a client with a terminated session and a relayed transfer uses of what all share.
+func TestShares(t *testing.T) {
+	s, policy := halfOpened(t, Servers[0])
+	// The server's own certificate is a CA's as well.
+	pair := fmt.Sprintf("{certificate: %s, key: %s}\n", s.Server.CA, s.Server.Key)
+	policy = strings.Replace(policy, "    certificates:\n      - "+pair, "", 1) + "authority: " + pair
+	serve(t, s, policy)
+	binary, err := buildDaemon()
+	if err != nil {
+		t.Fatal(err)
+	}
+	c := s.connect(t, explicitPASV)
+	finish := c.half(t, "busy.bin", contents)
+	out, err := s.Lab.Run(t.Context(), Gateway, binary, "sessions", "--shares", "--json", "--socket", s.Daemon.Socket)
+	if err != nil {
+		t.Fatal(err)
+	}
+	used := map[string]string{}
+	for line := range strings.Lines(out) {
+		var share struct {
+			Of, Most string
+			Used     int
+		}
+		if err := json.Unmarshal([]byte(line), &share); err != nil {
+			t.Fatalf("%q: %v", line, err)
+		}
+		used[share.Of] = fmt.Sprint(share.Used, " ", share.Most)
+	}
+	for _, of := range []string{"sessions", "relayed data connections", "minted certificates"} {
+		if want := "1 " + Addr(Client, IPv4).String(); used[of] != want {
+			t.Errorf("%s: %q, want %q; all of it:\n%s", of, used[of], want, out)
+		}
+	}
+	finish()
+}
+
 var plainIPv6 = Scenario{Client: held, Mode: EPSV, Family: IPv6, Protection: Plain, Data: Closed}
 
 // half writes half of what there is and returns a function that writes the rest and expects success.

@@ -419,6 +419,12 @@ func TestMintedConcurrently(t *testing.T) {
 	if len(serials) != 2 {
 		t.Errorf("%d certificates", len(serials))
 	}
+	if list := s.Shares(); len(list) != 1 || list[0].Used != 2 || list[0].Total != maxMinted || list[0].Client != maxMintedOfClient {
+		t.Errorf("shares: %+v, want two minted certificates", list)
+	}
+	if list := load(t, single()).Shares(); list != nil {
+		t.Errorf("shares where nothing is minted: %+v", list)
+	}
 }
 
 func TestHasCertificate(t *testing.T) {

@@ -17,6 +17,7 @@ import (
 	"slices"
 	"strings"
 
+	"ftpalg/alg/ledger"
 	"ftpalg/policy"
 )
 
@@ -68,6 +69,14 @@ func (s *Store) Stale() bool {
 		}
 	}
 	return false
+}
+
+// Shares describes what clients use of the minted certificates that are kept: nothing where none are minted.
+func (s *Store) Shares() []ledger.Share {
+	if s.authority == nil {
+		return nil
+	}
+	return []ledger.Share{{Name: "minted certificates", Use: s.authority.minted.kept.Use()}}
 }
 
 // HasCertificate reports whether clients can be shown any certificate for a server: one of its own, or a minted one.
