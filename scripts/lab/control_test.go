@@ -170,3 +170,34 @@ func (c *ftpClient) uploadUntilAnswered(data io.Writer) (sent []byte) {
 		sent = append(sent, contents...)
 	}
 }
+
+// Outcome: a command that ends in LF alone, which ProFTPD does not read as a line, is answered at once: refused where packets are
+// inspected and the rule rests on state, and carried out where the session is terminated.
+func TestLineFeedAlone(t *testing.T) {
+	inspect := policyWith(t, "    opaque-active: pinhole\n", "    opaque-active: pinhole\n    commands:\n      deny: [SITE]\n")
+	for _, kind := range Servers {
+		for action, code := range map[string]int{"inspect": 5, "terminate": 200} {
+			t.Run(kind.Name+"/"+action, func(t *testing.T) {
+				s := unguarded(t, kind)
+				text := inspect
+				if action == "terminate" {
+					text = Termination{}.Policy(s.Server)
+				}
+				s.Daemon = startFTPAlg(t, s.Lab, text)
+				c := s.connect(t, Scenario{Client: held, Mode: PASV, Family: IPv4, Protection: Plain, Data: Auto})
+				began := time.Now()
+				if _, err := io.WriteString(c.conn, "NOOP\n"); err != nil {
+					t.Fatal(err)
+				}
+				if _, answer, err := c.ReadResponse(code); err != nil {
+					t.Errorf("NOOP: %s, %v", answer, err)
+				}
+				do(t, c.control, 257, "PWD")
+				if took := time.Since(began); took > patient(3*time.Second) {
+					t.Errorf("the two replies took %v", took)
+				}
+				do(t, c.control, 221, "QUIT")
+			})
+		}
+	}
+}
