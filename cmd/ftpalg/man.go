@@ -148,6 +148,11 @@ var manSections = []struct {
 		{"Terminated", "Terminated sessions end with the process that has them. One whose conntrack entry is replaced by another ends at " +
 			"its next data connection."},
 	}},
+	{"THE GATEWAY'S OWN FTP", [][2]string{
+		{"Not inspected", "ftpalg is about what the gateway forwards: FTP of the gateway itself is not inspected. Of a client on the gateway it " +
+			"reads only the replies of listed servers, and lets them through unfiltered where an inspect rule names the gateway's address; where none " +
+			"does they are blanked. A server on the gateway is none of ftpalg's, and must not be listed."},
+	}},
 	{"COMMANDS AND REPLIES", [][2]string{
 		{"In step", "Under a rule with commands, users, transfers, files or require an inspected session goes in step: the client's next " +
 			"command waits in the queue until the last one has its final reply. A client that sends several commands at once gets " +
