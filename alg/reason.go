@@ -65,7 +65,7 @@ const (
 	ProtectionDiffers // data would have to be relayed, and the policy says direct
 	DataUnprotected   // data would be in clear text, and the policy asks for a client's certificate or TLS session on it
 	ReuseRequired     // the data connection does not resume the control connection's TLS session
-	OtherCertificate  // the data connection's certificate has another subject than the control connection's
+	OtherCertificate  // the data connection's certificate is of another holder than the control connection's
 	TooLarge          // over the policy's max-size
 	DataFailed        // the data connection could not be made, or its TLS failed
 

@@ -112,12 +112,12 @@ func (n *promise) onward(near alg.Side, c *net.TCPConn) (netip.Addr, netip.AddrP
 
 // Why a data connection is broken off before its bytes move.
 var (
-	errNoReuse    = errors.New("the data connection does not resume the control connection's TLS session")
-	errSubject    = errors.New("the data connection's certificate has another subject than the control connection's")
-	errProtection = errors.New("the protection of data was changed after TLS had begun on the data connection")
-	errUnanswered = errors.New("the server neither accepts nor refuses the transfer")
-	errRelays     = errors.New("too many data connections are relayed")
-	errTooLarge   = errors.New("the transfer is over the policy's max-size")
+	errNoReuse     = errors.New("the data connection does not resume the control connection's TLS session")
+	errCertificate = errors.New("the data connection's certificate is not of the control connection's holder")
+	errProtection  = errors.New("the protection of data was changed after TLS had begun on the data connection")
+	errUnanswered  = errors.New("the server neither accepts nor refuses the transfer")
+	errRelays      = errors.New("too many data connections are relayed")
+	errTooLarge    = errors.New("the transfer is over the policy's max-size")
 )
 
 // reasonOf is what the error that ended a data connection means for its transfer.
@@ -129,7 +129,7 @@ func reasonOf(err error) alg.Reason {
 		return alg.PinholeLimit
 	case errors.Is(err, errNoReuse):
 		return alg.ReuseRequired
-	case errors.Is(err, errSubject):
+	case errors.Is(err, errCertificate):
 		return alg.OtherCertificate
 	}
 	return alg.DataFailed

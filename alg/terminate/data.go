@@ -207,7 +207,7 @@ func (s *session) begin(d alg.Direction) alg.Reason {
 	if n == nil {
 		return alg.NoReason
 	}
-	t := &transfer{direction: d, levels: s.dataLevels(), configs: s.configs, subject: s.subject}
+	t := &transfer{direction: d, levels: s.dataLevels(), configs: s.configs, shown: s.shown}
 	strict := s.rule.TLS.RequireReuse || s.rule.TLS.CA != ""
 	switch {
 	case strict && s.configs[alg.Client] != nil && t.levels[alg.Client] != alg.TLS:

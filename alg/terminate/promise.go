@@ -3,6 +3,7 @@ package terminate
 import (
 	"context"
 	"crypto/tls"
+	"crypto/x509"
 	"net/netip"
 	"sync"
 	"sync/atomic"
@@ -40,7 +41,7 @@ type transfer struct {
 	direction alg.Direction
 	levels    [2]alg.Level
 	configs   [2]*tls.Config
-	subject   string // of the client's certificate on the control connection, where the policy asks for one
+	shown     *x509.Certificate // by the client on the control connection, where the policy asks for one
 }
 
 // sameProtection reports whether the data of both transfers is protected in the same way, by the same TLS sessions.

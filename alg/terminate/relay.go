@@ -103,8 +103,8 @@ func (r *relay) checkClient(t *transfer) error {
 	switch {
 	case r.promise.session.rule.TLS.RequireReuse && !state.DidResume:
 		return errNoReuse
-	case t.subject != "" && subjectOf(state) != t.subject:
-		return errSubject
+	case t.shown != nil && (leafOf(state) == nil || !sameHolder(t.shown, leafOf(state))):
+		return errCertificate
 	}
 	return nil
 }

@@ -1,8 +1,11 @@
 package terminate
 
 import (
+	"bytes"
 	"crypto/rand"
 	"crypto/tls"
+	"crypto/x509"
+	"encoding/asn1"
 	"errors"
 	"fmt"
 	"net"
@@ -46,16 +49,39 @@ func (s *session) secureClient() error {
 		resumed = ""
 	}
 	s.configs[alg.Client] = s.tickets.data(base, resumed)
-	s.subject = subjectOf(s.peers[alg.Client].tls.ConnectionState())
+	s.shown = leafOf(s.peers[alg.Client].tls.ConnectionState())
 	return nil
 }
 
-// subjectOf is the subject of the certificate that the peer showed, in its encoding (RFC 5280 section 4.1.2.6), or "".
-func subjectOf(state tls.ConnectionState) string {
+// leafOf is the certificate that the peer showed, or nil.
+func leafOf(state tls.ConnectionState) *x509.Certificate {
 	if len(state.PeerCertificates) == 0 {
-		return ""
+		return nil
 	}
-	return string(state.PeerCertificates[0].RawSubject)
+	return state.PeerCertificates[0]
+}
+
+// sameHolder reports whether two certificates are one client's: they have the same key, or, as after a renewal, the same names.
+// The names are the subject and the subjectAltName together, as either alone may be empty (RFC 5280 section 4.1.2.6).
+func sameHolder(a, b *x509.Certificate) bool {
+	if bytes.Equal(a.RawSubjectPublicKeyInfo, b.RawSubjectPublicKeyInfo) {
+		return true
+	}
+	named := len(a.Subject.Names) > 0 || len(alternativeNames(a)) > 0
+	return named && bytes.Equal(a.RawSubject, b.RawSubject) && bytes.Equal(alternativeNames(a), alternativeNames(b))
+}
+
+// oidSubjectAltName is the extension of RFC 5280 section 4.2.1.6.
+var oidSubjectAltName = asn1.ObjectIdentifier{2, 5, 29, 17}
+
+// alternativeNames are a certificate's, in their encoding; nil if it has none.
+func alternativeNames(c *x509.Certificate) []byte {
+	for _, x := range c.Extensions {
+		if x.Id.Equal(oidSubjectAltName) {
+			return x.Value
+		}
+	}
+	return nil
 }
 
 // keptSession is a cache that forgets no session. crypto/tls drops one whose handshake failed, but that is most often the

@@ -3,6 +3,7 @@ package terminate
 import (
 	"context"
 	"crypto/tls"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"io"
@@ -47,10 +48,10 @@ type session struct {
 	asked    time.Time // when the server was sent something last
 
 	tickets tickets
-	configs [2]*tls.Config // of the next data connections, by side
-	subject string         // of the client's certificate, where the policy asks for one
-	promise *promise       // of the data connection at hand
-	entry   uint32         // id of conntrack's entry of the client's connection
+	configs [2]*tls.Config    // of the next data connections, by side
+	shown   *x509.Certificate // by the client, where the policy asks for one
+	promise *promise          // of the data connection at hand
+	entry   uint32            // id of conntrack's entry of the client's connection
 
 	relaying atomic.Int32 // data connections that are here
 

@@ -74,7 +74,7 @@ var reasonTexts = map[alg.Reason]string{
 	alg.ProtectionDiffers: "The two sides protect data differently, which takes a relay, and the rule has data: direct.",
 	alg.DataUnprotected:   "A data connection in clear text where client-ca or session-reuse: require ask for TLS on it.",
 	alg.ReuseRequired:     "session-reuse: require, and the data connection does not resume its control connection's TLS session.",
-	alg.OtherCertificate:  "client-ca, and the data connection's certificate has another subject than the control connection's.",
+	alg.OtherCertificate:  "client-ca, and the data connection's certificate has neither the key nor the names of the control connection's.",
 	alg.TooLarge:          "The transfer is over max-size.",
 	alg.DataFailed:        "The other half of a relayed data connection could not be made, or TLS on it failed.",
 
