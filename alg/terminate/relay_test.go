@@ -222,7 +222,7 @@ func TestRelaySlowReader(t *testing.T) {
 func TestRelayStalls(t *testing.T) {
 	eachProtection(t, func(t *testing.T, r *relay, client, server net.Conn) {
 		t.Parallel()
-		const idle = 400 * time.Millisecond
+		const idle = time.Second
 		r.setIdle(idle)
 		done := make(chan error, 1)
 		go func() { done <- r.pump() }()

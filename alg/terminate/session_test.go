@@ -30,6 +30,9 @@ import (
 // testTimeout bounds every wait of these tests.
 const testTimeout = 30 * time.Second
 
+// shortIdle is an idle timeout that a test waits for, and that a busy machine does not let pass between two steps.
+const shortIdle = 500 * time.Millisecond
+
 // certificates shows one certificate to everybody, and trusts every server.
 type certificates struct{ base *tls.Config }
 
@@ -392,7 +395,7 @@ func (e *end) drip(b string) time.Duration {
 // command.
 func TestDrips(t *testing.T) {
 	brief := func(p *policy.Policy) {
-		p.Limits.IdleTimeout, p.Limits.HandshakeTimeout = 200*time.Millisecond, 200*time.Millisecond
+		p.Limits.IdleTimeout, p.Limits.HandshakeTimeout = shortIdle, shortIdle
 	}
 	t.Run("greeting", func(t *testing.T) {
 		w := newWorld(t, false, brief)
@@ -449,13 +452,13 @@ func TestHandshakesAreShares(t *testing.T) {
 
 // A client that does not begin its handshake is not waited for.
 func TestImplicitHandshakeTimeout(t *testing.T) {
-	w := newWorld(t, true, func(p *policy.Policy) { p.Limits.HandshakeTimeout = 100 * time.Millisecond })
+	w := newWorld(t, true, func(p *policy.Policy) { p.Limits.HandshakeTimeout = shortIdle })
 	w.acceptTLS()
 	w.client.hearEnd()
 }
 
 func TestIdleTimeout(t *testing.T) {
-	w := newWorld(t, false, func(p *policy.Policy) { p.Limits.IdleTimeout = 100 * time.Millisecond })
+	w := newWorld(t, false, func(p *policy.Policy) { p.Limits.IdleTimeout = shortIdle })
 	s, c := w.accept(), w.client
 	s.say("220 ready")
 	c.hear("220 ready")
@@ -467,12 +470,11 @@ func TestIdleTimeout(t *testing.T) {
 // A command that the server takes longer for than an idle session may last, and its client's silence, end nothing. Once it is
 // answered the client is idle.
 func TestSlowCommand(t *testing.T) {
-	const idle = 200 * time.Millisecond
-	w := newWorld(t, false, func(p *policy.Policy) { p.Limits.IdleTimeout = idle })
+	w := newWorld(t, false, func(p *policy.Policy) { p.Limits.IdleTimeout = shortIdle })
 	s, c := w.loggedIn(), w.client
 	c.say("HASH large.iso")
 	s.hear("HASH large.iso")
-	<-time.After(3 * idle) // what is tested is that nothing happens
+	<-time.After(3 * shortIdle) // what is tested is that nothing happens
 	s.say("213 SHA-256 0-49 49f6 large.iso")
 	c.hear("213 ")
 	c.hear("421 ")
