@@ -64,7 +64,7 @@ var checks = []struct {
 	{"capabilities", capabilities}, {"commands", commands}, {"extensions", extensions}, {"forwarding", forwarding},
 	{"queues", queues}, {"helper", helper}, {"conntrack-tables", conntrackTables}, {"conntrack-timeout", conntrackTimeout},
 	{"automatic-helper", automaticHelper}, {"conntrack-events", conntrackEvents}, {"source-checks", sourceChecks},
-	{"terminate", termination}, {"source-marks", sourceMarks}, {"bridges", bridges}, {"localnet", localnet}, {"routing", routing},
+	{"terminate", termination}, {"source-marks", sourceMarks}, {"bridges", bridges}, {"localnet", localnet}, {"own-ftp", ownFTP}, {"routing", routing},
 	{"features", features}, {"ufw", ufwSettings}, {"firewalld", firewalldReload},
 	{"forward", forward}, {"local", local}, {"open", open},
 	{"other-queues", otherQueues}, {"notrack", notrack}, {"other-helpers", otherHelpers}, {"offload", offload},

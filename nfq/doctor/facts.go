@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"net"
 	"net/netip"
 	"os"
 	"os/exec"
@@ -35,6 +36,7 @@ type Facts struct {
 	helperErr       error
 	nat             bool                    // control connections may be under NAT
 	bridges         []string                // interfaces
+	own             []netip.Addr            // this machine's addresses
 	terminateErr    error                   // what rules.TryTerminate says
 	vacantErr       error                   // what rules.Vacant says
 	extensions      map[string]error        // why a module of iptables cannot be used; nil where it can
@@ -75,6 +77,7 @@ func Read(ctx context.Context, s Subject) *Facts {
 	for line := range strings.Lines(bridges) {
 		f.bridges = append(f.bridges, strings.Fields(line)[0])
 	}
+	f.own = readOwn()
 	f.terminateErr = rules.TryTerminate(ctx, s.Backend)
 	f.tryOut(ctx)
 	f.tables, f.tablesErr = readTables(ctx, f.programs)
@@ -109,6 +112,17 @@ func readCapabilities() (map[string]bool, error) {
 		has[name] = data[bit/32].Effective&(1<<(bit%32)) != 0
 	}
 	return has, nil
+}
+
+// readOwn lists this machine's addresses, as far as they are told.
+func readOwn() (own []netip.Addr) {
+	all, _ := net.InterfaceAddrs()
+	for _, a := range all {
+		if p, err := netip.ParsePrefix(a.String()); err == nil {
+			own = append(own, p.Addr())
+		}
+	}
+	return own
 }
 
 // readSysctl reads the settings that any check asks for, of every interface.

@@ -210,6 +210,16 @@ func localnet(f *Facts, r *report) {
 	}
 }
 
+// ownFTP is about a server that is this machine: what it says comes by no hook that ftpalg reads.
+func ownFTP(f *Facts, r *report) {
+	for _, s := range f.servers() {
+		if !s.public && s.address.IsSingleIP() && slices.Contains(f.own, s.address.Addr()) {
+			r.note("editor "+f.PolicyFile, "FTP of the gateway itself is not inspected, and %s of server %q is the gateway's address: of what is said there "+
+				"ftpalg reads one half; take the address out", s.address.Addr(), s.name)
+		}
+	}
+}
+
 // termination is about what 'action: terminate' needs. Without a policy, or with one that has no use for it, that it is
 // missing is a note.
 func termination(f *Facts, r *report) {

@@ -2,6 +2,7 @@ package doctor
 
 import (
 	"errors"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"slices"
@@ -148,6 +149,8 @@ func TestFacts(t *testing.T) {
 		{func(f *Facts) { f.features = map[string]error{"nft_queue": gone} }, OK, "features", "no queue statement", ""},
 		{func(f *Facts) { f.features = map[string]error{queueConntrack: errNoConntrack} }, OK, "features", "decided on together", ""},
 		{func(f *Facts) { f.helper = conntrack.Helper{Name: "sane"} }, OK, "features", "nfnetlink_cthelper", ""},
+		{func(f *Facts) { f.own = []netip.Addr{netip.MustParseAddr("198.51.100.2")} }, Note, "own-ftp",
+			`FTP of the gateway itself is not inspected, and 198.51.100.2 of server "files"`, "editor policy.yaml"},
 		{func(f *Facts) { f.Backend = "nft" }, Wrong, "forward", "drops control connections, data connections, new", "iptables -w -I FORWARD"},
 	} {
 		f := facts(t)
