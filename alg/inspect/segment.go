@@ -165,6 +165,10 @@ func (in *Inspector) early(sh *shard, s *session, from alg.Side, now time.Time, 
 		return
 	}
 	in.holdsNoMore(s, 1)
+	if st.synced && !before(st.next, st.early[0].seq) {
+		in.verdict(g.Packet, nfq.Verdict{}) // a command waits for its turn, and TCP repeats it meanwhile
+		return
+	}
 	in.drop(s, now, g, alg.Duplicate)
 	if !st.synced {
 		// The sender repeats what we took for a later segment, so it is the first one: the engine will say what it is.
