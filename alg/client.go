@@ -31,6 +31,9 @@ func (c *Control) feedClient(b []byte, fx []Effect) (int, []Effect) {
 	if c.phase == ended {
 		return n, fx
 	}
+	if k == noop && c.kinds.full() && c.rests {
+		c.part() // it is not counted
+	}
 	if !c.kinds.push(k, c.policy.Limits.Outstanding) {
 		return n, c.end(TooManyOutstanding, fx)
 	}
@@ -77,7 +80,7 @@ func (c *Control) blankLine(line ftp.Line, fx []Effect) (kind, []Effect) {
 const maxBad = 5
 
 // foreign reports whether a line that was denied shows that the client does not speak FTP at all: a web page can make a browser
-// send requests to an FTP server, with FTP commands in their bodies (NAT slipstreaming).
+// send requests to an FTP server, with FTP commands in their bodies or names (NAT slipstreaming). Nobody types control characters.
 func (c *Control) foreign(why Reason, line ftp.Line) bool {
 	switch {
 	case why == NotFTP:
@@ -86,7 +89,7 @@ func (c *Control) foreign(why Reason, line ftp.Line) bool {
 		return false
 	}
 	c.bad++
-	return c.bad > maxBad
+	return c.bad > maxBad || bytes.ContainsFunc(line.Text, func(r rune) bool { return r < ' ' && r != '\t' })
 }
 
 // command decides on one command line: what it is, or why it is denied.
@@ -123,6 +126,14 @@ func (c *Control) command(line ftp.Line, fx []Effect) (kind, Reason, []Effect) {
 		return other, ModeDenied, fx
 	case "USER":
 		return c.user(cmd, fx)
+	case "STAT":
+		if listsNames(cmd.Arg) {
+			return other, StatListing, fx
+		}
+	case "PASS", "ACCT":
+		if c.rule.RequireTLS && !c.secured {
+			return other, TLSRequired, fx
+		}
 	case "AUTH":
 		return c.auth(cmd, fx)
 	case "MIC", "CONF", "ENC":
@@ -156,7 +167,15 @@ var simpleKinds = map[string]kind{
 	"STOR": upload, "STOU": upload, "APPE": upload, "RETR": download,
 	"LIST": listing, "NLST": listing, "MLSD": listing,
 	"PASS": pass, "ACCT": pass, "QUIT": quit, "STAT": stat,
-	"PWD": pwd, "XPWD": pwd, "TYPE": representation, "NOOP": noop, "ABOR": abor,
+	"PWD": pwd, "XPWD": pwd, "RNTO": renameTo, "TYPE": representation, "NOOP": noop, "ABOR": abor,
+}
+
+// listsNames reports whether STAT asks for what servers print as bare names: Pure-FTPd does for -1, and for a directory that a pattern
+// or another name stands beside. The reply goes over the control connection (RFC 959 section 4.1.3), so that a client could make
+// directories named as replies. A single name is listed in lines that begin with permissions.
+func listsNames(arg []byte) bool {
+	arg = bytes.TrimSpace(arg)
+	return bytes.HasPrefix(arg, []byte{'-'}) || bytes.ContainsAny(arg, " \t*?[{")
 }
 
 // urgent reports whether a command may follow Telnet's signals (RFC 959 section 4.1.3).

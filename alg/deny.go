@@ -2,6 +2,7 @@ package alg
 
 import (
 	"bytes"
+	"slices"
 
 	"ftpalg/alg/ftp"
 )
@@ -54,14 +55,17 @@ func (c *Control) Abandon(from Side, fx []Effect) []Effect {
 }
 
 // restrictedVerbs are the commands that the engine itself may deny, whatever the policy says.
-var restrictedVerbs = []string{"PORT", "EPRT", "PASV", "EPSV", "LPRT", "LPSV", "SPSV", "AUTH", "USER"}
+var restrictedVerbs = []string{"PORT", "EPRT", "PASV", "EPSV", "LPRT", "LPSV", "SPSV", "AUTH", "USER", "PASS", "ACCT"}
+
+// loginVerbs are those of them that are denied where the policy requires TLS.
+var loginVerbs = []string{"USER", "PASS", "ACCT"}
 
 // restricted says whether some line that begins like this could be denied.
 func (c *Control) restricted(text []byte) bool {
 	name, _, complete := bytes.Cut(text, []byte{' '})
 	prefix := string(bytes.ToUpper(name))
 	for _, verb := range restrictedVerbs {
-		if verb == "USER" && !c.rule.RequireTLS {
+		if slices.Contains(loginVerbs, verb) && (!c.rule.RequireTLS || c.secured) {
 			continue
 		}
 		if verb == prefix || !complete && len(prefix) < len(verb) && verb[:len(prefix)] == prefix {

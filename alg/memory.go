@@ -25,6 +25,8 @@ type Memory struct {
 	Directory    workingDirectory
 	Running      bool   // the oldest outstanding command is a transfer under way
 	Excused      uint16 // of the outstanding commands
+	Rests        bool   // the policy rested on state, so that replies were told apart
+	Followed     bool   // the working directory was followed
 	Doubt        bool   // replies and commands may have parted
 	Bad          uint8  // lines before a login that were no commands
 }
@@ -41,7 +43,7 @@ func (c *Control) Remember() (m Memory, ok bool) {
 		Outstanding: c.kinds.runs[:c.kinds.used],
 		Fed:         [2]uint64{c.lines[Client].Offset(), c.lines[Server].Offset()},
 		Replies:     c.replies, Pinhole: c.pinhole, TLS: c.tls, Credit: c.jit, Directory: c.cwd,
-		Running: c.kinds.running, Excused: c.kinds.excused, Doubt: c.doubt, Bad: c.bad,
+		Running: c.kinds.running, Excused: c.kinds.excused, Doubt: c.doubt, Rests: c.rests, Followed: c.rule.TracksPaths(), Bad: c.bad,
 	}, true
 }
 
@@ -63,5 +65,20 @@ func (c *Control) Recall(m Memory) bool {
 		c.lines[from].Skip(int(fed))
 	}
 	c.replies, c.pinhole, c.tls, c.jit, c.cwd = m.Replies, m.Pinhole, m.TLS, m.Credit, m.Directory
+	c.tighten(m)
 	return true
+}
+
+// tighten is for a policy that rests on more than the one under which m was made: nothing is believed that only a careful reader
+// would know.
+func (c *Control) tighten(m Memory) {
+	if !c.rests {
+		return
+	}
+	if c.guess = false; !m.Followed {
+		c.cwd.forget()
+	}
+	if !m.Rests && len(m.Outstanding) > 0 {
+		c.part()
+	}
 }

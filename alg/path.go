@@ -80,24 +80,13 @@ func (w *workingDirectory) answered(k kind, ok bool, text []byte) {
 	}
 }
 
-// quotedPath reads the path of a 257 reply: in double quotes, with doubled ones inside (RFC 959 appendix II).
+// quotedPath reads the path of a 257 reply, which is in double quotes (RFC 959 appendix II). Where the path has quotes itself, or the
+// text after it, it is not known: some servers double those within, and Pure-FTPd does not.
 func quotedPath(text []byte) string {
-	if len(text) < 2 || text[0] != '"' || len(text) > maxPath {
+	if len(text) > maxPath || bytes.Count(text, []byte{'"'}) != 2 || text[0] != '"' {
 		return ""
 	}
-	var dir []byte
-	for rest := text[1:]; ; {
-		i := bytes.IndexByte(rest, '"')
-		if i < 0 {
-			return ""
-		}
-		dir = append(dir, rest[:i]...)
-		if i+1 >= len(rest) || rest[i+1] != '"' {
-			break
-		}
-		dir = append(dir, '"')
-		rest = rest[i+2:]
-	}
+	dir, _, _ := bytes.Cut(text[1:], []byte{'"'})
 	if len(dir) == 0 || dir[0] != '/' {
 		return ""
 	}

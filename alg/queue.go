@@ -35,6 +35,7 @@ const (
 	noop
 	abor
 	blank // a line without text, which some servers answer
+	renameTo
 )
 
 // direction is that of a transfer command.
@@ -71,6 +72,8 @@ func (k kind) fits(code int) bool {
 		return code == 227 || code == 229
 	case auth, authOther, authOpened:
 		return code == 234 || code == 334
+	case renameTo:
+		return code == 250 || code == 200
 	case user, pass:
 		return code == 230 || code == 232 || code == 202 || code == 331 || code == 332
 	case quit:
@@ -93,6 +96,15 @@ func (k kind) fits(code int) bool {
 
 // reserved are the codes of success that no other command has than those that fits names.
 var reserved = []int{225, 226, 227, 229, 230, 234, 331}
+
+// lasting reports whether what the engine believes later depends on the reply to such a command.
+func (k kind) lasting() bool {
+	switch k {
+	case greeting, auth, authOther, authOpened, user, pass, rein, pasv, epsv, epsvAll, active, protC, protP, cwd, pwd, renameTo:
+		return true
+	}
+	return false
+}
 
 // endsTransfer reports whether a reply during a transfer is the transfer's for certain.
 func endsTransfer(code int) bool {
@@ -126,7 +138,7 @@ type run struct {
 // clients that send thousands during one transfer, and servers that answer none.
 func (q *queue) push(k kind, limit int) bool {
 	switch {
-	case q.n == math.MaxUint16:
+	case q.full():
 		return k == noop
 	case k != noop && int(q.n) >= limit && int(q.n)-q.count(noop) >= limit:
 		return false
@@ -141,6 +153,9 @@ func (q *queue) push(k kind, limit int) bool {
 	q.n++
 	return true
 }
+
+// full reports whether no more commands can be counted.
+func (q *queue) full() bool { return q.n == math.MaxUint16 }
 
 // oldest is the command that the next final reply belongs to; other when nothing is outstanding.
 func (q *queue) oldest() kind {
@@ -182,6 +197,21 @@ func (q *queue) fit(from, code int) int {
 		return i
 	}
 	return from + i
+}
+
+// doubtful reports whether a final reply that is taken for run i's could as well be another command's, of which one has lasting
+// effects. Servers refuse what they need not answer with codes of their own: ProFTPD says 450 to STAT.
+func (q *queue) doubtful(i, code int) bool {
+	lasting := q.runs[i].Kind.lasting()
+	others := false
+	for j, r := range q.runs[:q.used] {
+		if j == i || !r.Kind.fits(code) && !(r.Kind.optional() && code >= 400) {
+			continue
+		}
+		others = true
+		lasting = lasting || r.Kind.lasting()
+	}
+	return others && lasting
 }
 
 // answer takes the first command of run i out, which has been answered, and with it what is older: a server answers in order,
@@ -260,6 +290,11 @@ func (q *queue) transfer() Direction {
 // optional reports whether every outstanding command may stay without a reply.
 func (q *queue) optional() bool {
 	return !slices.ContainsFunc(q.runs[:q.used], func(r run) bool { return !r.Kind.optional() })
+}
+
+// calm reports whether no outstanding command is a transfer or has lasting effects.
+func (q *queue) calm() bool {
+	return !slices.ContainsFunc(q.runs[:q.used], func(r run) bool { return r.Kind.lasting() || r.Kind.direction() != NoTransfer })
 }
 
 // has reports whether a command of one of these kinds is outstanding.

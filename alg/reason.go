@@ -17,6 +17,7 @@ const (
 	ModeDenied        // a data mode that the policy does not allow, or that cannot be followed (LPRT, LPSV, SPSV)
 	TransferMode      // MODE other than S where bytes are counted: what is compressed or in blocks hides how many they are
 	OutOfStep         // AUTH while something is without a reply, or replies and commands may have parted
+	StatListing       // STAT with options or patterns, whose reply has file names where its own lines are
 	StartUnknown      // what a resumed session's line begins with may be old bytes, and what follows would be denied
 	AfterEPSVAll      // a data command other than EPSV after EPSV ALL (RFC 2428 section 4)
 	CommandDenied     // the policy's command lists
@@ -113,6 +114,7 @@ var reasonNames = [reasonCount]string{
 	ModeDenied:         "mode-denied",
 	TransferMode:       "transfer-mode",
 	OutOfStep:          "out-of-step",
+	StatListing:        "stat-listing",
 	StartUnknown:       "start-unknown",
 	AfterEPSVAll:       "after-epsv-all",
 	CommandDenied:      "command-denied",

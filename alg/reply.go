@@ -23,6 +23,8 @@ var replyCodes = [reasonCount]int{
 	AfterEPSVAll: 503,
 	AUTHTooLate:  503,
 	OutOfStep:    503,
+	// The same: 504 is a command that is not implemented for that parameter.
+	StatListing: 504,
 	// The same: the line is one only if nothing of it was read before.
 	StartUnknown: 503,
 	// RFC 2428 section 2, with the protocols that will do: see Refusal.

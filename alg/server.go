@@ -134,6 +134,10 @@ func (c *Control) answered(k kind, r ftp.Reply, fx []Effect) []Effect {
 		}
 	case cwd, pwd:
 		c.cwd.answered(k, ok, r.Text)
+	case renameTo:
+		if ok {
+			c.cwd.forget() // it may be what was moved, or in it
+		}
 	}
 	return fx
 }

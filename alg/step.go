@@ -2,6 +2,7 @@ package alg
 
 import (
 	"bytes"
+	"slices"
 	"time"
 
 	"ftpalg/alg/ftp"
@@ -24,27 +25,40 @@ var aloud = []string{"ABOR", "STAT", "QUIT", "NOOP", "AUTH"}
 // inStep reports whether commands wait for replies. Where replies and commands have parted already nothing is left to keep.
 func (c *Control) inStep() bool { return c.rests && !c.doubt }
 
-// Ready returns how many of b, the next bytes of one side, may be fed now: at most one line of the client's where the session
-// goes in step, and 0 where it has to wait for replies.
+// Ready returns how many of b, the next bytes of one side, may be fed now: where the session goes in step one line of the client's, or
+// several of commands that change nothing, and 0 where it has to wait for replies.
 func (c *Control) Ready(from Side, b []byte) int {
-	if from == Server || c.phase != clear || c.inDenied || !c.inStep() {
+	if from == Server || c.phase != clear || !c.inStep() {
 		return len(b)
 	}
-	if c.kinds.n > c.kinds.excused || c.outOfTurn {
-		lines := c.lines[Client].Clone()
-		line, n, whole := lines.Next(b, c.policy.Limits.Line)
+	lines, calm := c.lines[Client].Clone(), c.kinds.calm()
+	waits := c.kinds.n > c.kinds.excused && !c.outOfTurn
+	for n := 0; ; {
+		line, taken, whole := lines.Next(b[n:], c.policy.Limits.Line)
 		text := line.Text
 		if !whole {
 			text = lines.PartialText()
 		}
-		if !c.outOfTurn && !c.mayInterrupt(text, whole) {
-			return 0
+		passing := calm && isPassing(text, whole)
+		if waits && !c.inDenied && !passing && !c.mayInterrupt(text, whole) {
+			return n
 		}
-		return n
+		if n += taken; n == len(b) || !passing || c.inDenied || c.outOfTurn {
+			return n
+		}
+		waits = true
 	}
-	lines := c.lines[Client].Clone()
-	_, n, _ := lines.Next(b, c.policy.Limits.Line)
-	return n
+}
+
+// passing are commands after which all is as before, for what the engine follows. Several of them may be without a reply: which of
+// their replies is whose does not matter.
+var passing = []string{"ALLO", "CLNT", "DELE", "FEAT", "HELP", "LANG", "MDTM", "MFCT", "MFF", "MFMT", "MKD", "MLST", "MODE", "NOOP", "OPTS",
+	"PBSZ", "REST", "RMD", "RNFR", "SIZE", "STRU", "SYST", "TYPE", "XMKD", "XRMD"}
+
+// isPassing reports whether a line, or the beginning of one, is such a command.
+func isPassing(text []byte, whole bool) bool {
+	name, _, complete := bytes.Cut(text, []byte{' '})
+	return (whole || complete) && slices.Contains(passing, string(bytes.ToUpper(name)))
 }
 
 // mayInterrupt reports whether a line, or the beginning of one, may go on during a transfer.
@@ -74,13 +88,13 @@ func (c *Control) Patience() time.Duration {
 }
 
 // GoOn decides that the client's next command has waited long enough. What may stay without a reply is excused: should one
-// come, its code tells. During a transfer one command goes on, and the working directory is unknown until the server tells
-// it. In all other cases replies and commands have parted.
+// come, its code tells. During a transfer one command goes on, and nobody knows whether the server answers it at once, after the
+// transfer or together with it: replies and commands have parted, as in all other cases.
 func (c *Control) GoOn(fx []Effect) []Effect {
 	switch {
 	case c.kinds.transfer() != NoTransfer:
 		c.outOfTurn = true
-		c.cwd.forget()
+		c.part()
 	case c.kinds.optional():
 		c.kinds.excused = c.kinds.n
 	default:
@@ -132,8 +146,9 @@ func (c *Control) owner(r ftp.Reply) (k kind, found bool) {
 		}
 		return other, false
 	}
+	doubtful := c.rests && c.kinds.doubtful(i, r.Code)
 	k, passed := c.kinds.answer(i)
-	if (passed || !sure) && c.rests {
+	if (passed || !sure || doubtful) && c.rests {
 		c.part()
 	}
 	return k, true

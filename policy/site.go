@@ -22,6 +22,7 @@ type siteCommand struct {
 	form siteForm
 	as   []string
 	made []string // the same for a path that is to be made
+	link bool     // makes another way to a place: what a path means afterwards cannot be told from its letters
 }
 
 // What copies a file or makes a link reads what it has as RETR does, and moves it as RNFR does: it has another path afterwards.
@@ -36,7 +37,7 @@ var siteCommands = map[string]siteCommand{
 	"CPFR":    {form: sitePath, as: reads},
 	"CPTO":    {form: sitePath, made: writes},
 	"COPY":    {form: siteTwoPaths, as: reads, made: writes},
-	"SYMLINK": {form: siteTwoPaths, as: reads, made: writes},
+	"SYMLINK": {form: siteTwoPaths, as: reads, made: writes, link: true},
 	"MKDIR":   {form: sitePath, as: []string{"MKD"}},
 	"RMDIR":   {form: sitePath, as: []string{"RMD"}},
 	"CHMOD":   {form: siteAfterWord, as: []string{"MFF"}},
@@ -63,7 +64,7 @@ func (r *Rule) site(arg []byte, cwd string) Ruling {
 	word, rest := cutWord(arg)
 	c, known := siteCommands[strings.ToUpper(string(word))]
 	switch {
-	case !known && r.denied["SITE"].unknown:
+	case (!known || c.link) && r.denied["SITE"].unknown:
 		return DeniedPathUnknown
 	case !r.restrictsAny(c.as) && !r.restrictsAny(c.made):
 		return Allowed

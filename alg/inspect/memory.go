@@ -56,7 +56,7 @@ func (in *Inspector) Remember() iter.Seq[Memory] {
 				}
 			}
 			for _, s := range sh.sessions {
-				if !s.turnedAway && !yield(sh.remember(s)) {
+				if s.control != nil && !yield(sh.remember(s)) {
 					sh.mu.Unlock()
 					return
 				}

@@ -47,14 +47,14 @@ func (w *wire) serverHears(t *testing.T, want string) {
 // TestStepBySegment: a command waits in the queue until the one before has its reply.
 func TestStepBySegment(t *testing.T) {
 	w := stepWire(t)
-	w.dialogue("C: CWD /pub/nowhere", "C: RETR ../secret/key", "C: NOOP")
+	w.dialogue("C: CWD /pub/nowhere", "C: RETR ../secret/key", "C: PWD")
 	w.serverHears(t, "CWD /pub/nowhere\r\n")
 	w.dialogue("S: 550 no such directory")
 	w.expect(t, "deny path-denied")
 	w.serverHears(t, strings.Repeat("X", len("RETR ../secret/key"))+"\r\n")
 	w.dialogue("S: 500 what?")
-	w.serverHears(t, "NOOP\r\n")
-	w.dialogue("S: 200 ok")
+	w.serverHears(t, "PWD\r\n")
+	w.dialogue(`S: 257 "/"`)
 	w.settled()
 }
 
@@ -74,8 +74,21 @@ func TestStepWithinSegment(t *testing.T) {
 	w.settled()
 }
 
+// TestStepOfMany: commands that change nothing need not wait for each other, and what follows them waits for all.
+func TestStepOfMany(t *testing.T) {
+	w := stepWire(t)
+	w.dialogue("C: NOOP\r\nSIZE a\r\nTYPE I\r\nCWD /pub/deep")
+	w.serverHears(t, "NOOP\r\nSIZE a\r\nTYPE I\r\n")
+	w.send(alg.Client, -len("CWD /pub/deep\r\n"), []byte("CWD /pub/deep\r\n"), nil)
+	w.dialogue("S: 200 ok", "S: 213 5")
+	w.serverHears(t, "TYPE I\r\n")
+	w.dialogue("S: 200 ok")
+	w.serverHears(t, "CWD /pub/deep\r\n")
+	w.settled()
+}
+
 // TestStepDuringTransfer: what may be sent during a transfer goes at once, and nothing else until it is over or has waited for
-// too long; then the working directory is unknown until the server tells it.
+// too long; then replies and commands have parted.
 func TestStepDuringTransfer(t *testing.T) {
 	w := stepWire(t)
 	w.dialogue("C: RETR big", "S: 150 here", "C: NOOP", "C: STAT", "C: CWD /pub/nowhere")
@@ -87,8 +100,36 @@ func TestStepDuringTransfer(t *testing.T) {
 	w.dialogue("S: 200 ok", "S: 211 well", "S: 550 no", "S: 226 done", "C: RETR ../secret/key")
 	w.expect(t, "deny path-unknown")
 	w.dialogue("S: 500 what?", "C: PWD", `S: 257 "/"`, "C: RETR secret/key")
+	w.expect(t, "deny path-unknown")
+	w.dialogue("S: 500 what?", "C: RETR /secret/key")
 	w.expect(t, "deny path-denied")
 	w.settled()
+}
+
+// TestOneReplyOfSeveral: a reply that could be one of two commands', of which one changes what is believed, is believed of neither.
+func TestOneReplyOfSeveral(t *testing.T) {
+	for name, replies := range map[string][]string{
+		"NOOP's or CWD's": {"S: 226 done", "C: NOOP", "S: 200 ok"},
+		"STAT's or CWD's": {"S: 226 done", "S: 450 no such file"},
+	} {
+		w := stepWire(t)
+		w.dialogue("C: RETR big", "S: 150 here", "C: STAT /nowhere", "C: CWD /pub/deep")
+		w.in.Expire(clock.Add(5e9))
+		w.dialogue(append(replies, "C: RETR ../../secret/key")...)
+		if last := w.events[len(w.events)-1]; last != "deny path-unknown" {
+			t.Errorf("%s: %q", name, w.events)
+		}
+	}
+}
+
+// TestRestOfDeniedLine: what follows a line that was refused before it was complete waits for its turn as well.
+func TestRestOfDeniedLine(t *testing.T) {
+	w := stepWire(t)
+	w.dialogue("C: RETR big", "S: 150 here")
+	w.say(alg.Client, []byte("AUTH"))
+	w.in.Expire(clock.Add(5e9))
+	w.say(alg.Client, []byte("\r\nCWD /pub/deep\r\nRETR a\r\n"))
+	w.serverHears(t, "XXXX\r\n")
 }
 
 // TestStepWithoutReply: NOOP and ABOR may stay without a reply, and the working directory is known all the same; another command

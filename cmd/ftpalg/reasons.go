@@ -38,6 +38,7 @@ var reasonTexts = map[alg.Reason]string{
 	alg.TLSRequired:       "The rule has require: tls, and this is USER outside TLS; or CCC, or PROT C where data has to be in TLS.",
 	alg.OpaqueDenied:      "TLS that would stay closed where the rule has opaque: deny, or another mechanism than TLS that would hide commands.",
 	alg.NoCertificate:     "AUTH where the rule terminates and the server has neither certificates nor an authority.",
+	alg.StatListing:       "STAT with options or a pattern: names of files would be lines of its reply, and a client could make one that is a reply itself. LIST lists as well.",
 	alg.StartUnknown:      "The first line after a restart may begin with bytes that went on before, and what follows them would be denied.",
 	alg.BadCommand:        "Not a command (RFC 959 section 5.3).",
 	alg.BadCharacters:     "NUL, a CR without LF, or a Telnet sequence that servers read differently.",
