@@ -10,7 +10,6 @@ import (
 
 	"ftpalg/alg"
 	"ftpalg/alg/audit"
-	"ftpalg/policy"
 )
 
 // data carries a data connection that TPROXY handed over.
@@ -67,7 +66,7 @@ func (n *promise) used() {
 func (n *promise) carry(ctx context.Context, c *net.TCPConn) error {
 	s := n.session
 	near, far := alg.Client, alg.Server
-	if n.pinhole.Mode == policy.PORT || n.pinhole.Mode == policy.EPRT {
+	if n.active() {
 		near, far = far, near
 	}
 	from, to := n.onward(near, c)

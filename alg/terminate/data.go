@@ -79,24 +79,15 @@ func (s *session) open(p alg.Pinhole) (at netip.AddrPort, why alg.Reason) {
 // sharedPortTries bounds the search for a port at an address that several clients share.
 const sharedPortTries = 16
 
-// install puts a promise on the books, and the expectation into the kernel.
+// install has a data connection promised, at another port if several clients share the address and one has that port.
 func (s *session) install(n *promise) (why alg.Reason, err error) {
 	for range sharedPortTries {
-		if why = s.gateway.promise(n); why != alg.NoReason && why != alg.ExpectationFailed {
-			return why, nil
-		}
-		if why == alg.NoReason {
-			if err = s.gateway.Conntrack.Expect(n.expectation()); err == nil {
-				return alg.NoReason, nil
-			}
-			s.gateway.drop(n)
-		}
-		if !n.pinhole.Shared {
-			break
+		if why, err = s.gateway.promise(n); why != alg.ExpectationFailed || !n.pinhole.Shared {
+			return why, err
 		}
 		n.at = netip.AddrPortFrom(n.at.Addr(), uint16(firstSourcePort+rand.IntN(lastSourcePort-firstSourcePort+1)))
 	}
-	return alg.ExpectationFailed, err
+	return why, err
 }
 
 // abandonPromise lets go of a data connection for which no transfer was asked.
@@ -204,11 +195,14 @@ func (s *session) protect() {
 // begin tells the data connection at hand that a transfer is asked for. The reason is why it must not be.
 func (s *session) begin(d alg.Direction) alg.Reason {
 	n := s.promise
+	strict := s.rule.TLS.RequireReuse || s.rule.TLS.CA != ""
+	if (strict || s.rule.MaxSize > 0) && !s.mayCome(n) {
+		return alg.DataFailed
+	}
 	if n == nil {
 		return alg.NoReason
 	}
 	t := &transfer{direction: d, levels: s.dataLevels(), configs: s.configs, shown: s.shown}
-	strict := s.rule.TLS.RequireReuse || s.rule.TLS.CA != ""
 	switch {
 	case strict && s.configs[alg.Client] != nil && t.levels[alg.Client] != alg.TLS:
 		return alg.DataUnprotected // it could not show what the policy asks for
@@ -221,6 +215,10 @@ func (s *session) begin(d alg.Direction) alg.Reason {
 	}
 	return alg.NoReason
 }
+
+// mayCome reports whether the data connection of a transfer is this session's. A server that has been told an active client's port
+// may connect there for every transfer from then on, and another session may have announced that port since (RFC 959 section 3.2).
+func (s *session) mayCome(n *promise) bool { return n != nil && (!n.active() || s.gateway.keeps(n)) }
 
 // accepted tells the data connection at hand that the server carries the transfer out.
 func (s *session) accepted() {

@@ -10,25 +10,50 @@ import (
 	"ftpalg/conntrack"
 )
 
-// promise notes a data connection that is to come. One that another session was promised between the same ends is this
-// session's now, as the kernel holds one expectation for them; but not where several clients share an address: then it is
-// ExpectationFailed.
-func (g *Gateway) promise(n *promise) alg.Reason {
+// errPromised says that another session's data connection is to come between the same ends.
+var errPromised = errors.New("another session has promised a data connection between the same ends")
+
+// promise notes a data connection that is to come, and has the kernel expect it. A connection does not say which session it
+// belongs to, so between the same ends it is promised to one session at a time: whose server connects there must not be carried
+// as another session's transfer, which may have other limits. A session that announces the same ends again has them.
+func (g *Gateway) promise(n *promise) (alg.Reason, error) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	before := g.doors[n.door()]
 	switch {
-	case before != nil && n.pinhole.Shared && before.session != n.session:
-		return alg.ExpectationFailed
-	case before != nil:
+	case before == nil:
+	case before.session == n.session:
+		_ = g.Conntrack.Withdraw(before.expectation()) // it may have been used
 		g.strike(before)
-		before.session.closed(before, alg.NextDataCommand, nil)
+		n.session.closed(before, alg.NextDataCommand, nil)
+	case before.relayed.Load():
+		return alg.ExpectationFailed, errPromised
 	}
 	if g.Books.Pinholes.Take(n.session.client.Addr(), 1) != nil {
-		return alg.PinholeLimit
+		return alg.PinholeLimit, nil
+	}
+	if err := g.expect(n); err != nil {
+		return alg.ExpectationFailed, err
+	}
+	if before != nil && before.session != n.session {
+		g.strike(before) // the kernel has carried its connection, as it expects it no more
+		before.session.closed(before, alg.Used, nil)
 	}
 	g.doors[n.door()] = n
-	return alg.NoReason
+	return alg.NoReason, nil
+}
+
+// expect has the kernel expect a data connection that a share was taken for, or returns the share.
+func (g *Gateway) expect(n *promise) (err error) {
+	stands := false
+	defer func() {
+		if !stands {
+			g.Books.Pinholes.Release(n.session.client.Addr(), 1)
+		}
+	}()
+	err = g.Conntrack.Expect(n.expectation())
+	stands = err == nil
+	return err
 }
 
 // keeps says whether a promise is on the books.
@@ -101,6 +126,9 @@ func (n *promise) lapse() {
 		return
 	}
 	defer s.mu.Unlock()
+	if s.promise == n && n.active() && s.dialogue.control.Transferring() != alg.NoTransfer {
+		return // its server may still try to connect, which must not be to what another session announces
+	}
 	if s.promise == n && s.dialogue.control.Pinhole() == n.pinhole {
 		s.shut(n.pinhole, alg.TimedOut)
 		s.dialogue.control.Expire()

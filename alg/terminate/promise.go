@@ -11,6 +11,7 @@ import (
 
 	"ftpalg/alg"
 	"ftpalg/conntrack"
+	"ftpalg/policy"
 )
 
 // promise is an announced data connection, from its announcement to its close.
@@ -74,7 +75,12 @@ func (n *promise) stands() alg.Pinhole {
 
 func (n *promise) expectation() conntrack.Expectation {
 	s := n.session
-	return conntrack.Expectation{Master: s.tuple(), From: n.pinhole.From, To: n.at, Timeout: s.policy.PinholeTimeout, Exclusive: n.pinhole.Shared}
+	return conntrack.Expectation{Master: s.tuple(), From: n.pinhole.From, To: n.at, Timeout: s.policy.PinholeTimeout, Exclusive: true}
+}
+
+// active reports whether the server connects, to a port that the client has announced.
+func (n *promise) active() bool {
+	return n.pinhole.Mode == policy.PORT || n.pinhole.Mode == policy.EPRT
 }
 
 func (n *promise) door() door { return door{n.pinhole.From.Addr(), n.at} }

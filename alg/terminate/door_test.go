@@ -1,0 +1,143 @@
+package terminate
+
+import (
+	"fmt"
+	"io"
+	"net"
+	"testing"
+	"time"
+
+	"ftpalg/alg"
+	"ftpalg/alg/ftp"
+	"ftpalg/policy"
+)
+
+// another begins another session of the same client, and brings it to where its user is logged in.
+func (w *world) another() (client, server *end) {
+	w.t.Helper()
+	first := w.client
+	defer func() { w.client = first }()
+	w.client = newEnd(w.t, dial(w.t, w.front))
+	server = w.loggedIn()
+	return w.client, server
+}
+
+// announces has a client announce a port, which the server accepts.
+func announces(client, server *end, l net.Listener) {
+	client.t.Helper()
+	command := "PORT " + ftp.FormatPort(l.Addr().(*net.TCPAddr).AddrPort())
+	client.say(command)
+	server.hear(command)
+	server.say("200 ok")
+	client.hear("200 ")
+}
+
+// refused has a client announce a port, which the gateway refuses.
+func refused(client *end, l net.Listener) {
+	client.t.Helper()
+	client.say("PORT " + ftp.FormatPort(l.Addr().(*net.TCPAddr).AddrPort()))
+	client.hear("425 ")
+}
+
+// connects is the server's connection to a client's port, which is handed to the gateway as TPROXY would.
+func (w *world) connects(l net.Listener) net.Conn {
+	w.t.Helper()
+	far := dial(w.t, l)
+	w.t.Cleanup(func() { far.Close() })
+	c, err := l.Accept()
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	from, to := endpoints(c.(*net.TCPConn))
+	w.gateway.running.Go(func() { w.gateway.data(w.ctx, c.(*net.TCPConn), door{from.Addr(), to}) })
+	return far
+}
+
+// While a session's data connection is to come no other session can announce the same port: its transfer would be carried with
+// the other's limits. The session itself can, and once the connection is here the others can.
+func TestPortOfAnotherSession(t *testing.T) {
+	for name, limit := range map[string]int64{"limited": 1000, "unlimited": 0} {
+		t.Run(name, func(t *testing.T) {
+			w := newWorld(t, false, relayPolicy(func(r *policy.Rule) { r.MaxSize = limit }))
+			a, aServer := w.client, w.loggedIn()
+			b, bServer := w.another()
+			l := listen(t)
+			announces(a, aServer, l)
+			refused(b, l)
+			announces(a, aServer, l)
+			a.say("RETR a")
+			aServer.hear("RETR a")
+			refused(b, l)
+			far := w.connects(l)
+			near, err := l.Accept() // the other half, which the gateway makes
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer near.Close()
+			announces(b, bServer, l)
+			aServer.say("150 here")
+			a.hear("150 ")
+			go func() {
+				far.Write(make([]byte, 5000))
+				far.Close()
+			}()
+			near.SetDeadline(time.Now().Add(testTimeout))
+			got, _ := io.ReadAll(near)
+			if limit > 0 && int64(len(got)) > limit || limit == 0 && len(got) != 5000 {
+				t.Errorf("%d bytes came", len(got))
+			}
+		})
+	}
+}
+
+// A pinhole lapses while a transfer waits for its server to connect: the port stays the session's, as the server may still try.
+func TestPortOfWaitingTransfer(t *testing.T) {
+	w := newWorld(t, false, relayPolicy(func(r *policy.Rule) { r.MaxSize = 1000 }))
+	a, aServer := w.client, w.loggedIn()
+	b, bServer := w.another()
+	l := listen(t)
+	announces(a, aServer, l)
+	a.say("RETR a")
+	aServer.hear("RETR a")
+	later := time.Now().Add(time.Hour)
+	w.gateway.Expire(later)
+	refused(b, l)
+	aServer.say("425 no connection")
+	a.hear("425 ")
+	w.gateway.Expire(later)
+	announces(b, bServer, l)
+}
+
+// Where data is limited a transfer whose promise has lapsed goes no further: its server would connect to a port that may be
+// another session's now.
+func TestTransferWithoutPromise(t *testing.T) {
+	w := newWorld(t, false, relayPolicy(func(r *policy.Rule) { r.MaxSize = 1000 }))
+	a, aServer := w.client, w.loggedIn()
+	b, bServer := w.another()
+	l := listen(t)
+	a.say("RETR a") // to the default data port (RFC 959 section 3.2)
+	a.hear(alg.DataFailed.Reply())
+	announces(a, aServer, l)
+	w.gateway.Expire(time.Now().Add(time.Hour))
+	announces(b, bServer, l)
+	a.say("RETR a")
+	a.hear(alg.DataFailed.Reply())
+	a.say("NOOP")
+	aServer.hear("NOOP") // and nothing of RETR
+}
+
+// A port whose connection the kernel has carried by itself is free for another session, although nobody was told that it came.
+func TestPortOfDirectConnection(t *testing.T) {
+	w := newWorld(t, false, nil)
+	a, aServer := w.client, w.loggedIn()
+	b, bServer := w.another()
+	l := listen(t)
+	announces(a, aServer, l)
+	refused(b, l)
+	at := l.Addr().(*net.TCPAddr).AddrPort()
+	w.table.Use(at, at) // the server is at the same address
+	announces(b, bServer, l)
+	if open := w.table.Open(); len(open) != 1 {
+		t.Errorf("expectations %s", fmt.Sprint(open))
+	}
+}
