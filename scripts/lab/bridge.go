@@ -22,7 +22,7 @@ func Bridges() []Bridge {
 	curl, ftplib, tnftp := Clients[0], Clients[2], Clients[3]
 	return []Bridge{
 		{"AUTH SSL only, to a server without it", pureFTPd,
-			Scenario{Client: ftplib, Mode: EPSV, Protection: AuthSSL, Data: Direct}, nil},
+			Scenario{Client: ftplib, Mode: EPSV, Protection: AuthSSL, Data: Relay}, nil},
 		{"implicit only, to explicit only", vsftpd.with(Setup{Only: Explicit}),
 			Scenario{Client: ftplib, Mode: PASV, Protection: Implicit, Data: Relay}, []string{"control: explicit", "session-reuse: required"}},
 		{"explicit only, to implicit only", proftpd.with(Setup{Only: Implicit}),
