@@ -71,16 +71,15 @@ type Inspector struct {
 
 // shard holds every session between some pairs of hosts: a data connection has its control connection's hosts.
 type shard struct {
-	mu        sync.Mutex
-	sessions  map[Key]*session
-	pairs     map[hosts]*pair
-	open      map[door]*session     // pinholes that stand
-	missed    map[door]*session     // by the ends of a SYN that did not use its pinhole
-	holding   map[*session]struct{} // sessions that may have packets without a verdict
-	unwritten map[*session]struct{} // sessions whose phase is still to be written
-	openings  map[Key]opening
-	fx        []alg.Effect
-	swept     time.Time // when sessions that are closing were looked for last
+	mu       sync.Mutex
+	sessions map[Key]*session
+	pairs    map[hosts]*pair
+	open     map[door]*session     // pinholes that stand
+	missed   map[door]*session     // by the ends of a SYN that did not use its pinhole
+	holding  map[*session]struct{} // sessions that may have packets without a verdict
+	openings map[Key]opening
+	fx       []alg.Effect
+	swept    time.Time // when sessions that are closing were looked for last
 }
 
 // Key names a control connection.
@@ -112,7 +111,6 @@ func New(o Options) *Inspector {
 		in.shards[i].open = map[door]*session{}
 		in.shards[i].missed = map[door]*session{}
 		in.shards[i].holding = map[*session]struct{}{}
-		in.shards[i].unwritten = map[*session]struct{}{}
 		in.shards[i].openings = map[Key]opening{}
 	}
 	return in
@@ -324,7 +322,6 @@ func (in *Inspector) forget(sh *shard, s *session, now time.Time, why alg.Reason
 	sh.dropPair(s)
 	sh.dropMissed(s)
 	delete(sh.holding, s)
-	delete(sh.unwritten, s)
 	delete(sh.sessions, s.key)
 	if s.view != nil {
 		in.views.drop(*s.view, s.key)
@@ -345,10 +342,6 @@ func (in *Inspector) Expire(now time.Time) {
 			if !held {
 				delete(sh.holding, s)
 			}
-		}
-		for s := range sh.unwritten {
-			delete(sh.unwritten, s)
-			in.guard(sh, s, now, func() { in.writeLate(s, now) })
 		}
 		for _, s := range sh.open {
 			in.guard(sh, s, now, func() { in.expirePinhole(sh, s, now) })

@@ -45,43 +45,19 @@ func decodeLabel(l conntrack.Label) alg.Phase {
 }
 
 // keepPhase writes a session's phase if it has changed, before the packet goes on that has changed it. If it cannot be written,
-// the session ends: after a restart it would be taken for what it is not. That somebody has logged in can wait where the policy
-// rests on nothing: without it a restart waits for a reply that proves a login. So short sessions are spared the call.
+// the session ends: after a restart it would be taken for what it is not. An entry without room for a label is no error: then a
+// restart knows nothing of it.
 func (in *Inspector) keepPhase(sh *shard, s *session, now time.Time, current *segment) {
 	phase := s.control.Phase()
 	if phase == s.written || s.refused {
 		return
 	}
-	if phase == alg.PhaseClear && !s.rule.RestsOnState() {
-		sh.unwritten[s] = struct{}{}
-		return
-	}
-	if err := in.writePhase(s, phase); err != nil {
-		in.event(s.event(now, audit.Event{Kind: audit.EventAudit, Reason: alg.LabelFailed, Err: err}))
-		sh.fx = append(sh.fx[:0], alg.Effect{Kind: alg.End, Reason: alg.LabelFailed})
-		in.carryOut(sh, s, now, current)
-	}
-}
-
-// writePhase writes a phase into the label of a session's entry. An entry without room is no error: then a restart knows nothing
-// of it.
-func (in *Inspector) writePhase(s *session, phase alg.Phase) error {
 	err := in.conntrack.SetLabel(s.key.tuple(), encodeLabel(phase), ours)
-	if err != nil && !errors.Is(err, conntrack.ErrNoLabelRoom) {
-		return err
-	}
-	s.written = phase
-	return nil
-}
-
-// writeLate writes a phase that could wait. If that fails it is tried again when the phase changes.
-func (in *Inspector) writeLate(s *session, now time.Time) {
-	if s.refused {
+	if err == nil || errors.Is(err, conntrack.ErrNoLabelRoom) {
+		s.written = phase
 		return
 	}
-	if phase := s.control.Phase(); phase != s.written {
-		if err := in.writePhase(s, phase); err != nil {
-			in.event(s.event(now, audit.Event{Kind: audit.EventAudit, Reason: alg.LabelFailed, Err: err}))
-		}
-	}
+	in.event(s.event(now, audit.Event{Kind: audit.EventAudit, Reason: alg.LabelFailed, Err: err}))
+	sh.fx = append(sh.fx[:0], alg.Effect{Kind: alg.End, Reason: alg.LabelFailed})
+	in.carryOut(sh, s, now, current)
 }
