@@ -213,7 +213,7 @@ func (g *gateway) told(ctx context.Context, p programs) error {
 }
 
 // payloadFilter is the match that ftpalg's rules leave to the queue what has payload with.
-var payloadFilter = regexp.MustCompile(`-m bpf --bytecode "[^"]*" `)
+var payloadFilter = regexp.MustCompile(`-m bpf --bytecode "[^"]*" (-j NFQUEUE)`)
 
 // unfiltered is ftpalg with its own rules, but for the payload filter.
 func (g *gateway) unfiltered(ctx context.Context, p programs) error {
@@ -224,7 +224,7 @@ func (g *gateway) unfiltered(ctx context.Context, p programs) error {
 	if err != nil {
 		return err
 	}
-	_, err = g.Run(ctx, lab.Gateway, "sh", "-c", payloadFilter.ReplaceAllString(script, ""))
+	_, err = g.Run(ctx, lab.Gateway, "sh", "-c", payloadFilter.ReplaceAllString(script, "$1"))
 	return err
 }
 
