@@ -36,10 +36,16 @@ func (c *Control) Phase() Phase {
 }
 
 // AdmitResumed says why a control connection cannot go on that was there before us, or NoReason. Where the policy rests on who
-// logged in, and how, somebody must have read that.
-func AdmitResumed(d policy.Decision, phase Phase) Reason {
-	if phase == PhaseUnknown && d.Rule.RestsOnLogin() {
+// logged in, and how, somebody must have read that; and it may be another policy than the one that the session began with. user is
+// empty where nobody knows it.
+func AdmitResumed(d policy.Decision, phase Phase, user string) Reason {
+	switch {
+	case phase == PhaseUnknown && d.Rule.RestsOnLogin():
 		return SessionUnknown
+	case d.Rule.RequireTLS && (phase == PhaseClear || phase == PhaseCleared):
+		return TLSRequired
+	case user != "" && !d.Rule.User(user):
+		return UserDenied
 	}
 	return NoReason
 }

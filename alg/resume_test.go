@@ -47,3 +47,32 @@ func TestLinesOfUnknownStart(t *testing.T) {
 		t.Errorf("a line whose beginning the server had: %v", why)
 	}
 }
+
+// TestAdmitResumed: a session that began under another policy goes on only if it could have begun under this one.
+func TestAdmitResumed(t *testing.T) {
+	for _, test := range []struct {
+		rule  string
+		phase Phase
+		user  string
+		want  Reason
+	}{
+		{"require: tls", PhaseClear, "a", TLSRequired},
+		{"require: tls", PhaseCleared, "a", TLSRequired},
+		{"require: tls", PhaseTLS, "a", NoReason},
+		{"require: tls", PhaseUnknown, "", SessionUnknown},
+		{"users: {deny: [a]}", PhaseClear, "a", UserDenied},
+		{"users: {deny: [a]}", PhaseClear, "b", NoReason},
+		{"users: {deny: [a]}", PhaseUnknown, "", SessionUnknown},
+		{"commands: {deny: [SITE]}", PhaseUnknown, "", NoReason},
+	} {
+		p, err := policy.Parse("test", []byte("version: 1\nservers: [{name: s, addresses: [198.51.100.2]}]\n"+
+			"rules: [{name: r, to: s, action: inspect, "+test.rule+"}]\n"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		d := p.Decide(netip.MustParseAddr("192.0.2.2"), netip.MustParseAddrPort("198.51.100.2:21"))
+		if got := AdmitResumed(d, test.phase, test.user); got != test.want {
+			t.Errorf("%s, phase %d, user %q: %v, want %v", test.rule, test.phase, test.user, got, test.want)
+		}
+	}
+}

@@ -30,7 +30,7 @@ func (in *Inspector) begin(sh *shard, now time.Time, k Key, entry conntrack.Entr
 		if phase = decodeLabel(entry.Label); m.Phase != alg.PhaseUnknown {
 			phase = m.Phase
 		}
-		why = cmp.Or(why, alg.AdmitResumed(d, phase))
+		why = cmp.Or(why, alg.AdmitResumed(d, phase, m.User))
 	}
 	s := &session{
 		key: k, id: entry.ID, policy: p, rule: d.Rule,
