@@ -18,6 +18,7 @@ type workingDirectory struct {
 	Next    string // what it will be if that is accepted; empty when that cannot be told
 	Changes int    // under way
 	Lost    bool   // it cannot be known any more in this session
+	Moved   bool   // something was renamed: where the directory is now, PWD may not tell (Pure-FTPd), and an absolute CWD does
 }
 
 // lose gives up following: which reply belongs to which command cannot be told any more.
@@ -25,6 +26,12 @@ func (w *workingDirectory) lose() { *w = workingDirectory{Lost: true} }
 
 // forget makes the directory unknown until the server tells it.
 func (w *workingDirectory) forget() { w.Path, w.Before, w.Next = "", "", "" }
+
+// move is for a name that was changed: it may be the directory's, or that of one above it.
+func (w *workingDirectory) move() {
+	w.forget()
+	w.Moved = true
+}
 
 // reset is for another user, who begins in a directory of his own.
 func (w *workingDirectory) reset() { *w = workingDirectory{Lost: w.Lost} }
@@ -63,7 +70,7 @@ func (w *workingDirectory) answered(k kind, ok bool, text []byte) {
 		return
 	}
 	if k == pwd {
-		if ok && w.Changes == 0 && w.Path == "" {
+		if ok && w.Changes == 0 && w.Path == "" && !w.Moved {
 			w.Path = quotedPath(text)
 		}
 		return
@@ -77,6 +84,7 @@ func (w *workingDirectory) answered(k kind, ok bool, text []byte) {
 	w.Path = w.Before
 	if ok {
 		w.Path = w.Next
+		w.Moved = w.Moved && w.Path == ""
 	}
 }
 

@@ -21,6 +21,10 @@ func TestWorkingDirectory(t *testing.T) {
 		{"told by the server", []string{`"/x y" is it`}, "/x y"},
 		{"told with doubled quotes", []string{`"/x ""y""" is it`}, ""},
 		{"told with single quotes", []string{`"/x" y/z" is it`}, ""},
+		{"renamed", []string{"CWD /a/b", "+", "RNTO"}, ""},
+		{"renamed, and told", []string{"CWD /a/b", "+", "RNTO", `"/a/b" is it`}, ""},
+		{"renamed, and relative", []string{"CWD /a/b", "+", "RNTO", "CWD ..", "+"}, ""},
+		{"renamed, and absolute", []string{"CWD /a/b", "+", "RNTO", "CWD /a", "+", "CWD c", "+"}, "/a/c"},
 		{"told nothing", []string{`x`}, ""},
 		{"told while under way", []string{"CWD /a", `"/x"`, "+"}, "/a"},
 		{"blanks", []string{"CWD  /a", "+"}, ""},
@@ -34,6 +38,8 @@ func TestWorkingDirectory(t *testing.T) {
 			switch {
 			case len(step) > 4 && step[:4] == "CWD ":
 				w.request(true, []byte(step[4:]))
+			case step == "RNTO":
+				w.move()
 			case step == "+", step == "-":
 				w.answered(cwd, step == "+", nil)
 			default:

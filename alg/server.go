@@ -136,7 +136,7 @@ func (c *Control) answered(k kind, r ftp.Reply, fx []Effect) []Effect {
 		c.cwd.answered(k, ok, r.Text)
 	case renameTo:
 		if ok {
-			c.cwd.forget() // it may be what was moved, or in it
+			c.cwd.move()
 		}
 	}
 	return fx

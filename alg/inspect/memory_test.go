@@ -197,7 +197,7 @@ const memoryShape = `{Key {Client netip.AddrPort; Server netip.AddrPort; }; ID u
 	`From netip.AddrPort; To netip.AddrPort; Real netip.AddrPort; }; TLS ptr {Side array {Header array uint8; Have uint8; ` +
 	`Started bool; Secret bool; Closing bool; Left int; }; Hello slice uint8; Version uint16; FinLen int; State uint8; Request bool; ` +
 	`Cleared array bool; Adrift int; Shown bool; Failed bool; Early int; }; Credit {Login uint8; Next time.Time; Until time.Time; From netip.AddrPort; To netip.AddrPort; ISN uint32; Spent time.Time; }; ` +
-	`Directory {Path string; Before string; Next string; Changes int; Lost bool; }; Running bool; Excused uint16; Rests bool; Followed bool; Doubt bool; Bad uint8; }; }`
+	`Directory {Path string; Before string; Next string; Changes int; Lost bool; Moved bool; }; Running bool; Excused uint16; Rests bool; Followed bool; Doubt bool; Bad uint8; }; }`
 
 // writeShape writes what gob transfers of a type.
 func writeShape(b *strings.Builder, t reflect.Type) {
