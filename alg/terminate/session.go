@@ -46,6 +46,7 @@ type session struct {
 	over     bool
 	greeted  time.Time // when the greeting is due
 	asked    time.Time // when the server was sent something last
+	heard    time.Time // when it said something last
 
 	tickets tickets
 	configs [2]*tls.Config    // of the next data connections, by side
@@ -216,7 +217,8 @@ func (s *session) serverSaid(l line, err error) bool {
 	case err != nil:
 		s.lost(err)
 	default:
-		s.dialogue.serverLine(time.Now(), l)
+		s.heard = time.Now()
+		s.dialogue.serverLine(s.heard, l)
 		s.turn.Broadcast()
 	}
 	return !s.over
@@ -268,52 +270,14 @@ func (s *session) clientSaid(l line, err error) {
 	case timedOut(err):
 		s.dialogue.end(alg.IdleTimeout)
 	case err != nil:
-		for errors.Is(err, io.EOF) && !s.over && s.dialogue.busy() {
-			s.turn.Wait() // it says no more, and may still read
+		if errors.Is(err, io.EOF) {
+			s.waitReplies() // it says no more, and may still read
 		}
 		s.lost(err)
 	default:
 		s.waitTurn(l)
 		s.touch()
 		s.dialogue.clientLine(time.Now(), l)
-	}
-}
-
-// waitTurn waits until a client's line may be taken, or until the replies that it waits for are overdue.
-func (s *session) waitTurn(l line) {
-	if s.over || s.dialogue.ready(l) {
-		return
-	}
-	began, stop := time.Now(), s.tick()
-	defer stop()
-	for !s.over && !s.dialogue.ready(l) {
-		if limit := s.dialogue.patience(s.givenUp()); limit > 0 && time.Since(began) >= limit {
-			s.dialogue.goOn()
-			continue
-		}
-		s.turn.Wait()
-	}
-}
-
-// turnTick is how often one who waits for its turn looks at the clock.
-const turnTick = time.Second
-
-// tick has those who wait for their turn look again, every turnTick until stop is called.
-func (s *session) tick() (stop func()) {
-	ticker, done := time.NewTicker(turnTick), make(chan struct{})
-	go func() {
-		for {
-			select {
-			case <-ticker.C:
-				s.turn.Broadcast()
-			case <-done:
-				return
-			}
-		}
-	}()
-	return func() {
-		ticker.Stop()
-		close(done)
 	}
 }
 

@@ -135,6 +135,22 @@ func inlineUrgent(c *net.TCPConn) error {
 	return errors.Join(ctlErr, err)
 }
 
+// stage is the state of a connection as TCP has it (RFC 9293 section 3.3.2), by the kernel's number; BPF_TCP_CLOSE if it cannot be
+// told, as of one that is closed here.
+func stage(c *net.TCPConn) uint8 {
+	raw, err := c.SyscallConn()
+	if err != nil {
+		return unix.BPF_TCP_CLOSE
+	}
+	state := uint8(unix.BPF_TCP_CLOSE)
+	_ = raw.Control(func(fd uintptr) { // an error means that it is closed here
+		if info, err := unix.GetsockoptTCPInfo(int(fd), unix.IPPROTO_TCP, unix.TCP_INFO); err == nil {
+			state = info.State
+		}
+	})
+	return state
+}
+
 // reset closes a connection so that its peer sees an error and not an end: what was sent is not the whole.
 func reset(c *net.TCPConn) {
 	_ = c.SetLinger(0) // if it fails the connection is gone already
