@@ -70,6 +70,8 @@ func (s *Server) execute(verb, arg string) {
 		s.passive(verb, arg, probe, in)
 	case "RETR", "STOR", "LIST", "NLST", "SIZE", "MDTM", "APPE", "MLSD":
 		s.touch(verb, arg, in)
+	case "MKD":
+		s.say(answer(in)) // nobody makes a directory before a login
 	case "ABOR":
 		s.say(answer(in))
 		if s.transfer {
