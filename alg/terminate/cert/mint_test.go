@@ -142,12 +142,11 @@ func TestMintedValidity(t *testing.T) {
 	}
 }
 
-// Where nobody has verified the server, the certificate is for its address and the name that the policy lists, whatever the client
+// Where nobody has verified the server, or its key alone, the certificate is for its address and the name that the policy lists, whatever the client
 // asks for and whatever the server shows.
 func TestMintedWithoutVerifiedPeer(t *testing.T) {
 	ca := newCA(t)
 	p := minting(t, ca)
-	p.Servers[0].Upstream.Verify.Kind = policy.VerifyNone
 	s := load(t, p)
 	peer := (*issued)(nil).issue(t, nil, func(c *x509.Certificate) {
 		c.Subject = pkix.Name{CommonName: "www.bank.example"}
@@ -170,7 +169,8 @@ func TestMintedWithoutVerifiedPeer(t *testing.T) {
 	} {
 		addr := netip.MustParseAddr(c.addr)
 		p.Servers[0].Upstream.Name = c.name
-		for _, peer := range []*x509.Certificate{nil, peer} {
+		for verify, peer := range map[policy.Verify]*x509.Certificate{{Kind: policy.VerifySystem}: nil, {Kind: policy.VerifyNone}: peer, pinOf(peer): peer} {
+			p.Servers[0].Upstream.Verify = verify
 			config, err := s.Downstream(&p.Servers[0], &p.Rules[0], addr, peer)
 			must(t, err)
 			client := anyone()

@@ -88,8 +88,8 @@ func (s *Store) HasCertificate(server *policy.Server) bool {
 // Downstream gives the configuration of the TLS server that clients of a rule meet at a server. peer is the leaf
 // certificate that the server itself has shown, nil when there is no TLS to the server; if the policy lists no
 // certificates of the server, one with the names of peer is minted during the handshake. Without peer, or where the policy has
-// nobody verify it, the certificate is for addr, the server's address, and for the name that the policy lists (upstream.name):
-// the authority vouches for no name that nobody has proved.
+// nobody verify it or pins its key, which says nothing of its names, the certificate is for addr, the server's address, and for
+// the name that the policy lists (upstream.name): the authority vouches for no name that nobody has proved.
 //
 // It is to be called once for each control connection. The configuration is the caller's own to change, and serves the
 // data connections of that control connection too: all of them show the same certificate, as clients demand. Its key for
@@ -105,7 +105,7 @@ func (s *Store) Downstream(server *policy.Server, rule *policy.Rule, addr netip.
 	case len(m.certificates) > 0:
 		c.GetCertificate = m.choose
 	case s.authority != nil:
-		if server.Upstream.Verify.Kind == policy.VerifyNone {
+		if kind := server.Upstream.Verify.Kind; kind == policy.VerifyNone || kind == policy.VerifyPin {
 			peer = nil
 		}
 		c.GetCertificate = s.authority.identity(addr, strings.ToLower(server.Upstream.Name), peer).choose
