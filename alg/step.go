@@ -39,7 +39,7 @@ func (c *Control) Ready(from Side, b []byte) int {
 		if !whole {
 			text = lines.PartialText()
 		}
-		passing := calm && isPassing(text, whole)
+		passing := calm && c.passes(text, whole)
 		if waits && !c.inDenied && !passing && !c.mayInterrupt(text, whole) {
 			return n
 		}
@@ -55,10 +55,11 @@ func (c *Control) Ready(from Side, b []byte) int {
 var passing = []string{"ALLO", "CLNT", "DELE", "FEAT", "HELP", "LANG", "MDTM", "MFCT", "MFF", "MFMT", "MKD", "MLST", "MODE", "NOOP", "OPTS",
 	"PBSZ", "REST", "RMD", "RNFR", "SIZE", "STRU", "SYST", "TYPE", "XMKD", "XRMD"}
 
-// isPassing reports whether a line, or the beginning of one, is such a command.
-func isPassing(text []byte, whole bool) bool {
+// passes reports whether a line, or the beginning of one, is such a command, or one that is denied before a login.
+func (c *Control) passes(text []byte, whole bool) bool {
 	name, _, complete := bytes.Cut(text, []byte{' '})
-	return (whole || complete) && slices.Contains(passing, string(bytes.ToUpper(name)))
+	verb := string(bytes.ToUpper(name))
+	return (whole || complete) && (slices.Contains(passing, verb) || c.login != loggedIn && (verb == "PORT" || verb == "EPRT"))
 }
 
 // mayInterrupt reports whether a line, or the beginning of one, may go on during a transfer.

@@ -87,6 +87,14 @@ func TestStepOfMany(t *testing.T) {
 	w.settled()
 }
 
+// TestStepOfDenied: what is denied in any case need not wait.
+func TestStepOfDenied(t *testing.T) {
+	w := newWire(t, restricted(t, "commands: {deny: [SITE]}"), clientAddr, serverAddr)
+	w.dialogue("S: 220 ready", "C: PORT 192,0,2,2,156,64\r\nEPRT |1|192.0.2.2|40000|")
+	w.serverHears(t, strings.Repeat("X", len("PORT 192,0,2,2,156,64"))+"\r\n"+strings.Repeat("X", len("EPRT |1|192.0.2.2|40000|"))+"\r\n")
+	w.settled()
+}
+
 // TestStepDuringTransfer: what may be sent during a transfer goes at once, and nothing else until it is over or has waited for
 // too long; then replies and commands have parted.
 func TestStepDuringTransfer(t *testing.T) {
