@@ -430,12 +430,16 @@ func (d *daemon) withoutLabels(ctx context.Context, why error) (rules.Rules, err
 	return wanted, nil
 }
 
+// removeTimeout bounds the removal of the rules: a dozen programs run for it one after the other, on a machine that may be busy.
+// It is shorter than the unit's TimeoutStopSec.
+const removeTimeout = 20 * time.Second
+
 // removeRules runs when everything else is over, so not in that context.
 func (d *daemon) removeRules() {
 	if !d.hasRules {
 		return
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), removeTimeout)
 	defer cancel()
 	if err := rules.Remove(ctx); err != nil {
 		d.log.Error("rules not removed; run 'ftpalg rules --remove'", "err", err)
