@@ -103,9 +103,8 @@ var dialogues = []dialogue{
 	{name: "227 without PASV", ftpalg: nothing, kernel: passive50000,
 		steps: []step{client("NOOP"), server(pasv(50000))},
 		why:   "the kernel does not tie replies to commands (reply spoofing)"},
-	{name: "229 for PASV", ftpalg: nothing, kernel: passive50000,
-		steps: []step{client("PASV"), server("229 Extended (|||50000|)")},
-		why:   "the kernel does not tie replies to commands"},
+	{name: "229 for PASV", ftpalg: passive50000, // the client's own request is answered, as some servers do
+		steps: []step{client("PASV"), server("229 Extended (|||50000|)")}},
 	{name: "227 within a multi-line reply", ftpalg: nothing, kernel: passive50000,
 		steps: []step{client("PASV"), server("211-this is text:"), server(pasv(50000)), server("211 end")},
 		why:   "the kernel does not know multi-line replies: the text of a 211 promises nothing (RFC 959 section 4.2)"},
