@@ -29,9 +29,9 @@ const (
 var others = []string{
 	"iptables -w -t raw -A PREROUTING -p udp --dport 9 -j DROP", "iptables -w -t mangle -A PREROUTING -p udp --dport 9 -j DROP",
 	"iptables -w -t nat -A POSTROUTING -s 203.0.113.0/24 -j MASQUERADE", "iptables -w -A INPUT -p udp --dport 9 -j DROP",
-	"iptables -w -A FORWARD -p udp --dport 9 -j DROP", "iptables -w -A OUTPUT -p udp --dport 9 -j DROP",
+	"iptables -w -t mangle -A FORWARD -p udp --dport 9 -j DROP", "iptables -w -A FORWARD -p udp --dport 9 -j DROP", "iptables -w -A OUTPUT -p udp --dport 9 -j DROP",
 	"ip6tables -w -t raw -A PREROUTING -p udp --dport 9 -j DROP", "ip6tables -w -t mangle -A PREROUTING -p udp --dport 9 -j DROP",
-	"ip6tables -w -A INPUT -p udp --dport 9 -j DROP", "ip6tables -w -A FORWARD -p udp --dport 9 -j DROP",
+	"ip6tables -w -t mangle -A FORWARD -p udp --dport 9 -j DROP", "ip6tables -w -A INPUT -p udp --dport 9 -j DROP", "ip6tables -w -A FORWARD -p udp --dport 9 -j DROP",
 	"ip6tables -w -A OUTPUT -p udp --dport 9 -j DROP", "ip6tables -w -t nat -A POSTROUTING -s 2001:db8:9::/64 -j MASQUERADE",
 	"nft add table inet other", "nft add chain inet other input { type filter hook input priority 10 ; }",
 	"nft add rule inet other input udp dport 9 counter drop",
