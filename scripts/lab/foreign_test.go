@@ -37,7 +37,7 @@ func TestCarrierStaysSilent(t *testing.T) {
 				if err := pass(e.server, e.client, "234 go on"); err != nil {
 					t.Fatal(err)
 				}
-				if err := pass(e.client, e.server, "\x16\x03\x01\x10\x00"); err != nil { // a record that is not over for long
+				if err := pass(e.client, e.server, "\x16\x03\x01\x10\x00\x01\x00\x0f\xfc\x03\x03"); err != nil { // a record that is not over for long
 					t.Fatal(err)
 				}
 			}
