@@ -210,7 +210,7 @@ func (g *gateway) many(n int, f func() error) error {
 
 // expectations measures how long it takes until an expectation stands, under a control connection of ftpalg's gateway.
 func (b *bench) expectations(n int) (p50, p99 float64, err error) {
-	g := b.gateways[daemon]
+	g := b.gateways[kernelHelper] // under a connection of its own ftpalg would remove them, as nobody asked it for them
 	var control *ftpClient
 	var ct *conntrack.Conn
 	err = errors.Join(
