@@ -91,8 +91,8 @@ func (c *Control) reply(r ftp.Reply, line ftp.Line, fx []Effect) []Effect {
 // to the next (RFC 959 section 5.2: ports stay what they are); and the one that a later PORT has announced is not its own.
 func (c *Control) transferAnswered(began bool, r ftp.Reply, fx []Effect) []Effect {
 	failed := r.Code >= 400 && r.Code != 425 && r.Code != 426
-	if failed && !began || c.kinds.has(active) {
-		return fx
+	if (failed || c.doubt) && !began || c.kinds.has(active) {
+		return fx // in doubt it may be the late reply to one that was given up
 	}
 	return c.closePinhole(TransferDone, fx)
 }

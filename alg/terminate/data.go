@@ -142,6 +142,11 @@ func (s *session) shut(p alg.Pinhole, why alg.Reason) {
 			why = alg.Used
 		}
 	}
+	if why == alg.TransferDone && n.isAccepted() {
+		// Its connection was made, if the expectation is there all the same: conntrack takes a SYN between the ports of a
+		// connection that was reset for a part of that one.
+		why = alg.Used
+	}
 	if n.relayed.Load() && why == alg.Used || !s.gateway.drop(n) {
 		return
 	}

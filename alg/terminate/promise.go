@@ -108,6 +108,13 @@ func (n *promise) accept() {
 	}
 }
 
+// isAccepted reports whether the server has answered its transfer with 1yz.
+func (n *promise) isAccepted() bool {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return n.accepted
+}
+
 // refuse notes the server's final reply to a transfer that it has not accepted: the data connection is there for the next
 // one, whose direction, limit and protection are its own. It reports false if the transfer had begun.
 func (n *promise) refuse() bool {
