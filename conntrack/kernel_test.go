@@ -516,8 +516,8 @@ func forget(t *testing.T, nl *netlink.Conn, tuple *Tuple) {
 	}
 }
 
-// TestWatchExpectations: an event tells who made the expectation, this Conn, another socket, or the kernel's helper; and what is
-// told of can be removed.
+// TestWatchExpectations: an event tells who made the expectation, another socket or the kernel's helper; those of this Conn bring
+// none. What is told of can be removed.
 func TestWatchExpectations(t *testing.T) {
 	l := newLab(t)
 	var other *Conn
@@ -532,7 +532,7 @@ func TestWatchExpectations(t *testing.T) {
 	go func() {
 		defer close(ended)
 		l.gateway.do(t, func() error {
-			return WatchExpectations(ctx, func(e Expected) { come <- e }, sync.OnceFunc(func() { close(listening) }))
+			return WatchExpectations(ctx, l.conn.Port(), func(e Expected) { come <- e }, sync.OnceFunc(func() { close(listening) }))
 		})
 	}()
 	defer func() { cancel(); <-ended }()
@@ -550,22 +550,22 @@ func TestWatchExpectations(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			near, far := l.converse(t, h)
 			master := Tuple{near.LocalAddr().(*net.TCPAddr).AddrPort(), near.RemoteAddr().(*net.TCPAddr).AddrPort()}
-			for writer, conn := range map[string]*Conn{"this": l.conn, "another": other} {
-				x := h.expect(master)
+			x := h.expect(master)
+			for _, conn := range []*Conn{l.conn, other} { // the next event is not of the first
 				if err := conn.Expect(x); err != nil {
 					t.Fatal(err)
 				}
-				e := next(writer)
-				x.Timeout = e.Timeout
-				if e.Expectation != x || e.Writer != conn.Port() || e.Writer == 0 || e.Helper != "sane" || e.Protocol != unix.IPPROTO_TCP {
-					t.Errorf("%s wrote %+v, port %d, and the event is %+v", writer, x, conn.Port(), e)
-				}
-				if err := l.conn.Remove(e); err != nil {
-					t.Error(err)
-				}
-				if err := l.conn.Remove(e); !errors.Is(err, ErrNotFound) {
-					t.Errorf("removed twice: %v", err)
-				}
+			}
+			e := next("of another socket")
+			x.Timeout = e.Timeout
+			if e.Expectation != x || e.Writer != other.Port() || e.Writer == 0 || e.Helper != "sane" || e.Protocol != unix.IPPROTO_TCP {
+				t.Errorf("port %d wrote %+v, and the event is %+v", other.Port(), x, e)
+			}
+			if err := l.conn.Remove(e); err != nil {
+				t.Error(err)
+			}
+			if err := l.conn.Remove(e); !errors.Is(err, ErrNotFound) {
+				t.Errorf("removed twice: %v", err)
 			}
 			// Requests of the helper's own protocol (nf_conntrack_sane); these rules do not keep them from it.
 			for _, way := range []struct {
@@ -579,7 +579,7 @@ func TestWatchExpectations(t *testing.T) {
 					t.Fatal(err)
 				}
 			}
-			e := next("the kernel's helper")
+			e = next("the kernel's helper")
 			if e.Writer != 0 || e.Master != master || e.To != netip.AddrPortFrom(h.server, dataPort) {
 				t.Errorf("the kernel's helper made %+v", e)
 			}

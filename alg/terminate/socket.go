@@ -8,6 +8,7 @@ import (
 	"math/rand/v2"
 	"net"
 	"net/netip"
+	"sync"
 	"syscall"
 	"time"
 
@@ -71,14 +72,15 @@ func listenOn(port uint16, mark uint32) (all []*net.TCPListener, err error) {
 }
 
 // keptAlive has conntrack remember a connection in which nothing is said, such as the control connection during a transfer. A
-// peer has the same time to answer whatever that takes, as far as the kernel counts (MAX_TCP_KEEPCNT).
-func keptAlive() net.KeepAliveConfig {
+// peer has the same time to answer whatever that takes, as far as the kernel counts (MAX_TCP_KEEPCNT). What conntrack's time-out is
+// when the listeners open counts for all connections.
+var keptAlive = sync.OnceValue(func() net.KeepAliveConfig {
 	every := keepAlive
 	if life, err := conntrack.EstablishedTimeout(); err == nil {
 		every = conntrack.KeepEvery(life)
 	}
 	return net.KeepAliveConfig{Enable: true, Idle: every, Interval: every, Count: min(127, int(keepAliveProbes*keepAlive/every))}
-}
+})
 
 // transparent makes a socket that may have addresses that are not ours (IP_TRANSPARENT, linux/net/ipv4/ip_sockglue.c).
 func transparent(mark uint32) func(network, address string, c syscall.RawConn) error {

@@ -47,20 +47,12 @@ func (d *daemon) watchExpectations(ctx context.Context, strangers bool, follower
 		}
 	}
 	listening := false
-	return conntrack.WatchExpectations(ctx,
-		func(e conntrack.Expected) {
-			if e.Writer == d.conntrack.Port() {
-				d.replaceEarlier(e)
-			} else {
-				judge(e)
-			}
-		},
-		func() {
-			if listening { // nothing came about before that, but what is known to be earlier
-				d.eachExpectation(judge)
-			}
-			listening = true
-		})
+	return conntrack.WatchExpectations(ctx, d.conntrack.Port(), judge, func() {
+		if listening { // nothing came about before that, but what is known to be earlier
+			d.eachExpectation(judge)
+		}
+		listening = true
+	})
 }
 
 // earlier is what the kernel expected under control connections before we began: of sessions of a process that was killed, or
@@ -98,13 +90,13 @@ func (l *earlier) has(e conntrack.Expected, now time.Time) bool {
 
 // replacedBy forgets and returns what is from before us under the control connection of an expectation of ours. Where that is the
 // same, it has taken its place already.
-func (l *earlier) replacedBy(e conntrack.Expected, now time.Time) map[promise]bool {
+func (l *earlier) replacedBy(e conntrack.Expectation, now time.Time) map[promise]bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	old := map[promise]bool{}
 	for p, until := range l.until {
 		over := now.After(until)
-		if !over && p.master == e.Master && p != promiseOf(e) {
+		if !over && p.master == e.Master && p != (promise{e.Master, e.From, e.To, unix.IPPROTO_TCP}) {
 			old[p] = true
 		}
 		if over || p.master == e.Master {
@@ -121,9 +113,24 @@ func (d *daemon) noteEarlier() error {
 	return err
 }
 
+// expecting is conntrack for the front ends: a pinhole of a session takes the place of what the session asked for before us.
+type expecting struct {
+	*conntrack.Conn
+	replaceEarlier func(conntrack.Expectation)
+}
+
+// Expect does what Conn.Expect does.
+func (c expecting) Expect(e conntrack.Expectation) error {
+	err := c.Conn.Expect(e)
+	if err == nil {
+		c.replaceEarlier(e)
+	}
+	return err
+}
+
 // replaceEarlier withdraws what a session asked for before us: it has asked again, and a session has one pinhole at a time (design
 // rule 3). The kernel finds an expectation by its ends alone, so what is there has to be looked at first.
-func (d *daemon) replaceEarlier(e conntrack.Expected) {
+func (d *daemon) replaceEarlier(e conntrack.Expectation) {
 	old := d.earlier.replacedBy(e, time.Now())
 	if len(old) == 0 {
 		return

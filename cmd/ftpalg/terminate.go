@@ -27,7 +27,7 @@ const transparentPorts = 64
 func (d *daemon) newTerminating() *terminate.Gateway {
 	t := d.steering.terminate()
 	return terminate.New(terminate.Options{
-		Policy: d.policy, Certificates: d.certs.Load(), Conntrack: d.conntrack, Books: d.books, Report: d.reporter.report,
+		Policy: d.policy, Certificates: d.certs.Load(), Conntrack: expecting{d.conntrack, d.replaceEarlier}, Books: d.books, Report: d.reporter.report,
 		Number: d.number, RelayMark: t.Relay, OwnMark: t.Own, Stray: d.passOn,
 	})
 }
