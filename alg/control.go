@@ -39,6 +39,7 @@ type Control struct {
 
 	phase        phase
 	login        login
+	hadLogin     bool   // somebody has logged in since the session began, or since TLS did in it
 	epsvAll      bool   // the server accepted EPSV ALL
 	secured      bool   // inside TLS since it began or since AUTH
 	resumed      bool   // picked up in the middle, and nothing has been read since that tells what came before
@@ -134,13 +135,14 @@ func (c *Control) SetProtection(p Protection) {
 	c.secured, c.dataLevel = c.wrapped, p.Data
 }
 
-// HasUser reports whether the server has accepted a USER since the session began, or since the last AUTH.
-func (c *Control) HasUser() bool { return c.login != loggedOut }
+// HasUser reports whether the server has accepted a USER since the session began, or since the last AUTH. Whatever it has refused
+// after a login, it may still have that user.
+func (c *Control) HasUser() bool { return c.login != loggedOut || c.hadLogin }
 
 // Renew forgets the user and the working directory, for a front end that speaks TLS itself, when it begins: whatever was said
 // before AUTH, in clear text, was said by nobody (RFC 2228 section 3, RFC 4217 section 4). The pinhole goes too.
 func (c *Control) Renew(fx []Effect) []Effect {
-	c.login = loggedOut
+	c.login, c.hadLogin = loggedOut, false
 	c.cwd.reset()
 	return append(c.closePinhole(NextDataCommand, fx), Effect{Kind: Login})
 }

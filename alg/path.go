@@ -33,8 +33,9 @@ func (w *workingDirectory) move() {
 	w.Moved = true
 }
 
-// reset is for another user, who begins in a directory of his own.
-func (w *workingDirectory) reset() { *w = workingDirectory{Lost: w.Lost} }
+// reset is for another user, who begins in a directory of his own. It may be the same user in the same one: servers say 230 to
+// USER or PASS after a login too.
+func (w *workingDirectory) reset() { *w = workingDirectory{Lost: w.Lost, Moved: w.Moved} }
 
 // request notes CWD, or CDUP with "..". Without path rules nothing is followed.
 func (w *workingDirectory) request(follow bool, arg []byte) {

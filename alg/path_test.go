@@ -25,6 +25,9 @@ func TestWorkingDirectory(t *testing.T) {
 		{"renamed, and told", []string{"CWD /a/b", "+", "RNTO", `"/a/b" is it`}, ""},
 		{"renamed, and relative", []string{"CWD /a/b", "+", "RNTO", "CWD ..", "+"}, ""},
 		{"renamed, and absolute", []string{"CWD /a/b", "+", "RNTO", "CWD /a", "+", "CWD c", "+"}, "/a/c"},
+		{"renamed, and another login", []string{"CWD /a/b", "+", "RNTO", "230", `"/a/b" is it`}, ""},
+		{"another login", []string{"CWD /a/b", "+", "230", "CWD c", "+"}, ""},
+		{"another login, and told", []string{"CWD /a/b", "+", "230", `"/a/b" is it`}, "/a/b"},
 		{"told nothing", []string{`x`}, ""},
 		{"told while under way", []string{"CWD /a", `"/x"`, "+"}, "/a"},
 		{"blanks", []string{"CWD  /a", "+"}, ""},
@@ -40,6 +43,8 @@ func TestWorkingDirectory(t *testing.T) {
 				w.request(true, []byte(step[4:]))
 			case step == "RNTO":
 				w.move()
+			case step == "230":
+				w.reset()
 			case step == "+", step == "-":
 				w.answered(cwd, step == "+", nil)
 			default:

@@ -120,7 +120,7 @@ func (c *Control) answered(k kind, r ftp.Reply, fx []Effect) []Effect {
 	case rein:
 		if ok {
 			// RFC 959 section 4.1.1: all parameters are reset, as after connecting.
-			c.login, c.secured = loggedOut, c.phase == records || c.wrapped
+			c.login, c.hadLogin, c.secured = loggedOut, false, c.phase == records || c.wrapped
 			c.cwd.reset()
 			return append(fx, Effect{Kind: Login})
 		}
@@ -171,12 +171,15 @@ func (c *Control) loginAnswered(r ftp.Reply, fx []Effect) []Effect {
 		c.login = needPassword
 	case r.Code == 332:
 		c.login = needAccount
+	case r.Code >= 400 && before == loggedIn:
+		return fx // servers keep the user whom they have: "530 Can't change to another user", "502 ACCT not implemented"
 	default:
 		c.login = loggedOut
 	}
 	if c.login != loggedIn {
 		return fx
 	}
+	c.hadLogin = true
 	c.cwd.reset()
 	if before == loggedIn {
 		return fx

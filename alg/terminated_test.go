@@ -197,3 +197,35 @@ rules: [{name: all, action: terminate, commands: {deny: [RETR /secret]}}]
 		t.Errorf("an absolute path: %q", got)
 	}
 }
+
+// TestHasUser: whom the server has let in it keeps, whatever it refuses later, until REIN or AUTH.
+func TestHasUser(t *testing.T) {
+	for _, refused := range [][]string{
+		nil, {"C:USER other", "S:530 no"}, {"C:PASS x", "S:503 no"}, {"C:ACCT x", "S:502 no"},
+		{"C:USER a", "S:331 any password", "C:ACCT x", "S:502 no"}, {"C:USER a", "S:331 any password", "C:PASS x", "S:530 no"},
+	} {
+		c := terminated(t, "198.51.100.4:21")
+		say(c, "S:220 ready")
+		if c.HasUser() {
+			t.Error("there is a user before USER")
+		}
+		say(c, "C:USER a", "S:331 password")
+		if !c.HasUser() {
+			t.Error("there is no user after USER")
+		}
+		say(c, "C:PASS b", "S:230 in")
+		say(c, refused...)
+		if !c.HasUser() {
+			t.Errorf("there is no user after a login and %q", refused)
+		}
+		say(c, "C:REIN", "S:220 again")
+		if c.HasUser() {
+			t.Errorf("there is a user after REIN, after %q", refused)
+		}
+	}
+	c := terminated(t, "198.51.100.4:21")
+	say(c, "S:220 ready", "C:USER a", "S:331 password", "C:PASS x", "S:530 no")
+	if c.HasUser() {
+		t.Error("there is a user after a login that failed")
+	}
+}

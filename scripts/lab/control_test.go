@@ -26,6 +26,11 @@ func TestAUTHFromUser(t *testing.T) {
 				do(t, c.control, 503, "AUTH TLS")
 				waitLog(t, s.Daemon, mark, "deny", "auth-too-late")
 				do(t, c.control, 257, "PWD") // and nothing has changed
+				for _, again := range []string{"USER other", "ACCT x"} {
+					c.say(again) // it keeps its user, most often with a refusal
+					do(t, c.control, 503, "AUTH TLS")
+				}
+				do(t, c.control, 257, "PWD")
 				do(t, c.control, 221, "QUIT")
 
 				refused := s.connect(t, explicitPASV)
