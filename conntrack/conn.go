@@ -6,9 +6,11 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"math"
 	"net/netip"
 	"os"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/mdlayher/netlink"
@@ -32,7 +34,8 @@ const (
 // Requests use a blocking socket of our own and not netlink.Conn, which takes twice the time and 40 allocations, and
 // waits for ever after a single entry, since ctnetlink marks it as part of a list.
 type Conn struct {
-	port uint32 // the netlink port of fd
+	port uint32       // the netlink port of fd
+	life atomic.Int64 // how long conntrack keeps an established connection in which nothing is sent, a time.Duration
 
 	mu     sync.Mutex
 	fd     int // -1 once closed
@@ -56,7 +59,13 @@ func Dial() (*Conn, error) {
 		nl.Close()
 		return nil, fmt.Errorf("conntrack: open a netlink socket: %w", err)
 	}
-	return &Conn{port: port, fd: fd, dumps: nl, req: encoder{make([]byte, 0, requestCap)}}, nil
+	c := &Conn{port: port, fd: fd, dumps: nl, req: encoder{make([]byte, 0, requestCap)}}
+	life, err := EstablishedTimeout()
+	if err != nil {
+		life = math.MaxInt64 // an entry that is nearly forgotten counts as reset then
+	}
+	c.life.Store(int64(life))
+	return c, nil
 }
 
 // Port is the netlink port that events give as the writer of what this Conn has made.

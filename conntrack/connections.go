@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"time"
 
 	"github.com/mdlayher/netlink"
 	"golang.org/x/sys/unix"
@@ -17,6 +18,7 @@ func (c *Conn) Connections(wanted func(netip.AddrPort) bool) ([]Entry, error) {
 	if err != nil {
 		return nil, fmt.Errorf("conntrack: list connections: %w", err)
 	}
+	life := time.Duration(c.life.Load())
 	var list []Entry
 	for _, m := range msgs {
 		entry, err := decodeEntry(m.Data)
@@ -25,7 +27,7 @@ func (c *Conn) Connections(wanted func(netip.AddrPort) bool) ([]Entry, error) {
 		case err != nil:
 			return nil, fmt.Errorf("conntrack: list connections: %w", err)
 		case wanted(entry.Orig.Dst):
-			list = append(list, entry)
+			list = append(list, entry.notReset(life))
 		}
 	}
 	return list, nil

@@ -51,7 +51,6 @@ func decodeEntry(data []byte) (Entry, error) {
 }
 
 func decodeAttributes(ad *netlink.AttributeDecoder) (e Entry, err error) {
-	timed := false
 	for ad.Next() {
 		switch ad.Type() {
 		case ctaTupleOrig:
@@ -63,7 +62,7 @@ func decodeAttributes(ad *netlink.AttributeDecoder) (e Entry, err error) {
 		case ctaProtoInfo:
 			ad.Nested(e.decodeState)
 		case ctaTimeout:
-			e.Timeout, timed = time.Duration(ad.Uint32())*time.Second, true
+			e.Timeout = time.Duration(ad.Uint32()) * time.Second
 		case ctaID:
 			e.ID = ad.Uint32()
 		case ctaSeqAdjOrig:
@@ -91,15 +90,21 @@ func decodeAttributes(ad *netlink.AttributeDecoder) (e Entry, err error) {
 	if !e.Orig.valid() || !e.Reply.valid() {
 		return Entry{}, errors.New("conntrack entry: CTA_TUPLE_ORIG or CTA_TUPLE_REPLY is missing")
 	}
-	if timed && e.Timeout <= resetTimeout {
-		e.Live = false
-	}
 	return e, nil
 }
 
-// resetTimeout is what conntrack leaves an established connection behind a RST whose sequence number it does not trust: the
+// resetTimeout is what conntrack leaves an established connection after a RST whose sequence number it does not trust: the
 // entry keeps its state and gets the time of a closed one (nf_conntrack_tcp_timeout_close), until another packet comes.
 const resetTimeout = 10 * time.Second
+
+// notReset takes an established connection that will be forgotten soon for one that was reset. Where every connection has no more
+// than that time (life) nothing tells them apart, and its state has to do.
+func (e Entry) notReset(life time.Duration) Entry {
+	if life > resetTimeout && e.Timeout <= resetTimeout {
+		e.Live = false
+	}
+	return e
+}
 
 // decodeState reads a nested CTA_PROTOINFO attribute.
 func (e *Entry) decodeState(ad *netlink.AttributeDecoder) error {

@@ -125,7 +125,8 @@ func usable(t *testing.T, want Tuple) {
 	}
 }
 
-// An established connection that will be forgotten soon was reset, though conntrack did not trust the sequence number.
+// An established connection that will be forgotten soon was reset, though conntrack did not trust the sequence number, unless all
+// connections are forgotten as soon.
 func TestDecodeEntryReset(t *testing.T) {
 	const established = "10000480 0c000180 0500010003000000"
 	for timeout, live := range map[string]bool{"00069780": true, "0000000b": true, "0000000a": false, "00000000": false} {
@@ -133,8 +134,11 @@ func TestDecodeEntryReset(t *testing.T) {
 			"34000280 14000180 08000100c6336402 08000200c0000202 1c000280 0500010006000000 0600020000150000 060003009c400000" +
 			"08000700" + timeout + established)
 		e, err := decodeEntry(data)
-		if err != nil || !e.Opened || e.Live != live {
+		if e = e.notReset(5 * 24 * time.Hour); err != nil || !e.Opened || e.Live != live {
 			t.Errorf("with %s seconds left: %+v, %v", timeout, e, err)
+		}
+		if e, _ := decodeEntry(data); !e.notReset(resetTimeout).Live {
+			t.Errorf("with %s seconds left, of ten at most: not live", timeout)
 		}
 	}
 }

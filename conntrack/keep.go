@@ -32,6 +32,7 @@ func (c *Conn) KeepControl(ctx context.Context, wanted func(netip.AddrPort) bool
 		pause := keepAtLeastEvery
 		life, err := EstablishedTimeout()
 		if err == nil {
+			c.life.Store(int64(life))
 			pause = KeepEvery(life)
 			err = c.keepControl(life, wanted)
 		}

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"time"
 
 	"github.com/mdlayher/netlink"
 	"golang.org/x/sys/unix"
@@ -81,7 +82,8 @@ func (c *Conn) lookup(t Tuple) (Entry, error) {
 	if err := c.ask(); err != nil {
 		return Entry{}, err
 	}
-	return decodeEntry(c.reply)
+	e, err := decodeEntry(c.reply)
+	return e.notReset(time.Duration(c.life.Load())), err
 }
 
 // SetMark changes those bits of a TCP connection's connmark that are set in mask, to what they are in mark. Connections that

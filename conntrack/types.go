@@ -38,7 +38,7 @@ type Entry struct {
 	Label       Label         // zero if nothing was written, or if the entry has no room for one
 	Helper      string        // empty if it carries none, and then no expectation can hang on it
 	Opened      bool          // the handshake was completed
-	Live        bool          // it was, and neither side has sent FIN or RST, nor is it about to be forgotten
+	Live        bool          // it was, and neither side has sent FIN or RST, nor (Lookup, Connections) is it about to be forgotten
 	Adjusted    [2]Adjustment // of what comes from its client and from its server; zero where nothing moves
 	Status      uint32        // IPS_* bits of linux/netfilter/nf_conntrack_common.h
 	Timeout     time.Duration // until conntrack forgets it, unless packets come

@@ -171,6 +171,8 @@ func TestTransfersLongerThanConntracksPatience(t *testing.T) {
 	}{
 		"inspected":         {Scenario{Client: held, Mode: PASV, Family: IPv4, Protection: Plain}, func(*FTPServer) string { return Policy() }},
 		"inspected, active": {Scenario{Client: held, Mode: PORT, Family: IPv4, Protection: Plain}, func(*FTPServer) string { return Policy() }},
+		"opaque":            {Scenario{Client: held, Mode: PASV, Family: IPv4, Protection: Explicit}, func(*FTPServer) string { return Policy() }},
+		"opaque, active":    {Scenario{Client: held, Mode: PORT, Family: IPv4, Protection: Explicit}, func(*FTPServer) string { return Policy() }},
 		"relayed":           {explicitPASV, Termination{}.Policy},
 		"direct":            {Scenario{Client: held, Mode: PASV, Family: IPv4, Protection: Plain, Data: Auto}, Termination{}.Policy},
 	} {
