@@ -4,7 +4,10 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"errors"
+	"io"
+	"net"
 	"net/netip"
+	"os"
 	"runtime"
 	"strings"
 	"sync/atomic"
@@ -58,7 +61,13 @@ func (f *faulty) Upstream(s *policy.Server, a netip.Addr) *tls.Config {
 
 func (f *faulty) Downstream(s *policy.Server, r *policy.Rule, a netip.Addr, c *x509.Certificate) (*tls.Config, error) {
 	f.panicAt("Downstream")
-	return f.certificates.Downstream(s, r, a, c)
+	base, err := f.certificates.Downstream(s, r, a, c)
+	config := base.Clone()
+	config.VerifyConnection = func(tls.ConnectionState) error {
+		f.panicAt("VerifyConnection of the client")
+		return nil
+	}
+	return config, err
 }
 
 // greeted brings a session to where its client has the greeting.
@@ -102,6 +111,77 @@ func (w *world) protected() (server *end) {
 	}
 	w.login(server)
 	return server
+}
+
+// relays has a transfer relayed in which a direction's end is a mistake, and returns the ends of its data connection.
+func (w *world) relays(server *end, command string) (client, far net.Conn) {
+	w.t.Helper()
+	l := listen(w.t)
+	client, hand := w.transfer(server, l, command)
+	w.session().promise.failAt(w.faulty, "settle")
+	w.gateway.running.Go(hand)
+	far, err := l.Accept() // the other half, which the gateway makes
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	w.t.Cleanup(func() { far.Close() })
+	server.say("150 here")
+	w.client.hear("150 ")
+	return client, far
+}
+
+// failAt makes what is called when a transfer's bytes have moved a mistake. Nobody may be carrying the data connection yet.
+func (n *promise) failAt(f *faulty, where string) {
+	n.session.mu.Lock()
+	defer n.session.mu.Unlock()
+	settle := n.settle
+	n.settle = func() {
+		f.panicAt(where)
+		settle()
+	}
+}
+
+// session is that of the client at hand.
+func (w *world) session() *session {
+	w.t.Helper()
+	w.gateway.mu.Lock()
+	defer w.gateway.mu.Unlock()
+	for s := range w.gateway.sessions {
+		if s.client == w.client.c.LocalAddr().(*net.TCPAddr).AddrPort() {
+			return s
+		}
+	}
+	w.t.Fatal("the session is gone")
+	return nil
+}
+
+// cutOff fails the test unless the gateway has let go of the other end of each connection.
+func cutOff(t *testing.T, conns ...net.Conn) {
+	t.Helper()
+	for _, c := range conns {
+		c.SetDeadline(time.Now().Add(testTimeout))
+		if _, err := io.Copy(io.Discard, c); errors.Is(err, os.ErrDeadlineExceeded) {
+			t.Errorf("the connection to %s is still there", c.RemoteAddr())
+		}
+	}
+}
+
+// nothingLeft waits until the session of a mistake has nothing any more: no share and no pinhole, when what is left to
+// the clock has lapsed.
+func (w *world) nothingLeft() {
+	w.t.Helper()
+	deadline := time.Now().Add(testTimeout)
+	left := func() bool {
+		b := w.gateway.Books
+		return w.gateway.Count() > 1 || b.Sessions.Used() > 1 || b.Pinholes.Used() > 0 || b.Relays.Used() > 0 || b.Handshakes.Used() > 0
+	}
+	for left() {
+		if time.Now().After(deadline) {
+			w.t.Fatalf("%d sessions are left, shares %+v", w.gateway.Count(), w.gateway.Books.Shares())
+		}
+		w.gateway.Expire(time.Now().Add(time.Hour))
+		runtime.Gosched()
+	}
 }
 
 // fault waits for the next fault, and checks what is told of it.
@@ -183,6 +263,30 @@ func TestFaultsEndOneSession(t *testing.T) {
 			_ = w.tlsServer(far).Handshake() // it fails when the mistake is made
 			far.Close()
 		}},
+		"the client's handshake on a data connection": {"VerifyConnection of the client", (*world).protected, func(w *world, server *end) {
+			l := listen(w.t)
+			data, hand := w.transfer(server, l, "RETR a")
+			w.gateway.running.Go(hand)
+			far, err := l.Accept()
+			if err != nil {
+				w.t.Fatal(err)
+			}
+			defer far.Close()
+			_ = tlsClient(data).Handshake() // its side of TLS 1.3 is through before the gateway's
+			cutOff(w.t, data, far)
+		}},
+		"what the server sends on a data connection": {"settle", (*world).loggedIn, func(w *world, server *end) {
+			client, far := w.relays(server, "RETR a")
+			io.WriteString(far, "all of it")
+			far.(*net.TCPConn).CloseWrite()
+			cutOff(w.t, client, far)
+		}},
+		"what the client sends on a data connection": {"settle", (*world).loggedIn, func(w *world, server *end) {
+			client, far := w.relays(server, "STOR a")
+			io.WriteString(client, "all of it")
+			client.(*net.TCPConn).CloseWrite()
+			cutOff(w.t, client, far)
+		}},
 		"the end": {"Withdraw", (*world).announced, func(w *world, server *end) {
 			w.client.c.Close()
 		}},
@@ -207,9 +311,7 @@ func TestFaultsEndOneSession(t *testing.T) {
 			otherServer.hear("NOOP")
 			otherServer.say("200 ok")
 			other.hear("200 ")
-			for w.gateway.Count() > 1 {
-				runtime.Gosched()
-			}
+			w.nothingLeft()
 			w.noFault()
 		})
 	}

@@ -710,24 +710,32 @@ func TestExpireBesideHandshake(t *testing.T) {
 	<-expired
 }
 
-// retrieve has the server announce a listener, a transfer asked for, and the client connect as it would. It gives the function
-// that hands the connection to the gateway, as TPROXY would.
+// retrieve is transfer for a download, whose client's end the test does not need.
 func (w *world) retrieve(server *end, l net.Listener) (hand func()) {
+	w.t.Helper()
+	_, hand = w.transfer(server, l, "RETR a")
+	return hand
+}
+
+// transfer has the server announce a listener, a transfer asked for, and the client connect as it would. It returns the client's end
+// and the function that hands the connection to the gateway, as TPROXY would.
+func (w *world) transfer(server *end, l net.Listener, command string) (data net.Conn, hand func()) {
 	w.t.Helper()
 	w.client.say("EPSV")
 	server.hear("EPSV")
 	server.say(fmt.Sprintf("229 here (|||%d|)", portOf(l)))
 	w.client.hear("229 ")
-	w.client.say("RETR a")
-	server.hear("RETR a")
-	dial(w.t, l)
+	w.client.say(command)
+	server.hear(command)
+	data = dial(w.t, l)
+	w.t.Cleanup(func() { data.Close() })
 	near, err := l.Accept()
 	if err != nil {
 		w.t.Fatal(err)
 	}
 	c := near.(*net.TCPConn)
 	client, to := endpoints(c)
-	return func() { w.gateway.data(w.ctx, c, door{client.Addr(), to}) }
+	return data, func() { w.gateway.data(w.ctx, c, door{client.Addr(), to}) }
 }
 
 // A client that leaves one data connection after another behind, each without an end, cannot have ever more of them.
