@@ -277,8 +277,9 @@ func (c *Control) closePinhole(why Reason, fx []Effect) []Effect {
 	return append(fx, Effect{Kind: ClosePinhole, Pinhole: p, Reason: why})
 }
 
-// Keep takes over a pinhole that stands, of a session of which nothing else is remembered.
-func (c *Control) Keep(p Pinhole) { c.pinhole = p }
+// Keep takes over a pinhole that stands, of a session of which nothing else is remembered, as it was in the middle of a line: so it is
+// in clear text, whatever its next bytes look like.
+func (c *Control) Keep(p Pinhole) { c.pinhole, c.guess = p, false }
 
 // Expire forgets the outstanding pinhole without an effect: it timed out in the kernel.
 func (c *Control) Expire() { c.pinhole = Pinhole{} }
