@@ -140,8 +140,8 @@ func (c *Control) command(line ftp.Line, fx []Effect) (kind, Reason, []Effect) {
 		if c.rests {
 			return other, OpaqueDenied, fx
 		}
-	case "MODE":
-		if c.rule.MaxSize > 0 && !bytes.EqualFold(cmd.Arg, []byte("S")) {
+	case "MODE", "STRU":
+		if c.rule.MaxSize > 0 && !bytes.EqualFold(cmd.Arg, countable[cmd.Verb]) {
 			return other, TransferMode, fx
 		}
 	case "REIN":
@@ -161,6 +161,11 @@ func (c *Control) command(line ftp.Line, fx []Effect) (kind, Reason, []Effect) {
 	}
 	return k, NoReason, fx
 }
+
+// countable are the mode and the structure in which a data connection carries the bytes of one file and nothing else. Blocks and
+// compression hide how many these are (RFC 959 section 3.4), pages have a place of their own in a file that may be longer than all
+// of them (section 3.1.2.3), and records end a file before the connection ends (section 3.4.1).
+var countable = map[string][]byte{"MODE": []byte("S"), "STRU": []byte("F")}
 
 // simpleKinds are the commands that need nothing when they are sent, only when they are answered.
 var simpleKinds = map[string]kind{

@@ -15,7 +15,7 @@ const (
 	BadHostPort       // PORT, EPRT, 227 or 229 that cannot be read one way only
 	OtherProtocol     // EPRT of another network protocol than the control connection's (RFC 2428 section 2)
 	ModeDenied        // a data mode that the policy does not allow, or that cannot be followed (LPRT, LPSV, SPSV)
-	TransferMode      // MODE other than S where bytes are counted: what is compressed or in blocks hides how many they are
+	TransferMode      // MODE other than S, or STRU other than F, where bytes are counted: what hides how many they are
 	OutOfStep         // AUTH while something is without a reply, or replies and commands may have parted
 	StatListing       // STAT with options or patterns, whose reply has file names where its own lines are
 	StartUnknown      // what a resumed session's line begins with may be old bytes, and what follows would be denied

@@ -922,12 +922,14 @@ func TestNoReplies(t *testing.T) {
 	}
 }
 
-// Where bytes are counted, modes that hide how many there are never reach the server, and are not announced.
+// Where bytes are counted, modes and structures that hide how many there are never reach the server, and modes are not announced.
 func TestModeWhereBytesAreCounted(t *testing.T) {
 	w := newWorld(t, false, func(p *policy.Policy) { p.Rules[0].MaxSize = 1000 })
 	s, c := w.loggedIn(), w.client
-	c.say("MODE Z")
-	c.hear("504 Refused by the gateway: transfer-mode")
+	for _, command := range []string{"MODE B", "MODE C", "MODE Z", "STRU P", "STRU R"} {
+		c.say(command)
+		c.hear("504 Refused by the gateway: transfer-mode")
+	}
 	c.say("FEAT")
 	s.hear("FEAT")
 	s.say("211-Features:", " MODE Z", " SIZE", "211 End")

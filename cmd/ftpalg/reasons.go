@@ -26,7 +26,7 @@ var reasonTexts = map[alg.Reason]string{
 	alg.BadHostPort:       "PORT, EPRT, 227 or 229 that cannot be read in one way only.",
 	alg.OtherProtocol:     "EPRT of another network protocol than the control connection's.",
 	alg.ModeDenied:        "A data mode that the rule does not allow, or that cannot be followed (LPRT, LPSV, SPSV).",
-	alg.TransferMode:      "MODE other than S where max-size is counted: compressed data and blocks hide how large a file is.",
+	alg.TransferMode:      "MODE other than S, or STRU other than F, where max-size is counted: what they do to data hides how large a file is.",
 	alg.OutOfStep:         "AUTH while a command has no reply, or after replies and commands may have parted. The client may try again, or connect again.",
 	alg.AfterEPSVAll:      "A data command other than EPSV after EPSV ALL.",
 	alg.CommandDenied:     "The rule's commands do not allow it.",
