@@ -14,6 +14,7 @@ import (
 
 // data carries a data connection that TPROXY handed over.
 func (g *Gateway) data(ctx context.Context, c *net.TCPConn, d door) {
+	abortive(c) // see newHalf
 	n := g.take(d)
 	if n == nil && g.Stray != nil && g.Stray(c) {
 		_ = c.Close() // it is the other process's now

@@ -23,8 +23,11 @@ type half struct {
 	tls  *tls.Conn
 }
 
-// newHalf gives a half whose peer has to take something of what is sent within the patience.
+// newHalf gives a half whose peer has to take something of what is sent within the patience. Until its end is sent (finish), it is
+// reset by whatever closes it, and if that is the end of this process (kill -9): most servers and clients take a FIN for the end of
+// the file, and would keep a part of one as the whole.
 func newHalf(c *net.TCPConn, patience time.Duration) *half {
+	abortive(c)
 	return &half{tcp: c, raw: &finConn{Conn: c, patience: patience}}
 }
 
@@ -49,6 +52,12 @@ func (h *half) closeWrite() error {
 			return err
 		}
 	}
+	return h.finish()
+}
+
+// finish sends the end of the TCP stream. What is closed later is no reset.
+func (h *half) finish() error {
+	_ = h.tcp.SetLinger(-1) // if it fails the connection is gone already
 	return h.tcp.CloseWrite()
 }
 
@@ -56,7 +65,7 @@ func (h *half) closeWrite() error {
 // where there is none.
 func (h *half) truncate() {
 	if h.tls != nil {
-		_ = h.tcp.CloseWrite()
+		_ = h.finish()
 		return
 	}
 	reset(h.tcp)

@@ -230,7 +230,7 @@ func (r *relay) tooLarge(from alg.Side) error {
 	client, server := r.halves[alg.Client], r.halves[alg.Server]
 	if from == alg.Server {
 		reset(server.tcp)
-		_ = client.tcp.CloseWrite()
+		_ = client.finish()
 		return errTooLarge
 	}
 	reset(server.tcp)

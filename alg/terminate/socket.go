@@ -155,6 +155,11 @@ func stage(c *net.TCPConn) uint8 {
 
 // reset closes a connection so that its peer sees an error and not an end: what was sent is not the whole.
 func reset(c *net.TCPConn) {
-	_ = c.SetLinger(0) // if it fails the connection is gone already
+	abortive(c)
 	_ = c.Close()
+}
+
+// abortive has a connection reset by whatever closes it (socket(7), SO_LINGER with a time of 0).
+func abortive(c *net.TCPConn) {
+	_ = c.SetLinger(0) // if it fails the connection is gone already
 }

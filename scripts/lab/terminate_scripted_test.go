@@ -13,6 +13,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 )
@@ -500,6 +501,31 @@ func TestResetUpload(t *testing.T) {
 	}
 	if code, text := c.final(); code < 400 {
 		t.Errorf("%d %s", code, text)
+	}
+}
+
+// Outcome: when the daemon is killed in the middle of a transfer both ends see a reset, so that neither keeps a part of a file as
+// the whole: most take the end of the connection for the end of the file.
+func TestKilledTransfer(t *testing.T) {
+	s := newTheatre(t, Termination{Rule: []string{"data: relay"}})
+	near, far := s.transfer(s.greet())
+	defer near.Close()
+	defer far.Close()
+	for _, way := range [][2]*net.TCPConn{{far, near}, {near, far}} {
+		text := make([]byte, len("a part"))
+		_, err := io.WriteString(way[0], "a part")
+		if err = errors.Join(err, way[1].SetReadDeadline(time.Now().Add(patience))); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := io.ReadFull(way[1], text); err != nil {
+			t.Fatal(err)
+		}
+	}
+	kill(t, s.Daemon)
+	for name, end := range map[string]*net.TCPConn{"client": near, "server": far} {
+		if n, err := end.Read(make([]byte, 1)); !errors.Is(err, syscall.ECONNRESET) {
+			t.Errorf("the %s read %d bytes, %v, and no reset", name, n, err)
+		}
 	}
 }
 
