@@ -5,8 +5,9 @@ package conntrack
 
 // Messages of the subsystems NFNL_SUBSYS_CTNETLINK, _CTNETLINK_EXP and _CTHELPER.
 const (
-	msgCTNew = 0 // IPCTNL_MSG_CT_NEW
-	msgCTGet = 1 // IPCTNL_MSG_CT_GET
+	msgCTNew    = 0 // IPCTNL_MSG_CT_NEW
+	msgCTGet    = 1 // IPCTNL_MSG_CT_GET
+	msgCTDelete = 2 // IPCTNL_MSG_CT_DELETE
 
 	msgExpNew    = 0 // IPCTNL_MSG_EXP_NEW
 	msgExpGet    = 1 // IPCTNL_MSG_EXP_GET

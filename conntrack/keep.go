@@ -9,9 +9,6 @@ import (
 	"strconv"
 	"strings"
 	"time"
-
-	"github.com/mdlayher/netlink"
-	"golang.org/x/sys/unix"
 )
 
 const (
@@ -78,26 +75,13 @@ func (c *Conn) keepControl(life time.Duration, wanted func(netip.AddrPort) bool)
 
 // liveMasters lists the wanted connections of which others that live were expected.
 func (c *Conn) liveMasters(wanted func(netip.AddrPort) bool) (map[Tuple]struct{}, error) {
-	var e encoder
-	e.family(unix.AF_UNSPEC)
-	e.uint32(ctaStatus, statusExpected) // kernels before 5.17 do not know the filter, and send all
-	e.uint32(ctaStatusMask, statusExpected)
-	msgs, err := execute(c.dumps, unix.NFNL_SUBSYS_CTNETLINK, msgCTGet, netlink.Dump, e.b)
-	if err != nil {
-		return nil, fmt.Errorf("conntrack: list data connections: %w", err)
-	}
 	masters := map[Tuple]struct{}{}
-	for _, m := range msgs {
-		child, err := decodeChild(m.Data)
-		switch {
-		case errors.Is(err, errNotTCP):
-		case err != nil:
-			return nil, fmt.Errorf("conntrack: list data connections: %w", err)
-		case child.master.valid() && child.state == tcpEstablished && wanted(child.master.Dst):
-			masters[child.master] = struct{}{}
+	err := c.eachChild(func(e child) {
+		if e.state == tcpEstablished && wanted(e.master.Dst) {
+			masters[e.master] = struct{}{}
 		}
-	}
-	return masters, nil
+	})
+	return masters, err
 }
 
 // renew sets how long an established connection is kept if nothing more is sent. One that is being closed is left alone.
@@ -115,31 +99,4 @@ func (c *Conn) renew(t Tuple, life time.Duration) error {
 	c.req.uint32(ctaTimeout, wholeSeconds(life))
 	c.req.end(start)
 	return c.ask()
-}
-
-// child is what matters of a connection that was expected.
-type child struct {
-	master Tuple // not valid if nobody expected it
-	state  uint8 // enum tcp_conntrack
-}
-
-func decodeChild(data []byte) (e child, err error) {
-	ad, err := attributes(data)
-	if err != nil {
-		return e, fmt.Errorf("conntrack entry: %w", err)
-	}
-	for ad.Next() {
-		switch ad.Type() {
-		case ctaTupleMaster:
-			ad.Nested(e.master.decode)
-		case ctaProtoInfo:
-			ad.Nested(func(ad *netlink.AttributeDecoder) error {
-				return tcpState(ad, func(state uint8) { e.state = state })
-			})
-		}
-	}
-	if err := ad.Err(); err != nil {
-		return e, fmt.Errorf("conntrack entry: %w", err)
-	}
-	return e, nil
 }

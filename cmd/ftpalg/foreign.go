@@ -163,6 +163,7 @@ func (d *daemon) eachExpectation(judge func(conntrack.Expected)) {
 	}
 }
 
+// removeForeign removes a foreign expectation, and what has come of it already.
 func (d *daemon) removeForeign(e conntrack.Expected, session uint64) {
 	result := "removed"
 	switch err := d.conntrack.Remove(e); {
@@ -171,10 +172,14 @@ func (d *daemon) removeForeign(e conntrack.Expected, session uint64) {
 	case err != nil:
 		result = err.Error()
 	}
+	forgotten, err := d.conntrack.Forget(e)
+	if err != nil {
+		d.log.Error("a connection that ftpalg did not ask for may go on", "session", session, "err", err)
+	}
 	d.log.Error("conntrack expected a connection that ftpalg did not ask for", "session", session,
 		"reason", alg.ForeignExpectation.String(), "result", result, "client", e.Master.Src.String(), "server", e.Master.Dst.String(),
 		"from", e.From.Addr().String(), "to", e.To.String(), "protocol", e.Protocol,
-		"helper", e.Helper, "writer", e.Writer)
+		"helper", e.Helper, "writer", e.Writer, "forgotten", forgotten)
 }
 
 // pinholes lists what the kernel expects under control connections of ours, whoever asked for it, by session.

@@ -5,6 +5,7 @@ import (
 	"net"
 	"net/netip"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -90,6 +91,47 @@ func TestForeignExpectation(t *testing.T) {
 	}
 	if text, err := hear(e.server, 1, patience); err == nil || text != "" {
 		t.Errorf("the server hears %q, %v", text, err)
+	}
+}
+
+// TestForeignExpectationUsed: a connection that has come of one before ftpalg saw it does not go on.
+func TestForeignExpectationUsed(t *testing.T) {
+	requireRoot(t)
+	t.Parallel()
+	l := newLab(t)
+	d := startFTPAlg(t, l, Policy())
+	e := scripted(t, l, IPv4)
+	e.login(t)
+	from, to := e.master()
+	target := netip.AddrPortFrom(to.Addr(), 22)
+	listener := listen(t, l, Server, target)
+	t.Cleanup(func() { listener.Close() })
+	kernel, mark := dialConntrack(t, l), d.Mark()
+	if err := d.Signal(syscall.SIGSTOP); err != nil {
+		t.Fatal(err)
+	}
+	err := kernel.Expect(conntrack.Expectation{
+		Master: conntrack.Tuple{Src: from, Dst: to}, From: netip.AddrPortFrom(from.Addr(), 0), To: target, Timeout: time.Minute,
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	near := dial(t, l, Client, target)
+	t.Cleanup(func() { near.Close() })
+	far, err := acceptSoon(listener)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { far.Close() })
+	if err := d.Signal(syscall.SIGCONT); err != nil {
+		t.Fatal(err)
+	}
+	waitLog(t, d, mark, "session ended", "foreign-expectation")
+	if _, err := near.Write([]byte("too late")); err != nil {
+		t.Fatal(err)
+	}
+	if text, err := hear(far, 1, silence); err == nil || text != "" {
+		t.Errorf("over the foreign connection came %q, %v", text, err)
 	}
 }
 
