@@ -50,6 +50,7 @@ type Control struct {
 	missed       bool   // a command may have been sent that was not captured
 	rests        bool   // the policy rests on state, so that the session goes in step
 	doubt        bool   // replies and commands may have parted
+	cutOff       bool   // the last transfer ended by a second 150, and its own end may come after all
 	outOfTurn    bool   // the client's next command goes on though others have no reply
 	bad          uint8  // lines before a login that were no commands
 	stray        uint16 // lines without a code since the last reply

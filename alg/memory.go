@@ -61,6 +61,7 @@ func (c *Control) Recall(m Memory) bool {
 		c.kinds.n += r.N
 	}
 	c.kinds.running, c.kinds.excused, c.doubt, c.bad = m.Running, m.Excused, m.Doubt, m.Bad
+	c.kinds.mark = usualMark // which it was is not remembered
 	for from, fed := range m.Fed {
 		c.lines[from].Skip(int(fed))
 	}

@@ -127,6 +127,7 @@ type queue struct {
 	n       uint16 // commands
 	excused uint16 // of the oldest commands so many may stay without a reply
 	running bool   // the oldest is a transfer that was answered by 1yz
+	mark    uint16 // which 1yz; means something only with running
 }
 
 type run struct {
@@ -260,7 +261,7 @@ func (q *queue) drop(i int) (passed bool) {
 
 // begins notes a 1yz: the first transfer without one is under way, and what is older is over. It reports whether something
 // of that should have been answered.
-func (q *queue) begins() (passed bool) {
+func (q *queue) begins(code int) (passed bool) {
 	for i, r := range q.runs[:q.used] {
 		switch {
 		case r.Kind.direction() == NoTransfer, i == 0 && q.running && r.N == 1:
@@ -271,11 +272,25 @@ func (q *queue) begins() (passed bool) {
 		default:
 			passed = q.drop(i)
 		}
-		q.running = true
+		q.running, q.mark = true, uint16(code)
 		return passed
 	}
 	return false
 }
+
+// repeats reports whether a reply is again the 150 of the transfer under way, and of no other.
+func (q *queue) repeats(code int) bool {
+	transfers := 0
+	for _, r := range q.runs[:q.used] {
+		if r.Kind.direction() != NoTransfer {
+			transfers += int(r.N)
+		}
+	}
+	return code == usualMark && q.running && q.mark == usualMark && transfers == 1
+}
+
+// usualMark is the 1yz of nearly all transfers (RFC 959 section 5.4).
+const usualMark = 150
 
 // transfer returns the direction of the oldest transfer.
 func (q *queue) transfer() Direction {

@@ -62,10 +62,7 @@ func (c *Control) reply(r ftp.Reply, line ftp.Line, fx []Effect) []Effect {
 		// Service closing (RFC 959 section 4.2.2): may come at any time and belongs to no command.
 		return c.closePinhole(SessionOver, fx)
 	case r.Preliminary():
-		if c.kinds.begins() && c.rests {
-			c.part()
-		}
-		return fx
+		return c.preliminary(r, fx)
 	case continued:
 		return fx // the end of a reply whose lines lack the hyphen
 	}
@@ -85,6 +82,21 @@ func (c *Control) reply(r ftp.Reply, line ftp.Line, fx []Effect) []Effect {
 		return c.transferAnswered(began, r, fx)
 	}
 	return c.answered(k, r, fx)
+}
+
+// preliminary handles 1yz: a transfer is under way. When a client closes the data connection of a download, Pure-FTPd says nothing else
+// than 150 again, so that the second one is the final reply. Other codes mark how far the transfer has got (GridFTP's 111 and 112).
+func (c *Control) preliminary(r ftp.Reply, fx []Effect) []Effect {
+	if c.kinds.repeats(r.Code) {
+		c.kinds.take(0)
+		c.cutOff = true
+		return c.transferAnswered(true, r, fx)
+	}
+	c.cutOff = false
+	if c.kinds.begins(r.Code) && c.rests {
+		c.part()
+	}
+	return fx
 }
 
 // transferAnswered closes the pinhole of the transfer that is over. One that never began, as there is no such file, leaves it

@@ -142,6 +142,10 @@ func (c *Control) owner(r ftp.Reply) (k kind, found bool) {
 		if c.missed && c.kinds.n == 0 {
 			return missedKind(r.Code) // it was not captured
 		}
+		if c.cutOff && c.kinds.n == 0 && endsTransfer(r.Code) {
+			c.cutOff = false
+			return other, false
+		}
 		if !c.resumed {
 			c.part()
 		}

@@ -114,6 +114,42 @@ func TestStepDuringTransfer(t *testing.T) {
 	w.settled()
 }
 
+// TestStepAfterCutOff: after the second 150, by which Pure-FTPd ends a download whose data connection was closed, nothing waits, and
+// the directory is known. Should the end come after all it is that transfer's.
+func TestStepAfterCutOff(t *testing.T) {
+	for _, late := range []string{"", "S: 226 done", "S: 426 cut"} {
+		w := stepWire(t)
+		w.dialogue("C: RETR big", "S: 150 here", "S: 150 0.001 seconds")
+		if late != "" {
+			w.dialogue(late)
+		}
+		w.dialogue("C: CWD /pub")
+		w.serverHears(t, "CWD /pub\r\n")
+		w.dialogue("S: 250 ok", "C: RETR a", "S: 150 here", "S: 226 done", "C: RETR ../secret/key")
+		w.serverHears(t, strings.Repeat("X", len("RETR ../secret/key"))+"\r\n")
+		w.expect(t, "deny path-denied")
+		w.dialogue("S: 500 what?")
+		w.settled()
+	}
+}
+
+// TestCutOffOnce: the end of a transfer is excused once, and only where nothing else is without a reply.
+func TestCutOffOnce(t *testing.T) {
+	for name, lines := range map[string][]string{
+		"twice":      {"S: 226 done", "S: 226 done", "C: CWD /pub", "S: 250 ok"},
+		"CWD's":      {"C: CWD /pub", "S: 226 done", "S: 250 ok"},
+		"the next's": {"C: RETR a", "S: 150 here", "S: 226 done", "S: 226 done", "C: CWD /pub", "S: 250 ok"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			w := stepWire(t)
+			w.dialogue("C: RETR big", "S: 150 here", "S: 150 0.001 seconds")
+			w.dialogue(lines...)
+			w.dialogue("C: RETR a")
+			w.expect(t, "deny path-unknown")
+		})
+	}
+}
+
 // TestOneReplyOfSeveral: a reply that could be one of two commands', of which one changes what is believed, is believed of neither.
 func TestOneReplyOfSeveral(t *testing.T) {
 	for name, replies := range map[string][]string{

@@ -273,7 +273,7 @@ const maxHeld = 8 << 10
 // place.
 func (d *dialogue) pass(reply ftp.Reply, l line, transferring, transferred bool) {
 	switch {
-	case transferring && reply.Preliminary() && reply.Last:
+	case transferring && !transferred && reply.Preliminary() && reply.Last:
 		d.out.accepted()
 		d.transferLine(l)
 	case transferred:
@@ -293,7 +293,7 @@ func (d *dialogue) pass(reply ftp.Reply, l line, transferring, transferred bool)
 		d.out.send(alg.Client, append(d.held, l.wire...))
 		d.held = nil
 	}
-	if reply.Last && !reply.Preliminary() {
+	if reply.Last && (transferred || !reply.Preliminary()) {
 		d.answered(reply.Code)
 	}
 }

@@ -349,6 +349,14 @@ var scripts = []struct {
 		S: 426 cut => C< 426 cut
 		S: 226 aborted => C< 226 aborted
 		C: SIZE x => S< SIZE x`},
+	{name: "a download that the client cuts off, with Pure-FTPd", script: `
+		S: 220 hello => C< 220 hello
+		C: RETR big => begin, S< RETR big
+		S: 150 here => accepted, C< 150 here
+		wait: SIZE x
+		S: 150 0.001 seconds => C< 150 0.001 seconds
+		C: SIZE x => S< SIZE x
+		S: 213 5 => C< 213 5`},
 	{name: "another reply for a transfer", change: func(o *stageHand, _ *dialogue) { o.instead = "552 too large" }, script: `
 		S: 220 hello => C< 220 hello
 		C: STOR x => begin, S< STOR x
