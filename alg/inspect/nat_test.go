@@ -194,6 +194,38 @@ func TestNATSharedPort(t *testing.T) {
 	}
 }
 
+// TestNATSamePort: two sessions of a client that has one port for its data connections. Where these are not queued, a pinhole that was
+// used is known to be so when the next is announced; each is taken off the books once.
+func TestNATSamePort(t *testing.T) {
+	w, ct := underNAT(t, "sane")
+	w.greet()
+	announce := func() {
+		w.say(alg.Client, []byte("PORT 192,0,2,2,195,80\r\n"))
+		w.say(alg.Server, []byte("200 ok\r\n"))
+	}
+	announce()
+	first := *w
+	w.key.Client, w.view.Client = netip.AddrPortFrom(w.key.Client.Addr(), 40009), netip.AddrPortFrom(w.view.Client.Addr(), 1025)
+	w.sent, w.receivers = [2]uint32{}, [2]receiver{{isn: w.isn[0], bytes: map[uint32]byte{}}, {isn: w.isn[1], bytes: map[uint32]byte{}}}
+	ct.entries = append(ct.entries, conntrack.Entry{
+		Orig: w.key.tuple(), Reply: w.view.tuple().Reversed(), Opened: true, Live: true, Helper: "sane", ID: 8,
+	})
+	w.greet()
+	ct.Use(netip.MustParseAddrPort("198.51.100.2:20"), netip.AddrPortFrom(w.view.Client.Addr(), 50000))
+	announce()
+	if n, open := w.in.books.Pinholes.Used(), ct.Open(); n != 1 || len(open) != 1 || open[0].Master != w.key.tuple() {
+		t.Errorf("%d pinholes on the books, of %+v", n, open)
+	}
+	w.in.End(clock, first.key, ct.entries[0].ID)
+	if n, open := w.in.books.Pinholes.Used(), ct.Open(); n != 1 || len(open) != 1 {
+		t.Errorf("after the first session %d pinholes on the books, of %+v", n, open)
+	}
+	w.in.End(clock, w.key, 8)
+	if n, open := w.in.books.Pinholes.Used(), ct.Open(); n != 0 || len(open) != 0 {
+		t.Errorf("at the end %d pinholes on the books, of %+v", n, open)
+	}
+}
+
 // TestNATShift: where a line became longer, the receiver's acknowledgements count more bytes than were sent.
 func TestNATShift(t *testing.T) {
 	w, _ := underNAT(t, "sane")

@@ -152,6 +152,11 @@ func (in *Inspector) open(sh *shard, s *session, now time.Time, p alg.Pinhole) a
 		in.event(s.event(now, audit.Event{Kind: audit.EventAudit, Reason: alg.ExpectationFailed, Mode: p.Mode, From: p.From, To: p.To, Err: err}))
 		return alg.ExpectationFailed
 	}
+	if other := sh.open[d]; other != nil {
+		// Its pinhole did not stand any more, or ours would have been refused: its data connection was not queued.
+		in.unbook(sh, other, now, other.control.Pinhole(), alg.Used, nil)
+		other.control.Expire()
+	}
 	sh.open[d] = s
 	s.pinholeUntil = now.Add(s.policy.PinholeTimeout)
 	in.event(s.event(now, audit.Event{Kind: audit.EventPinhole, Mode: p.Mode, From: p.From, To: p.To}))
@@ -160,12 +165,9 @@ func (in *Inspector) open(sh *shard, s *session, now time.Time, p alg.Pinhole) a
 
 // closed withdraws a pinhole, and says whether it stood. If it did not any more it was used, or has timed out.
 func (in *Inspector) closed(sh *shard, s *session, now time.Time, p alg.Pinhole, why alg.Reason) (stood bool) {
-	d := door{p.From, p.To}
-	if sh.open[d] != s {
+	if sh.open[door{p.From, p.To}] != s {
 		return false
 	}
-	delete(sh.open, d)
-	in.books.Pinholes.Release(s.key.Client.Addr(), 1)
 	err := in.conntrack.Withdraw(s.expectation(p))
 	stood = err == nil
 	if errors.Is(err, conntrack.ErrNotFound) {
@@ -174,8 +176,15 @@ func (in *Inspector) closed(sh *shard, s *session, now time.Time, p alg.Pinhole,
 			why = alg.Used
 		}
 	}
-	in.event(s.event(now, audit.Event{Kind: audit.EventClosed, Reason: why, Mode: p.Mode, From: p.From, To: p.To, Err: err}))
+	in.unbook(sh, s, now, p, why, err)
 	return stood
+}
+
+// unbook takes a pinhole off the books. The error is what kept it from being withdrawn.
+func (in *Inspector) unbook(sh *shard, s *session, now time.Time, p alg.Pinhole, why alg.Reason, err error) {
+	delete(sh.open, door{p.From, p.To})
+	in.books.Pinholes.Release(s.key.Client.Addr(), 1)
+	in.event(s.event(now, audit.Event{Kind: audit.EventClosed, Reason: why, Mode: p.Mode, From: p.From, To: p.To, Err: err}))
 }
 
 func (s *session) expectation(p alg.Pinhole) conntrack.Expectation {
