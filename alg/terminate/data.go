@@ -270,6 +270,7 @@ func (s *session) awaitSettled(n *promise) {
 	select {
 	case <-n.settled:
 	case <-late.C:
+	case <-s.gateway.life.Done():
 	}
 	s.mu.Lock()
 	s.dialogue.own = none

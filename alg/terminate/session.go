@@ -324,8 +324,10 @@ func (s *session) end(e audit.Event) {
 	}
 }
 
-// abandon ends the session for a reason that is none of what its ends have said.
+// abandon ends the session for a reason that is none of what its ends have said. A client that does not read, or does not shake
+// hands, may keep the session busy until then, and with it whoever waits for its end.
 func (s *session) abandon(why alg.Reason) {
+	_ = s.peers[alg.Client].tcp.SetDeadline(time.Now().Add(lingerTimeout)) // an error means that it is gone
 	s.gateway.running.Go(func() {
 		defer s.rescue()
 		s.mu.Lock()

@@ -160,6 +160,7 @@ type world struct {
 	back    net.Listener
 	events  chan audit.Event
 	ctx     context.Context // the gateway's
+	stop    func()          // ends it
 }
 
 const worldPolicy = `
@@ -202,7 +203,7 @@ func newWorld(t *testing.T, implicit bool, change func(*policy.Policy)) *world {
 		Report: func(e audit.Event) { w.events <- e },
 	})
 	ctx, cancel := context.WithCancel(context.Background())
-	w.ctx = ctx
+	w.ctx, w.stop = ctx, cancel
 	served := make(chan error, 1)
 	go func() {
 		err := w.gateway.Accept(ctx, front.(*net.TCPListener))
@@ -321,6 +322,49 @@ func TestPlainSession(t *testing.T) {
 	c.hear("221 bye")
 	c.hearEnd()
 	s.hearEnd()
+}
+
+// TestStopWithStalledClient: a client that does not read, or does not shake hands, does not delay the end of the gateway until it
+// is given up.
+func TestStopWithStalledClient(t *testing.T) {
+	for name, stall := range map[string]func(w *world, server *end){
+		"reads nothing": func(w *world, server *end) {
+			w.client.c.(*net.TCPConn).SetReadBuffer(4 << 10)
+			w.client.say("HELP")
+			server.hear("HELP")
+			server.say("214-")
+			help := strings.Repeat(strings.Repeat(" help", 200)+"\r\n", 100)
+			for err := error(nil); !errors.Is(err, os.ErrDeadlineExceeded); { // until the gateway does not read any more
+				server.c.SetWriteDeadline(time.Now().Add(shortIdle))
+				_, err = io.WriteString(server.c, help)
+				if err != nil && !errors.Is(err, os.ErrDeadlineExceeded) {
+					w.t.Fatal(err)
+				}
+			}
+		},
+		"does not shake hands": func(w *world, server *end) {
+			w.client.say("AUTH TLS")
+			server.hear("AUTH TLS")
+			server.say("234 go on")
+			server.secure(w.tlsServer)
+			w.client.hear("234 ")
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			w := newWorld(t, false, func(p *policy.Policy) { p.Limits.HandshakeTimeout = testTimeout })
+			server := w.accept()
+			server.say("220 ready")
+			w.client.hear("220 ")
+			stall(w, server)
+			began := time.Now()
+			w.stop()
+			w.gateway.running.Wait()
+			if took := time.Since(began); took > writeTimeout/2 {
+				t.Errorf("the gateway took %v to end", took)
+			}
+		})
+	}
 }
 
 func TestExplicit(t *testing.T) {
