@@ -5,6 +5,7 @@ import (
 	"bytes"
 	"fmt"
 	"net/netip"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -70,25 +71,45 @@ func Cut(s string, most int) string {
 
 // secretWords mark lines whose rest must never be shown: a password, an account, security data. A line with one of them
 // anywhere near its start is cut there, because a malformed line may have its command anywhere.
-var secretWords = [][]byte{[]byte("PASS"), []byte("ACCT"), []byte("ADAT")}
+var secretWords = [][]byte{[]byte("PASS"), []byte("PSWD"), []byte("ACCT"), []byte("ADAT")}
+
+// wrappers are the commands whose argument is another command, in base64 (RFC 2228 section 4).
+var wrappers = [][]byte{[]byte("MIC"), []byte("CONF"), []byte("ENC")}
 
 // secretWithin is how far from its start a line is searched for them.
 const secretWithin = 64
 
 // WireText gives a line for a log: bounded, without secrets.
 func WireText(line []byte) string {
-	var upper [secretWithin]byte
-	n := copy(upper[:], line)
-	for i, c := range upper[:n] {
-		if 'a' <= c && c <= 'z' {
-			upper[i] = c - 'a' + 'A'
+	if end := beforeSecret(line); end >= 0 {
+		return string(line[:end]) + " ****"
+	}
+	return Cut(string(line), maxText)
+}
+
+// beforeSecret is where what a log may show of a line ends, or -1. What cannot be seen hides no word: blanks, backspaces, bytes of
+// Telnet's.
+func beforeSecret(line []byte) int {
+	verb, _, _ := bytes.Cut(line, []byte{' '})
+	if slices.ContainsFunc(wrappers, func(w []byte) bool { return bytes.EqualFold(w, verb) }) {
+		return len(verb)
+	}
+	upper, at := make([]byte, 0, secretWithin), make([]int, 0, secretWithin) // visible bytes, and where they are
+	for i := 0; i < len(line) && len(upper) < secretWithin; i++ {
+		if c := line[i]; c > ' ' && c < 0x7f {
+			upper, at = append(upper, bytes.ToUpper(line[i : i+1])[0]), append(at, i)
 		}
 	}
 	for _, word := range secretWords {
-		// "PASSIVE" in a reply's text is no secret; the command ends with its name.
-		if i := bytes.Index(upper[:n], word); i >= 0 && !bytes.HasPrefix(upper[i+len(word):n], []byte("IVE")) {
-			return string(line[:i+len(word)]) + " ****"
+		for i := range upper {
+			if !bytes.HasPrefix(upper[i:], word) {
+				continue
+			}
+			// "PASSIVE" in a reply's text is no secret; the command ends with its name.
+			if end := at[i+len(word)-1] + 1; !bytes.HasPrefix(bytes.ToUpper(line[end:min(end+3, len(line))]), []byte("IVE")) {
+				return end
+			}
 		}
 	}
-	return Cut(string(line), maxText)
+	return -1
 }

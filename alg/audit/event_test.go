@@ -1,6 +1,9 @@
 package audit
 
-import "testing"
+import (
+	"strings"
+	"testing"
+)
 
 func TestPrintable(t *testing.T) {
 	for s, want := range map[string]string{
@@ -23,6 +26,10 @@ func TestWireText(t *testing.T) {
 	long := make([]byte, 1000)
 	for line, want := range map[string]string{
 		"STOR a": "STOR a", "pass secret": "pass ****", "227 Entering Passive Mode": "227 Entering Passive Mode",
+		"PA\bSS secret": "PA\bSS ****", "P\xff\xf1ASS secret": "P\xff\xf1ASS ****", "PASS IVEsecret": "PASS ****",
+		"227 Passive; PASS secret": "227 Passive; PASS ****", strings.Repeat(" ", 70) + "pass x": strings.Repeat(" ", 70) + "pass ****",
+		"SITE PSWD old new": "SITE PSWD ****", "mic UEFTUyB4": "mic ****", "ENC UEFTUyB4": "ENC ****", "CONF UEFTUyB4": "CONF ****",
+		"STOR mic": "STOR mic", "PAS": "PAS", "": "",
 		string(long): Cut(string(long), maxText),
 	} {
 		if got := WireText([]byte(line)); got != want {
