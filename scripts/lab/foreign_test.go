@@ -1,9 +1,14 @@
 package lab
 
 import (
+	"bytes"
+	"context"
+	"fmt"
 	"io"
 	"net"
 	"net/netip"
+	"os"
+	"path/filepath"
 	"strings"
 	"syscall"
 	"testing"
@@ -107,9 +112,7 @@ func TestForeignExpectationUsed(t *testing.T) {
 	listener := listen(t, l, Server, target)
 	t.Cleanup(func() { listener.Close() })
 	kernel, mark := dialConntrack(t, l), d.Mark()
-	if err := d.Signal(syscall.SIGSTOP); err != nil {
-		t.Fatal(err)
-	}
+	freeze(t, d)
 	err := kernel.Expect(conntrack.Expectation{
 		Master: conntrack.Tuple{Src: from, Dst: to}, From: netip.AddrPortFrom(from.Addr(), 0), To: target, Timeout: time.Minute,
 	})
@@ -132,6 +135,30 @@ func TestForeignExpectationUsed(t *testing.T) {
 	}
 	if text, err := hear(far, 1, silence); err == nil || text != "" {
 		t.Errorf("over the foreign connection came %q, %v", text, err)
+	}
+}
+
+// freeze stops every thread of the daemon, until it is continued or the test is over.
+func freeze(t *testing.T, d *Daemon) {
+	t.Helper()
+	if err := d.Signal(syscall.SIGSTOP); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = d.Signal(syscall.SIGCONT) })
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	defer cancel()
+	err := Wait(ctx, "the daemon to stand still", func() (bool, error) {
+		threads, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/status", d.PID()))
+		for _, thread := range threads {
+			status, _ := os.ReadFile(thread) // it may be gone
+			if len(status) > 0 && !bytes.Contains(status, []byte("State:\tT")) {
+				return false, nil
+			}
+		}
+		return len(threads) > 0, err
+	})
+	if err != nil {
+		t.Fatal(err)
 	}
 }
 
