@@ -4,6 +4,7 @@ import (
 	"time"
 
 	"ftpalg/alg"
+	"ftpalg/alg/ledger"
 	"ftpalg/conntrack"
 )
 
@@ -17,7 +18,7 @@ func (in *Inspector) Expects(x conntrack.Expectation) (session uint64, asked boo
 	if s == nil {
 		return 0, false
 	}
-	return s.number, sh.open[door{x.From, x.To}] == s
+	return s.number, sh.open[ledger.Door{From: x.From, To: x.To}] == s
 }
 
 // Abort ends the session of a control connection, if there is one. Both its ends are reset when they say something.

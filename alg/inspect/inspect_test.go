@@ -14,6 +14,7 @@ import (
 
 	"ftpalg/alg"
 	"ftpalg/alg/audit"
+	"ftpalg/alg/ledger"
 	"ftpalg/conntrack"
 	"ftpalg/nfq"
 	"ftpalg/policy"
@@ -47,6 +48,54 @@ func TestRefusedByKernel(t *testing.T) {
 	if got := string(w.receivers[alg.Client].stream()); strings.Contains(got, "PORT") || !strings.HasSuffix(got, "XX\r\nNOOP\r\n") {
 		t.Errorf("the server got %q", got)
 	}
+	if n := w.in.books.Pinholes.Used(); n != 0 {
+		t.Errorf("%d pinholes are counted", n)
+	}
+}
+
+// TestDoorOfAnother: a pinhole that a terminated session holds is not replaced, as its data would go past that session's limits, nor
+// withdrawn by the session that had the same ends before.
+func TestDoorOfAnother(t *testing.T) {
+	w := plainWire(t)
+	x := conntrack.Expectation{
+		Master: conntrack.Tuple{Src: netip.MustParseAddrPort("192.0.2.2:40001"), Dst: serverAddr}, Exclusive: true,
+		From: netip.MustParseAddrPort("192.0.2.2:0"), To: netip.MustParseAddrPort("198.51.100.2:50000"),
+	}
+	at, terminated := ledger.Door{From: x.From, To: x.To}, "a promise of a terminated session"
+	hold := func() {
+		t.Helper()
+		if err := w.in.books.Doors.Open(at, terminated, true, func() error { return w.ct.Expect(x) }); err != nil {
+			t.Fatal(err)
+		}
+	}
+	stands := func(master netip.AddrPort) {
+		t.Helper()
+		if open := w.ct.Open(); len(open) != 1 || open[0].Master.Src != master {
+			t.Errorf("the kernel expects %v, want what %s asked for", open, master)
+		}
+	}
+	announce := func() string {
+		before := len(w.receivers[alg.Server].stream())
+		w.say(alg.Client, []byte("PASV\r\n"))
+		w.say(alg.Server, []byte("227 Entering Passive Mode (198,51,100,2,195,80).\r\n"))
+		return string(w.receivers[alg.Server].stream()[before:])
+	}
+	hold()
+	if got := announce(); !strings.HasPrefix(got, "425 ") {
+		t.Errorf("the client got %q", got)
+	}
+	stands(x.Master.Src)
+	_ = w.ct.Withdraw(x)
+	w.in.books.Doors.Release(at, terminated)
+	if got := announce(); !strings.HasPrefix(got, "227 ") {
+		t.Errorf("the client got %q", got)
+	}
+	stands(clientAddr)
+	w.ct.Use(x.From, x.To)
+	hold()
+	w.say(alg.Client, []byte("RETR a\r\n"))
+	w.say(alg.Server, []byte("150 here\r\n226 done\r\n"))
+	stands(x.Master.Src)
 	if n := w.in.books.Pinholes.Used(); n != 0 {
 		t.Errorf("%d pinholes are counted", n)
 	}

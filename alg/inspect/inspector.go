@@ -74,9 +74,9 @@ type shard struct {
 	mu       sync.Mutex
 	sessions map[Key]*session
 	pairs    map[hosts]*pair
-	open     map[door]*session     // pinholes that stand
-	missed   map[door]*session     // by the ends of a SYN that did not use its pinhole
-	holding  map[*session]struct{} // sessions that may have packets without a verdict
+	open     map[ledger.Door]*session // pinholes that stand
+	missed   map[ledger.Door]*session // by the ends of a SYN that did not use its pinhole
+	holding  map[*session]struct{}    // sessions that may have packets without a verdict
 	openings map[Key]opening
 	fx       []alg.Effect
 	swept    time.Time // when sessions that are closing were looked for last
@@ -86,12 +86,6 @@ type shard struct {
 type Key struct{ Client, Server netip.AddrPort }
 
 type hosts struct{ client, server netip.Addr }
-
-// door is where a pinhole leads, and for whom.
-type door struct {
-	from netip.AddrPort // port 0: any
-	to   netip.AddrPort
-}
 
 // New gives an inspector without sessions.
 func New(o Options) *Inspector {
@@ -108,8 +102,8 @@ func New(o Options) *Inspector {
 	for i := range in.shards {
 		in.shards[i].sessions = map[Key]*session{}
 		in.shards[i].pairs = map[hosts]*pair{}
-		in.shards[i].open = map[door]*session{}
-		in.shards[i].missed = map[door]*session{}
+		in.shards[i].open = map[ledger.Door]*session{}
+		in.shards[i].missed = map[ledger.Door]*session{}
 		in.shards[i].holding = map[*session]struct{}{}
 		in.shards[i].openings = map[Key]opening{}
 	}

@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"ftpalg/alg"
+	"ftpalg/alg/ledger"
 	"ftpalg/conntrack"
 )
 
@@ -149,7 +150,7 @@ func (in *Inspector) recall(sh *shard, s *session, m *Memory, now time.Time) {
 	}
 	in.recallPinhole(sh, s)
 	if s.missed = m.Missed; s.missed != nil {
-		sh.missed[door{s.missed.From, s.missed.To}] = s
+		sh.missed[s.missed.door()] = s
 	}
 	if s.control.HasCredit(now) {
 		sh.credit(s)
@@ -169,6 +170,8 @@ func (in *Inspector) recallPinhole(sh *shard, s *session) {
 		_ = in.conntrack.Withdraw(s.expectation(p)) // it times out by itself
 		s.control.Expire()
 	default:
-		sh.open[door{p.From, p.To}] = s
+		d := ledger.Door{From: p.From, To: p.To}
+		_ = in.books.Doors.Open(d, s, false, func() error { return nil }) // it stands, and nobody else has any yet
+		sh.open[d] = s
 	}
 }

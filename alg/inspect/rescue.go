@@ -46,8 +46,7 @@ func (in *Inspector) failed(sh *shard, s *session, now time.Time, fault *audit.F
 	delete(sh.holding, s)
 	for d, owner := range sh.open {
 		if owner == s {
-			delete(sh.open, d)
-			in.books.Pinholes.Release(s.key.Client.Addr(), 1)
+			in.leave(sh, s, d)
 		}
 	}
 	in.event(s.event(now, e))

@@ -6,6 +6,7 @@ import (
 
 	"ftpalg/alg"
 	"ftpalg/alg/audit"
+	"ftpalg/alg/ledger"
 	"ftpalg/nfq"
 )
 
@@ -32,7 +33,7 @@ func (in *Inspector) syn(sh *shard, now time.Time, p Packet, seg *nfq.Segment) {
 // promised lets a SYN go on for which a pinhole stands, as it was announced in clear text, or which is one again that has not
 // used its own.
 func (in *Inspector) promised(sh *shard, now time.Time, p Packet, seg *nfq.Segment) bool {
-	if s := sh.open[door{netip.AddrPortFrom(seg.Src.Addr(), 0), seg.Dst}]; s != nil {
+	if s := sh.open[ledger.Door{From: netip.AddrPortFrom(seg.Src.Addr(), 0), To: seg.Dst}]; s != nil {
 		in.pass(sh, s, now, p, seg)
 		return true
 	}
@@ -125,6 +126,8 @@ type missed struct {
 	Until    time.Time
 }
 
+func (m *missed) door() ledger.Door { return ledger.Door{From: m.From, To: m.To} }
+
 // used closes the pinhole of a SYN that has gone on. It has been through conntrack, and the expectation is gone, but in two cases:
 // conntrack may take a SYN between the ports of a connection that was reset for a part of that one; and the kernel drops all that
 // waits in queues when somebody takes away a chain of nft's that has a hook, or a rule that gives out a helper, so that a verdict
@@ -132,13 +135,13 @@ type missed struct {
 func (in *Inspector) used(sh *shard, s *session, now time.Time, p alg.Pinhole, seg *nfq.Segment) {
 	if stood := in.closed(sh, s, now, p, alg.Used); stood && !in.lossy {
 		s.missed = &missed{From: seg.Src, To: seg.Dst, ISN: seg.Seq, Pinhole: p, Until: now.Add(s.policy.PinholeTimeout)}
-		sh.missed[door{seg.Src, seg.Dst}] = s
+		sh.missed[s.missed.door()] = s
 	}
 }
 
 // again opens a pinhole once more for the SYN that has not used it, and says whether this is one.
 func (in *Inspector) again(sh *shard, now time.Time, p Packet, seg *nfq.Segment) bool {
-	s := sh.missed[door{seg.Src, seg.Dst}]
+	s := sh.missed[ledger.Door{From: seg.Src, To: seg.Dst}]
 	if s == nil || s.refused || s.missed.ISN != seg.Seq || now.After(s.missed.Until) {
 		return false
 	}
@@ -154,7 +157,7 @@ func (in *Inspector) again(sh *shard, now time.Time, p Packet, seg *nfq.Segment)
 // dropMissed forgets the SYN of a session that has not used its pinhole.
 func (sh *shard) dropMissed(s *session) {
 	if s.missed != nil {
-		delete(sh.missed, door{s.missed.From, s.missed.To})
+		delete(sh.missed, s.missed.door())
 		s.missed = nil
 	}
 }

@@ -6,6 +6,7 @@ import (
 
 	"ftpalg/alg"
 	"ftpalg/alg/audit"
+	"ftpalg/alg/ledger"
 	"ftpalg/conntrack"
 	"ftpalg/nfq"
 )
@@ -138,7 +139,7 @@ func (in *Inspector) announce(sh *shard, s *session, now time.Time, e alg.Effect
 // open installs a pinhole. NoReason means that it stands.
 func (in *Inspector) open(sh *shard, s *session, now time.Time, p alg.Pinhole) alg.Reason {
 	sh.dropMissed(s)
-	d := door{p.From, p.To}
+	d := ledger.Door{From: p.From, To: p.To}
 	if other := sh.open[d]; other != nil && !p.Shared {
 		// The kernel holds one expectation for two ends; it is this session's now.
 		in.closed(sh, other, now, other.control.Pinhole(), alg.NextDataCommand)
@@ -147,7 +148,7 @@ func (in *Inspector) open(sh *shard, s *session, now time.Time, p alg.Pinhole) a
 	if in.books.Pinholes.Take(s.key.Client.Addr(), 1) != nil {
 		return alg.PinholeLimit
 	}
-	if err := in.conntrack.Expect(s.expectation(p)); err != nil {
+	if err := in.books.Doors.Open(d, s, false, func() error { return in.conntrack.Expect(s.expectation(p)) }); err != nil {
 		in.books.Pinholes.Release(s.key.Client.Addr(), 1)
 		in.event(s.event(now, audit.Event{Kind: audit.EventAudit, Reason: alg.ExpectationFailed, Mode: p.Mode, From: p.From, To: p.To, Err: err}))
 		return alg.ExpectationFailed
@@ -165,12 +166,13 @@ func (in *Inspector) open(sh *shard, s *session, now time.Time, p alg.Pinhole) a
 
 // closed withdraws a pinhole, and says whether it stood. If it did not any more it was used, or has timed out.
 func (in *Inspector) closed(sh *shard, s *session, now time.Time, p alg.Pinhole, why alg.Reason) (stood bool) {
-	if sh.open[door{p.From, p.To}] != s {
+	d := ledger.Door{From: p.From, To: p.To}
+	if sh.open[d] != s {
 		return false
 	}
-	err := in.conntrack.Withdraw(s.expectation(p))
-	stood = err == nil
-	if errors.Is(err, conntrack.ErrNotFound) {
+	held, err := in.books.Doors.Shut(d, s, func() error { return in.conntrack.Withdraw(s.expectation(p)) })
+	stood = held && err == nil
+	if !held || errors.Is(err, conntrack.ErrNotFound) {
 		err = nil
 		if why != alg.TimedOut {
 			why = alg.Used
@@ -182,9 +184,15 @@ func (in *Inspector) closed(sh *shard, s *session, now time.Time, p alg.Pinhole,
 
 // unbook takes a pinhole off the books. The error is what kept it from being withdrawn.
 func (in *Inspector) unbook(sh *shard, s *session, now time.Time, p alg.Pinhole, why alg.Reason, err error) {
-	delete(sh.open, door{p.From, p.To})
-	in.books.Pinholes.Release(s.key.Client.Addr(), 1)
+	in.leave(sh, s, ledger.Door{From: p.From, To: p.To})
 	in.event(s.event(now, audit.Event{Kind: audit.EventClosed, Reason: why, Mode: p.Mode, From: p.From, To: p.To, Err: err}))
+}
+
+// leave gives a door of a session's back, and its share.
+func (in *Inspector) leave(sh *shard, s *session, d ledger.Door) {
+	delete(sh.open, d)
+	in.books.Doors.Release(d, s)
+	in.books.Pinholes.Release(s.key.Client.Addr(), 1)
 }
 
 func (s *session) expectation(p alg.Pinhole) conntrack.Expectation {

@@ -31,6 +31,7 @@ type Books struct {
 	Held       *Account // queued packets without a verdict
 	Handshakes *Account // of TLS, in flight
 	Relays     *Account // relayed data connections
+	Doors      Doors    // where the pinholes lead
 }
 
 // Share is one account and what it counts.

@@ -65,7 +65,7 @@ func (s *session) open(p alg.Pinhole) (at netip.AddrPort, why alg.Reason) {
 	}
 	if err := s.sameEntry(); err != nil {
 		s.report(audit.Event{Kind: audit.EventAudit, Reason: alg.NoConnection, Mode: p.Mode, From: p.From, To: n.at, Err: err})
-		_ = s.gateway.Conntrack.Withdraw(n.expectation()) // it may have been used
+		_ = s.gateway.withdraw(n) // it may have been used
 		s.gateway.drop(n)
 		return at, alg.ExpectationFailed
 	}
@@ -136,7 +136,7 @@ func (s *session) shut(p alg.Pinhole, why alg.Reason) {
 	if n == nil || n.pinhole != p || !s.gateway.keeps(n) {
 		return // its connection is here, and that was reported
 	}
-	err := s.gateway.Conntrack.Withdraw(n.expectation())
+	err := s.gateway.withdraw(n)
 	if errors.Is(err, conntrack.ErrNotFound) {
 		if err = nil; why != alg.TimedOut {
 			why = alg.Used
@@ -178,17 +178,17 @@ func (s *session) protect() {
 	if n == nil || n.relayed.Load() || s.passesBy() || s.rule.Data == policy.DataDirect {
 		return
 	}
-	if s.gateway.Conntrack.Withdraw(n.expectation()) != nil {
+	if s.gateway.withdraw(n) != nil {
 		return
 	}
 	err := s.markMaster(true)
 	if err == nil {
 		n.relayed.Store(true)
-		err = s.gateway.Conntrack.Expect(n.expectation())
+		err = s.gateway.open(n)
 	}
 	if err == nil {
 		if err = s.sameEntry(); err != nil {
-			_ = s.gateway.Conntrack.Withdraw(n.expectation())
+			_ = s.gateway.withdraw(n)
 		}
 	}
 	if err != nil && s.gateway.drop(n) {

@@ -4,11 +4,15 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"net/netip"
+	"runtime"
 	"testing"
 	"time"
 
 	"ftpalg/alg"
 	"ftpalg/alg/ftp"
+	"ftpalg/alg/ledger"
+	"ftpalg/conntrack"
 	"ftpalg/policy"
 )
 
@@ -87,6 +91,37 @@ func TestPortOfAnotherSession(t *testing.T) {
 				t.Errorf("%d bytes came", len(got))
 			}
 		})
+	}
+}
+
+// An inspected session's pinhole is not replaced while it stands; when it was used its ends are free, and then they are the terminated
+// session's: the inspected one can neither have them nor take them away.
+func TestPortOfInspectedSession(t *testing.T) {
+	w := newWorld(t, false, relayPolicy(func(r *policy.Rule) { r.MaxSize = 1000 }))
+	a, aServer := w.client, w.loggedIn()
+	l := listen(t)
+	to := l.Addr().(*net.TCPAddr).AddrPort()
+	x := conntrack.Expectation{From: netip.AddrPortFrom(to.Addr(), 0), To: to}
+	at, inspected, doors := ledger.Door{From: x.From, To: x.To}, "an inspected session", &w.gateway.Books.Doors
+	expect := func() error { return w.table.Expect(x) }
+	if err := doors.Open(at, inspected, false, expect); err != nil {
+		t.Fatal(err)
+	}
+	refused(a, l)
+	w.table.Use(x.From, x.To)
+	announces(a, aServer, l)
+	if err := doors.Open(at, inspected, false, expect); err != ledger.ErrHeld {
+		t.Errorf("the inspected session has the port: %v", err)
+	}
+	if held, _ := doors.Shut(at, inspected, func() error { return w.table.Withdraw(x) }); held || len(w.table.Open()) != 1 {
+		t.Errorf("the inspected session took the port away: %v, %v", held, w.table.Open())
+	}
+	a.say("QUIT")
+	aServer.hear("QUIT")
+	aServer.say("221 bye")
+	a.hear("221 ")
+	for doors.Len() > 0 {
+		runtime.Gosched()
 	}
 }
 

@@ -7,11 +7,9 @@ import (
 
 	"ftpalg/alg"
 	"ftpalg/alg/audit"
+	"ftpalg/alg/ledger"
 	"ftpalg/conntrack"
 )
-
-// errPromised says that another session's data connection is to come between the same ends.
-var errPromised = errors.New("another session has promised a data connection between the same ends")
 
 // promise notes a data connection that is to come, and has the kernel expect it. A connection does not say which session it
 // belongs to, so between the same ends it is promised to one session at a time: whose server connects there must not be carried
@@ -23,11 +21,11 @@ func (g *Gateway) promise(n *promise) (alg.Reason, error) {
 	switch {
 	case before == nil:
 	case before.session == n.session:
-		_ = g.Conntrack.Withdraw(before.expectation()) // it may have been used
+		_ = g.withdraw(before) // it may have been used
 		g.strike(before)
 		n.session.closed(before, alg.NextDataCommand, nil)
 	case before.relayed.Load():
-		return alg.ExpectationFailed, errPromised
+		return alg.ExpectationFailed, ledger.ErrHeld
 	}
 	if g.Books.Pinholes.Take(n.session.client.Addr(), 1) != nil {
 		return alg.PinholeLimit, nil
@@ -51,8 +49,24 @@ func (g *Gateway) expect(n *promise) (err error) {
 			g.Books.Pinholes.Release(n.session.client.Addr(), 1)
 		}
 	}()
-	err = g.Conntrack.Expect(n.expectation())
+	err = g.open(n)
 	stands = err == nil
+	return err
+}
+
+// open has the kernel expect a data connection. One that is to come here is this session's alone: an inspected session that announces
+// the same ends would have it go through the kernel.
+func (g *Gateway) open(n *promise) error {
+	return g.Books.Doors.Open(n.ends(), n, n.relayed.Load(), func() error { return g.Conntrack.Expect(n.expectation()) })
+}
+
+// withdraw has the kernel expect a data connection no more. The error is conntrack.ErrNotFound if it was used, or if the same ends
+// are another session's.
+func (g *Gateway) withdraw(n *promise) error {
+	held, err := g.Books.Doors.Shut(n.ends(), n, func() error { return g.Conntrack.Withdraw(n.expectation()) })
+	if !held {
+		return conntrack.ErrNotFound
+	}
 	return err
 }
 
@@ -77,6 +91,7 @@ func (g *Gateway) drop(n *promise) bool {
 // strike takes a promise off the books that is on them. g.mu must be held.
 func (g *Gateway) strike(n *promise) {
 	delete(g.doors, n.door())
+	g.Books.Doors.Release(n.ends(), n)
 	g.Books.Pinholes.Release(n.session.client.Addr(), 1)
 }
 
@@ -90,7 +105,7 @@ func (g *Gateway) take(d door) *promise {
 	if n == nil {
 		return nil
 	}
-	if err := g.Conntrack.Withdraw(n.expectation()); err != nil && !errors.Is(err, conntrack.ErrNotFound) {
+	if err := g.withdraw(n); err != nil && !errors.Is(err, conntrack.ErrNotFound) {
 		n.session.report(audit.Event{Kind: audit.EventAudit, Reason: alg.ExpectationFailed, Mode: n.pinhole.Mode, From: n.pinhole.From, To: n.at, Err: err})
 	}
 	g.strike(n)

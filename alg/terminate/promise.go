@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"ftpalg/alg"
+	"ftpalg/alg/ledger"
 	"ftpalg/conntrack"
 	"ftpalg/policy"
 )
@@ -82,6 +83,9 @@ func (n *promise) expectation() conntrack.Expectation {
 func (n *promise) active() bool {
 	return n.pinhole.Mode == policy.PORT || n.pinhole.Mode == policy.EPRT
 }
+
+// ends are those of the expectation.
+func (n *promise) ends() ledger.Door { return ledger.Door{From: n.pinhole.From, To: n.at} }
 
 func (n *promise) door() door { return door{n.pinhole.From.Addr(), n.at} }
 

@@ -173,7 +173,8 @@ func (w *world) nothingLeft() {
 	deadline := time.Now().Add(testTimeout)
 	left := func() bool {
 		b := w.gateway.Books
-		return w.gateway.Count() > 1 || b.Sessions.Used() > 1 || b.Pinholes.Used() > 0 || b.Relays.Used() > 0 || b.Handshakes.Used() > 0
+		return w.gateway.Count() > 1 || b.Sessions.Used() > 1 || b.Pinholes.Used() > 0 ||
+			b.Relays.Used() > 0 || b.Handshakes.Used() > 0 || b.Doors.Len() > 0
 	}
 	for left() {
 		if time.Now().After(deadline) {
