@@ -281,6 +281,33 @@ func TestUnseenWarnings(t *testing.T) {
 	}
 }
 
+// What may not be fetched from a path can be renamed out of it, and then be fetched.
+func TestRenamedWarnings(t *testing.T) {
+	want := func(name string) string {
+		return `5:21: rules[0].commands.deny: rule "all" denies RETR ` + name + ", and allows to rename what is there and fetch it by another path; deny RNFR " + name + " too"
+	}
+	for _, c := range []struct{ deny, more, want string }{
+		{"RETR /secret", "", want("/secret")},
+		{"RETR /b, RETR /a, RNFR /a, RNTO /a", "", want("/b")},
+		{"RETR /secret, RNFR /secret/x", "", want("/secret")}, // the rest can be renamed
+		{"RETR /secret, RNFR /secret", "", ""},
+		{"RETR /secret, RNFR /SECRET", "", ""},
+		{"RETR /pub/secret, RNFR /pub", "", ""},
+		{"RETR /secret, RNFR /", "", ""},
+		{"RETR /secret, RNFR", "", ""},
+		{"RETR /secret, RNTO", "", ""},
+		{"RETR /secret, RNTO /secret", "", want("/secret")},
+		{"RETR /secret", ", allow: [USER, PASS, PASV, RETR]", ""},
+		{"RETR /secret, RETR", "", ""},
+		{"STOR /secret", "", ""},
+	} {
+		wantWarnings(t, "version: 1\nservers:\n  - {name: files, addresses: 198.51.100.2}\nrules:\n- {commands: {deny: ["+c.deny+"]"+c.more+
+			"}, name: all, action: inspect, opaque: deny}\n", c.want)
+	}
+	wantWarnings(t, "version: 1\nservers:\n  - {name: files, addresses: 198.51.100.2}\nrules:\n"+
+		"- {commands: {deny: [RETR /secret]}, transfers: upload, name: all, action: inspect, opaque: deny}\n", "")
+}
+
 // Where a server is a whole network with most of its ports, SYNs to everything there are queued.
 func TestQueuedWarnings(t *testing.T) {
 	const passive = ` is more than FTP servers, and rule "all" has opaque: pinhole: every new connection of its clients to those `

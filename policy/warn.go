@@ -58,9 +58,33 @@ func (b *builder) warnRule(i int) {
 	if r.Action == Inspect && r.OpaquePinhole {
 		b.warnUnseen(key, r)
 	}
+	b.warnRenamed(key, r)
 	if r.TLS.CA != "" && !r.RequireTLS {
 		b.warning(key+".tls.client-ca", "rule %q asks for certificates in TLS, and lets clients do without TLS; set require: tls", r.Name)
 	}
+}
+
+// warnRenamed is for a path that nothing may be fetched from, and out of which files may be renamed, to be fetched from elsewhere.
+func (b *builder) warnRenamed(key string, r *Rule) {
+	if !r.takes("RETR") || !r.takes("RNFR") || !r.takes("RNTO") || r.denied["RETR"] == nil {
+		return
+	}
+	stays := func(name string) bool {
+		d := r.denied["RNFR"]
+		return d != nil && slices.ContainsFunc(d.paths, func(dir string) bool { return under(name, dir) })
+	}
+	for _, name := range r.denied["RETR"].paths {
+		if !stays(name) {
+			b.warning(key+".commands.deny", "rule %q denies RETR %s, and allows to rename what is there and fetch it by another path; deny RNFR %s too", r.Name, name, name)
+			return // one says enough
+		}
+	}
+}
+
+// takes reports whether some use of a command is allowed.
+func (r *Rule) takes(verb string) bool {
+	d := r.denied[verb]
+	return (len(r.Allow) == 0 || r.allow[verb]) && (d == nil || !d.whole && !d.direction && !slices.Contains(d.paths, "/"))
 }
 
 // warnUnseen is for what a rule says of commands and nobody can see in the sessions that it leaves encrypted.
@@ -87,8 +111,7 @@ func (b *builder) warnUnseen(key string, r *Rule) {
 
 // staysOpaque reports whether a rule that inspects lets sessions be encrypted: on implicit ports, or by AUTH.
 func (b *builder) staysOpaque(r *Rule) bool {
-	d := r.denied["AUTH"]
-	if (len(r.Allow) == 0 || r.allow["AUTH"]) && (d == nil || !d.whole) {
+	if r.takes("AUTH") {
 		return true
 	}
 	for i, s := range b.p.Servers {
