@@ -45,6 +45,7 @@ type dialogue struct {
 	rule    *policy.Rule
 	channel policy.Channel // how the server is spoken to
 	limit   int            // login failures
+	demands bool           // the policy wants TLS with the server, whatever the client does
 	shows   bool           // there is a certificate to show to the client
 	refused policy.Channel // what to do if the server refuses AUTH
 

@@ -315,6 +315,14 @@ var scripts = []struct {
 		C: PBSZ 0 => C< 200 PBSZ=0
 		C: PROT C => deny tls-required, C< 534 The policy asks for TLS on data connections
 		C: PROT P => protect, C< 200 Data protection is P`},
+	{name: "PROT C where the policy wants TLS with the server", channel: policy.Explicit, change: func(_ *stageHand, d *dialogue) { d.demands = true }, script: `
+		S: 220 hello => C< 220 hello
+		C: AUTH TLS => C< 234 AUTH accepted, TLS begins, C TLS
+		C: PBSZ 0 => C< 200 PBSZ=0
+		C: PROT C => protect, C< 200 Data protection is C
+		C: PROT P => S< PROT P
+		S: 200 private => protect, C< 200 private
+		C: PROT C => protect, C< 200 Data protection is C`},
 	{name: "a server with TLS behind a plain client", channel: policy.Explicit, script: `
 		S: 220 hello => C< 220 hello
 		C: AUTH TLS => C< 234 AUTH accepted, TLS begins, C TLS

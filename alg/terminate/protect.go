@@ -130,7 +130,7 @@ func (d *dialogue) prot(cmd ftp.Command) {
 		// A data connection in clear text shows neither the client's certificate nor its TLS session (RFC 2228 section 3: 534).
 		d.denied(alg.TLSRequired, []byte("PROT C"))
 		d.reply("534 The policy asks for TLS on data connections")
-	case !d.side[alg.Server].tls:
+	case !d.side[alg.Server].tls, level == "C" && d.demands: // the server's side does not depend on the client's
 		client.data = levels[level]
 		d.out.protect()
 		d.reply(fmt.Sprintf("200 Data protection is %s", level))

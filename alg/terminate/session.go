@@ -9,6 +9,7 @@ import (
 	"io"
 	"net"
 	"net/netip"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -71,7 +72,8 @@ func (g *Gateway) newSession(now *inForce, d policy.Decision, c *net.TCPConn) *s
 	s.peers[alg.Client] = &peer{tcp: c, in: lineReader{limit: now.policy.Limits.Line}}
 	s.dialogue = dialogue{
 		out: s, control: alg.NewTerminated(now.policy, d, client, server), rule: d.Rule,
-		limit: now.policy.Limits.LoginFailures, shows: now.certs.HasCertificate(d.Server), refused: d.Server.Upstream.AuthRefused,
+		demands: slices.Contains([]policy.Channel{policy.Explicit, policy.Implicit}, d.Server.Upstream.Control),
+		limit:   now.policy.Limits.LoginFailures, shows: now.certs.HasCertificate(d.Server), refused: d.Server.Upstream.AuthRefused,
 	}
 	for side := range s.dialogue.side {
 		s.dialogue.side[side].data = alg.Clear

@@ -608,6 +608,30 @@ func TestImplicit(t *testing.T) {
 	c.hear("503 ")
 }
 
+// TestPROTWhereThePolicyDemands: where the policy wants TLS with the server, the client's PROT C is no matter of the server's.
+func TestPROTWhereThePolicyDemands(t *testing.T) {
+	w := newWorld(t, false, func(p *policy.Policy) { p.Servers[0].Upstream.Control = policy.Explicit })
+	s, c := w.accept(), w.client
+	s.say("220 ready")
+	s.hear("AUTH TLS")
+	s.say("234 go on")
+	s.secure(w.tlsServer)
+	for _, command := range []string{"PBSZ 0", "PROT P"} {
+		s.hear(command)
+		s.say("200 ok")
+	}
+	c.hear("220 ")
+	c.say("AUTH TLS")
+	c.hear("234 ")
+	c.secure(tlsClient)
+	for _, command := range []string{"PBSZ 0", "PROT C"} {
+		c.say(command)
+		c.hear("200 ")
+	}
+	c.say("SYST")
+	s.hear("SYST")
+}
+
 // A server that cannot be reached: the client reads why, in clear text or as an alert.
 func TestUnreachableServer(t *testing.T) {
 	for _, implicit := range []bool{false, true} {
