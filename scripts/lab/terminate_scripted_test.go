@@ -28,6 +28,11 @@ type theatre struct {
 
 func newTheatre(t *testing.T, policy Termination) *theatre {
 	t.Helper()
+	return newTheatreUnder(t, policy.Policy)
+}
+
+func newTheatreUnder(t *testing.T, policy func(*FTPServer) string) *theatre {
+	t.Helper()
 	requireRoot(t)
 	t.Parallel()
 	l := newLab(t)
@@ -42,7 +47,7 @@ func newTheatre(t *testing.T, policy Termination) *theatre {
 	if s.pair, err = tls.X509KeyPair(cert, key); err != nil {
 		t.Fatal(err)
 	}
-	s.Daemon = startFTPAlg(t, l, policy.Policy(s.Server))
+	s.Daemon = startFTPAlg(t, l, policy(s.Server))
 	return s
 }
 
