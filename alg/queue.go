@@ -278,7 +278,8 @@ func (q *queue) begins(code int) (passed bool) {
 	return false
 }
 
-// repeats reports whether a reply is again the 150 of the transfer under way, and of no other.
+// repeats reports whether a reply is again the 150 of the download under way, and of no other transfer. For an upload a server may
+// tell the file's name by one more (RFC 1123 section 4.1.2.9).
 func (q *queue) repeats(code int) bool {
 	transfers := 0
 	for _, r := range q.runs[:q.used] {
@@ -286,7 +287,7 @@ func (q *queue) repeats(code int) bool {
 			transfers += int(r.N)
 		}
 	}
-	return code == usualMark && q.running && q.mark == usualMark && transfers == 1
+	return code == usualMark && q.running && q.mark == usualMark && q.oldest() == download && transfers == 1
 }
 
 // usualMark is the 1yz of nearly all transfers (RFC 959 section 5.4).
