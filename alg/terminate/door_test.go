@@ -94,6 +94,42 @@ func TestPortOfAnotherSession(t *testing.T) {
 	}
 }
 
+// A server listens at a port for one session at a time: who is told of a port last has it, though it was announced to another
+// session that has not come, as ProFTPD does after it has refused that one's transfer.
+func TestPassivePortOfAnotherSession(t *testing.T) {
+	w := newWorld(t, false, relayPolicy(nil))
+	a, aServer := w.client, w.loggedIn()
+	b, bServer := w.another()
+	l := listen(t)
+	for _, ends := range [][2]*end{{a, aServer}, {b, bServer}} {
+		ends[0].say("PASV")
+		ends[1].hear("PASV")
+		ends[1].say("227 here " + ftp.FormatPASV(l.Addr().(*net.TCPAddr).AddrPort()))
+		ends[0].hear("227 ")
+		if ends[0] == a {
+			a.say("RETR nowhere")
+			aServer.hear("RETR nowhere")
+			aServer.say("550 no")
+			a.hear("550 ")
+		}
+	}
+	near := w.connects(l)
+	b.say("RETR b")
+	bServer.hear("RETR b")
+	far, err := l.Accept() // the other half, which the gateway makes
+	if err != nil {
+		t.Fatal(err)
+	}
+	bServer.say("150 here")
+	b.hear("150 ")
+	fmt.Fprint(far, "contents")
+	far.Close()
+	near.SetDeadline(time.Now().Add(testTimeout))
+	if got, err := io.ReadAll(near); string(got) != "contents" {
+		t.Errorf("%q, %v", got, err)
+	}
+}
+
 // An inspected session's pinhole is not replaced while it stands; when it was used its ends are free, and then they are the terminated
 // session's: the inspected one can neither have them nor take them away.
 func TestPortOfInspectedSession(t *testing.T) {

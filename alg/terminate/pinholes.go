@@ -13,17 +13,21 @@ import (
 
 // promise notes a data connection that is to come, and has the kernel expect it. A connection does not say which session it
 // belongs to, so between the same ends it is promised to one session at a time: whose server connects there must not be carried
-// as another session's transfer, which may have other limits. A session that announces the same ends again has them.
+// as another session's transfer, which may have other limits. A session that announces the same ends again has them. So has one to
+// which the server announces a port that it has announced to another: it listens there for one session at a time, and ProFTPD stops
+// when it refuses a transfer.
 func (g *Gateway) promise(n *promise) (alg.Reason, error) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	before := g.doors[n.door()]
 	switch {
 	case before == nil:
-	case before.session == n.session:
+	case before.session == n.session, !n.active():
 		_ = g.withdraw(before) // it may have been used
 		g.strike(before)
-		n.session.closed(before, alg.NextDataCommand, nil)
+		before.settle()
+		before.session.closed(before, alg.NextDataCommand, nil)
+		before = nil
 	case before.relayed.Load():
 		return alg.ExpectationFailed, ledger.ErrHeld
 	}
@@ -33,7 +37,7 @@ func (g *Gateway) promise(n *promise) (alg.Reason, error) {
 	if err := g.expect(n); err != nil {
 		return alg.ExpectationFailed, err
 	}
-	if before != nil && before.session != n.session {
+	if before != nil {
 		g.strike(before) // the kernel has carried its connection, as it expects it no more
 		before.session.closed(before, alg.Used, nil)
 	}
