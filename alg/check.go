@@ -3,6 +3,7 @@ package alg
 import (
 	"fmt"
 	"net/netip"
+	"slices"
 	"time"
 
 	"ftpalg/policy"
@@ -24,25 +25,31 @@ func RunTests(file string, p *policy.Policy) (failed []error) {
 const testPort = 40000
 
 // runTest gives what a test comes to: what its last line leads to, or whether the connection is allowed at all.
-func runTest(p *policy.Policy, t *policy.Test) (got string, why Reason) {
+func runTest(p *policy.Policy, t *policy.Test) (got, why string) {
 	client, server := netip.AddrPortFrom(t.From, testPort), netip.AddrPortFrom(t.To, t.Port)
 	d := p.Decide(t.From, server)
 	if why := Admit(d); why != NoReason {
-		return "deny", why
+		return "deny", why.String()
 	}
 	c := begin(p, d, client, server)
 	dialogue := t.Dialogue
 	if t.Command != "" {
-		c.login, c.secured, c.kinds, c.phase, c.tls = loggedIn, true, queue{}, clear, nil
+		c.logIn()
 		dialogue = []policy.Line{{FromClient: true, Text: t.Command}}
 	}
-	got, why = "allow", NoReason
+	got, why = "allow", NoReason.String()
+	answered := false // the client, here: the server does not hear of it, and what it would say is not heard
 	for _, line := range dialogue {
 		from := Server
 		if line.FromClient {
-			from = Client
+			from, answered = Client, false
 		}
-		got, why = outcome(c.Feed(time.Time{}, from, []byte(line.Text+"\r\n"), nil))
+		if answered {
+			continue
+		}
+		fx := c.Feed(time.Time{}, from, []byte(line.Text+"\r\n"), nil)
+		answered = slices.ContainsFunc(fx, func(e Effect) bool { return e.Kind == Say && e.Side == Client })
+		got, why = outcome(fx)
 	}
 	return got, why
 }
@@ -52,22 +59,27 @@ func begin(p *policy.Policy, d policy.Decision, client, server netip.AddrPort) *
 	if d.Action != policy.Terminate {
 		return New(p, d, client, server)
 	}
-	c := NewTerminated(p, d, client, server)
+	c := NewTerminated(p, d, client, server, p.CanShow(d.Server))
+	if channel := c.bridge.channel; channel == policy.Explicit || channel == policy.Implicit {
+		c.Secured(Server, true, nil)
+	}
 	if d.Implicit {
-		// MS-FTPS 1.3: as if AUTH TLS, PBSZ 0 and PROT P had been given.
-		c.SetProtection(Protection{Control: TLS, Data: TLS})
+		c.Secured(Client, true, nil)
 	}
 	return c
 }
 
-func outcome(fx []Effect) (string, Reason) {
+// outcome is what the effects of a line come to, and why: a reason's name, or the reply of ours that refuses the line.
+func outcome(fx []Effect) (got, why string) {
 	for _, e := range fx {
-		switch e.Kind {
-		case Deny, End:
-			return "deny", e.Reason
-		case OpenPinhole:
-			return "pinhole", NoReason
+		switch {
+		case e.Kind == Deny, e.Kind == End:
+			return "deny", e.Reason.String()
+		case e.Kind == Say && e.Side == Client && e.Text[0] >= '4':
+			return "deny", string(e.Text)
+		case e.Kind == OpenPinhole:
+			return "pinhole", NoReason.String()
 		}
 	}
-	return "allow", NoReason
+	return "allow", NoReason.String()
 }

@@ -34,6 +34,9 @@ func (c *Control) feedClient(b []byte, fx []Effect) (int, []Effect) {
 	if k == noop && c.kinds.full() && c.rests {
 		c.part() // it is not counted
 	}
+	if k == own {
+		return n, fx
+	}
 	if !c.kinds.push(k, c.policy.Limits.Outstanding) {
 		return n, c.end(TooManyOutstanding, fx)
 	}
@@ -60,11 +63,17 @@ func (c *Control) line(line ftp.Line, fx []Effect) (kind, []Effect) {
 	if why == NoReason {
 		return k, fx
 	}
-	fx = c.denyCommand(why, line, fx)
-	if c.foreign(why, line) {
-		return denied, c.end(NotFTP, fx)
+	foreign := c.foreign(why, line)
+	k = denied
+	if c.terminated() {
+		k, fx = own, c.refuse(why, line.Text, !foreign, fx)
+	} else {
+		fx = c.denyCommand(why, line, fx)
 	}
-	return denied, fx
+	if foreign {
+		fx = c.end(NotFTP, fx)
+	}
+	return k, fx
 }
 
 // blankLine handles a line without text. Telnet signals alone become a word, which every server answers; what some servers
@@ -115,6 +124,11 @@ func (c *Control) command(line ftp.Line, fx []Effect) (kind, Reason, []Effect) {
 	}
 	if c.startUnknown && c.hides(line.Text) {
 		return other, StartUnknown, fx
+	}
+	if c.terminated() {
+		if handled, why, fx := c.bridged(cmd, fx); handled {
+			return own, why, fx
+		}
 	}
 	switch cmd.Verb {
 	case "PORT", "EPRT":
@@ -188,7 +202,7 @@ func urgent(verb string) bool { return verb == "ABOR" || verb == "STAT" || verb 
 
 // foreignRecord reports whether a client begins TLS where there is none: no line of FTP begins with such a byte.
 func (c *Control) foreignRecord(b []byte) bool {
-	if c.lines[Client].Partial() > 0 || c.inDenied || len(b) == 0 || c.opened || !looksLikeTLS(b) {
+	if c.lines[Client].Partial() > 0 || c.inDenied || len(b) == 0 || c.terminated() || !looksLikeTLS(b) {
 		return false
 	}
 	return !c.resumed || !c.guess
@@ -218,11 +232,7 @@ func (c *Control) auth(cmd ftp.Command, fx []Effect) (kind, Reason, []Effect) {
 	case c.kinds.n > 0 || c.doubt:
 		// Its reply could be taken for another's, and what follows for TLS.
 		return other, OutOfStep, fx
-	case c.opened && tls && !c.canShow:
-		return other, NoCertificate, fx
-	case c.opened && tls:
-		return authOpened, NoReason, fx
-	case c.opened, !c.rule.OpaquePinhole: // another mechanism would leave the session closed to us
+	case !c.rule.OpaquePinhole: // another mechanism would leave the session closed to us
 		return other, OpaqueDenied, fx
 	case tls:
 		return auth, NoReason, fx

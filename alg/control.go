@@ -57,9 +57,6 @@ type Control struct {
 	code         uint16 // of the last final reply
 	deniedLen    int    // bytes of the line that is being overwritten
 	inDenied     bool   // the rest of the client's line is being overwritten
-	opened       bool   // the front end speaks TLS itself: all that is fed is clear text
-	canShow      bool   // and has a certificate for it
-	wrapped      bool   // and speaks it with the client now
 	dataLevel    Level
 	kinds        queue
 	lines        [2]ftp.Lines
@@ -70,6 +67,7 @@ type Control struct {
 	tls          *follower
 	jit          jit
 	cwd          workingDirectory
+	bridge       *bridge // of a terminated session, and else nil
 }
 
 // Admit says why a decision lets no control connection begin, or NoReason.
@@ -97,16 +95,6 @@ func New(p *policy.Policy, d policy.Decision, client, server netip.AddrPort) *Co
 	return c
 }
 
-// NewTerminated is New for a front end that speaks TLS itself, with the client and with the server. It feeds clear text
-// alone, on implicit ports too, and says with SetProtection what is around it. Where it answers a client's line in the
-// server's place, it feeds its answer as the server's.
-func NewTerminated(p *policy.Policy, d policy.Decision, client, server netip.AddrPort) *Control {
-	d.Implicit = false
-	c := New(p, d, client, server)
-	c.opened, c.canShow = true, p.CanShow(d.Server)
-	return c
-}
-
 // resumeTLS takes the handshake and the login as done.
 func (c *Control) resumeTLS() {
 	c.tls.resume()
@@ -124,28 +112,26 @@ func (c *Control) Translated(server, client netip.Addr, resizes bool) {
 // Protection is the protection of both channels now.
 func (c *Control) Protection() Protection {
 	p := Protection{Control: Clear, Data: c.dataLevel}
-	if c.phase == records || c.wrapped {
+	if c.phase == records || c.terminated() && c.InTLS(Client) {
 		p.Control = TLS
 	}
 	return p
 }
 
-// SetProtection tells the protection between the client and a front end that speaks TLS itself. It has no effects.
-func (c *Control) SetProtection(p Protection) {
-	c.wrapped = p.Control == TLS
-	c.secured, c.dataLevel = c.wrapped, p.Data
-}
-
-// HasUser reports whether the server has accepted a USER since the session began, or since the last AUTH. Whatever it has refused
+// hasUser reports whether the server has accepted a USER since the session began, or since the last AUTH. Whatever it has refused
 // after a login, it may still have that user.
-func (c *Control) HasUser() bool { return c.login != loggedOut || c.hadLogin }
+func (c *Control) hasUser() bool { return c.login != loggedOut || c.hadLogin }
 
-// Renew forgets the user and the working directory, for a front end that speaks TLS itself, when it begins: whatever was said
-// before AUTH, in clear text, was said by nobody (RFC 2228 section 3, RFC 4217 section 4). The pinhole goes too.
-func (c *Control) Renew(fx []Effect) []Effect {
-	c.login, c.hadLogin = loggedOut, false
-	c.cwd.reset()
-	return append(c.closePinhole(NextDataCommand, fx), Effect{Kind: Login})
+// logIn makes the session one in which somebody has logged in inside TLS, and nothing is outstanding.
+func (c *Control) logIn() {
+	c.login, c.secured, c.kinds, c.phase, c.tls = loggedIn, true, queue{}, clear, nil
+	if !c.terminated() {
+		return
+	}
+	c.Secured(Client, true, nil)
+	if c.bridge.channel == policy.Same {
+		c.Secured(Server, true, nil)
+	}
 }
 
 // Outstanding is how many commands have no final reply yet; before the greeting it is one.

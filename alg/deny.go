@@ -159,10 +159,15 @@ func (c *Control) rewrite(side Side, start uint64, text []byte, fx []Effect) []E
 	return append(fx, Effect{Kind: Rewrite, Side: side, Start: start, Len: len(text), New: text})
 }
 
-// Refuse is for an OpenPinhole that could not be carried out: what announced it must not go on (design rule 2).
+// Refuse is for an OpenPinhole or a BeginTransfer that could not be carried out: the line that asked for it must not go on (design
+// rule 2).
 func (c *Control) Refuse(e Effect, why Reason, fx []Effect) []Effect {
-	if c.pinhole == e.Pinhole {
+	if e.Kind == OpenPinhole && c.pinhole == e.Pinhole {
 		c.pinhole = Pinhole{}
+	}
+	if c.terminated() && e.Side == Client {
+		c.kinds.dropNewest()
+		return c.refuse(why, e.Text, true, fx)
 	}
 	fx = append(fx, Effect{Kind: Deny, Reason: why, Side: e.Side, Text: e.Text, Start: e.Start, Len: e.Len})
 	if e.Side == Server {

@@ -47,6 +47,15 @@ const (
 	Rewrite
 	// Protect: the protection of the control or data connection is now Protection.
 	Protect
+	// ProtectData: the data connections of a terminated session that are to come have the level of DataLevels from now on.
+	ProtectData
+	// Say: Side is to be told the line Text, without terminator, in a terminated session; inside TLS if Protection.Control is TLS.
+	// What was fed goes no further: this stands in its place.
+	Say
+	// StartTLS: TLS begins with Side. It has agreed to that. If it fails nothing that follows may be carried out.
+	StartTLS
+	// StopTLS: the control connection with Side is in clear text from now on (CCC).
+	StopTLS
 	// Login: the login state changed; Text is the user's name where it is known.
 	Login
 	// End: nothing more may go on in this session, the bytes just fed included; Reason says why.

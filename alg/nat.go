@@ -60,7 +60,7 @@ func (c *Control) namePASV(announced netip.Addr, p Pinhole, line ftp.Line) (nami
 	if !p.To.Addr().Is4() {
 		return naming{}, NoReason
 	}
-	if c.opened || announced == p.To.Addr() {
+	if c.terminated() || announced == p.To.Addr() {
 		return naming{}, NoReason
 	}
 	if text := ftp.FitPASV(p.To, line.Len-line.EOL); text != nil {
@@ -82,7 +82,7 @@ func (c *Control) mayResize(side Side, line ftp.Line) bool {
 
 // nameActive has PORT and EPRT name the pinhole's address, in the same way.
 func (c *Control) nameActive(announced netip.AddrPort, p Pinhole, arg []byte, line ftp.Line) (naming, Reason) {
-	if announced.Addr() == p.To.Addr() || c.opened {
+	if announced.Addr() == p.To.Addr() || c.terminated() {
 		return naming{}, NoReason
 	}
 	fit, format := ftp.FitPort, ftp.FormatPort

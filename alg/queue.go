@@ -11,9 +11,8 @@ type kind uint8
 const (
 	other kind = iota
 	greeting
-	auth       // AUTH with one of TLS's names
-	authOther  // AUTH with another mechanism
-	authOpened // AUTH of TLS that the front end speaks itself
+	auth      // AUTH with one of TLS's names
+	authOther // AUTH with another mechanism
 	user
 	pass
 	rein
@@ -36,6 +35,7 @@ const (
 	abor
 	blank // a line without text, which some servers answer
 	renameTo
+	own // answered here: no reply of the server's belongs to it
 )
 
 // direction is that of a transfer command.
@@ -70,7 +70,7 @@ func (k kind) fits(code int) bool {
 		return code == 225 || code == 226
 	case pasv, epsv:
 		return code == 227 || code == 229
-	case auth, authOther, authOpened:
+	case auth, authOther:
 		return code == 234 || code == 334
 	case renameTo:
 		return code == 250 || code == 200
@@ -100,7 +100,7 @@ var reserved = []int{225, 226, 227, 229, 230, 234, 331}
 // lasting reports whether what the engine believes later depends on the reply to such a command.
 func (k kind) lasting() bool {
 	switch k {
-	case greeting, auth, authOther, authOpened, user, pass, rein, pasv, epsv, epsvAll, active, protC, protP, cwd, pwd, renameTo:
+	case greeting, auth, authOther, user, pass, rein, pasv, epsv, epsvAll, active, protC, protP, cwd, pwd, renameTo:
 		return true
 	}
 	return false
@@ -242,6 +242,13 @@ func (q *queue) take(i int) {
 	if q.runs[i].N--; q.runs[i].N == 0 {
 		q.used--
 		copy(q.runs[i:], q.runs[i+1:q.used+1])
+	}
+}
+
+// dropNewest removes the newest command: the server does not hear of it.
+func (q *queue) dropNewest() {
+	if q.used > 0 {
+		q.take(int(q.used) - 1)
 	}
 }
 

@@ -30,20 +30,20 @@ func TestLinesOfUnknownStart(t *testing.T) {
 		"MKD a directory":          NoReason,
 		"XCWD /pub":                NoReason,
 	} {
-		if _, why := outcome(resumed().Feed(time.Time{}, Client, []byte(line+"\r\n"), nil)); why != want {
+		if _, why := outcome(resumed().Feed(time.Time{}, Client, []byte(line+"\r\n"), nil)); why != want.String() {
 			t.Errorf("%q: %v, want %v", line, why, want)
 		}
 	}
 
 	c := resumed()
 	c.Acknowledged(0)
-	if _, why := outcome(c.Feed(time.Time{}, Client, []byte("NOOP SITE CHMOD 777 x\r\n"), nil)); why != NoReason {
+	if _, why := outcome(c.Feed(time.Time{}, Client, []byte("NOOP SITE CHMOD 777 x\r\n"), nil)); why != NoReason.String() {
 		t.Errorf("after an acknowledgement: %v", why)
 	}
 	c = resumed()
 	c.Feed(time.Time{}, Client, []byte("RE"), nil)
 	c.Acknowledged(2) // the server has these two, as something else
-	if _, why := outcome(c.Feed(time.Time{}, Client, []byte("RETR /secret/key\r\n"), nil)); why != StartUnknown {
+	if _, why := outcome(c.Feed(time.Time{}, Client, []byte("RETR /secret/key\r\n"), nil)); why != StartUnknown.String() {
 		t.Errorf("a line whose beginning the server had: %v", why)
 	}
 }

@@ -54,6 +54,12 @@ func (c *Control) strayLine(line ftp.Line, fx []Effect) []Effect {
 func (c *Control) reply(r ftp.Reply, line ftp.Line, fx []Effect) []Effect {
 	continued := c.stray > 0 && r.Code == int(c.code)
 	c.stray = 0
+	if c.terminated() && c.Asking() {
+		if r.Preliminary() {
+			return fx // what matters is how it ends
+		}
+		return c.replied(r, line, fx)
+	}
 	if c.login == loginUnknown && provesLogin(c.kinds.oldest(), r.Code) {
 		c.login = loggedIn
 	}
@@ -115,12 +121,6 @@ func (c *Control) answered(k kind, r ftp.Reply, fx []Effect) []Effect {
 	switch k {
 	case auth, authOther:
 		return c.authAnswered(k, r, fx)
-	case authOpened:
-		if !ok {
-			return append(fx, Effect{Kind: Audit, Reason: AUTHRefused})
-		}
-		c.SetProtection(Protection{Control: TLS, Data: Clear}) // PROT begins at C (RFC 2228 section 3)
-		return append(fx, Effect{Kind: Protect, Protection: c.Protection()})
 	case user, pass:
 		return c.loginAnswered(r, fx)
 	case active:
@@ -132,7 +132,7 @@ func (c *Control) answered(k kind, r ftp.Reply, fx []Effect) []Effect {
 	case rein:
 		if ok {
 			// RFC 959 section 4.1.1: all parameters are reset, as after connecting.
-			c.login, c.hadLogin, c.secured = loggedOut, false, c.phase == records || c.wrapped
+			c.login, c.hadLogin, c.secured = loggedOut, false, c.phase == records
 			c.cwd.reset()
 			return append(fx, Effect{Kind: Login})
 		}

@@ -128,13 +128,6 @@ func (c *Control) InDoubt() bool { return c.doubt }
 // Owed is how many commands have no final reply and are to have one, for front ends that pass commands on one at a time.
 func (c *Control) Owed() int { return int(c.kinds.n - min(c.kinds.n, c.kinds.excused)) }
 
-// Answer is for front ends that answer the newest command in the server's place: no reply of the server's belongs to it.
-func (c *Control) Answer() {
-	if c.kinds.used > 0 {
-		c.kinds.take(int(c.kinds.used) - 1)
-	}
-}
-
 // owner finds the command that a final reply belongs to and takes it out. found is false for a reply that nobody asked for.
 func (c *Control) owner(r ftp.Reply) (k kind, found bool) {
 	i, sure := c.kinds.match(r.Code)

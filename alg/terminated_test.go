@@ -20,7 +20,7 @@ func terminated(t testing.TB, server string) *Control {
 	if d.Action != policy.Terminate || Admit(d) != NoReason {
 		t.Fatalf("%s: %v, %v", server, d.Action, Admit(d))
 	}
-	return NewTerminated(p, d, tlsClientAddr, to)
+	return NewTerminated(p, d, tlsClientAddr, to, p.CanShow(d.Server))
 }
 
 // say feeds whole lines, "C:" or "S:" before each, and gives what came of the last.
@@ -31,31 +31,29 @@ func say(c *Control, lines ...string) (fx []Effect) {
 	return fx
 }
 
-// TestSetProtection: what the front end says of TLS around the dialogue counts for USER.
-func TestSetProtection(t *testing.T) {
-	for _, server := range []string{"198.51.100.3:21", "198.51.100.3:990"} {
-		c := terminated(t, server)
-		if got := c.Protection(); got != (Protection{Clear, Clear}) {
-			t.Errorf("%s: begins as %v", server, got)
-		}
-		denied := []string{"deny tls-required", "rewrite X"}
-		if got := describeAll(say(c, "S:220 ready", "C:USER auditor")); !slices.Equal(got, denied) {
-			t.Errorf("%s: USER in clear text: %q", server, got)
-		}
-		c.SetProtection(Protection{Control: TLS, Data: TLS})
-		if got := c.Protection(); got != (Protection{TLS, TLS}) || c.Opaque(Client) || c.Opaque(Server) {
-			t.Errorf("%s: inside TLS: %v", server, got)
-		}
-		if got := describeAll(say(c, "S:533 no", "C:USER auditor", "S:230 in", "C:REIN", "S:220 again", "C:USER auditor")); len(got) != 0 {
-			t.Errorf("%s: USER inside TLS, and again after REIN: %q", server, got)
-		}
-		c.SetProtection(Protection{Control: Clear, Data: TLS}) // CCC
-		if got := c.Protection(); got != (Protection{Clear, TLS}) {
-			t.Errorf("%s: after CCC: %v", server, got)
-		}
-		if got := describeAll(say(c, "S:230 in", "C:USER auditor")); !slices.Equal(got, denied) {
-			t.Errorf("%s: USER after CCC: %q", server, got)
-		}
+// TestTLSCountsForUSER: on either port, from the beginning or by AUTH, until CCC.
+func TestTLSCountsForUSER(t *testing.T) {
+	denied := []string{"deny tls-required", "say client: 533 Refused by the gateway: tls-required"}
+	c := terminated(t, "198.51.100.3:21")
+	if got := c.Protection(); got != (Protection{Clear, Clear}) {
+		t.Errorf("begins as %v", got)
+	}
+	if got := describeAll(say(c, "S:220 ready", "C:USER auditor")); !slices.Equal(got, denied) {
+		t.Errorf("USER in clear text: %q", got)
+	}
+	say(c, "C:AUTH TLS", "S:234 go on")
+	if got := c.Protection(); got != (Protection{TLS, Clear}) || c.Opaque(Client) || c.Opaque(Server) {
+		t.Errorf("after AUTH: %v", got)
+	}
+	if got := describeAll(say(c, "C:USER auditor")); len(got) != 0 {
+		t.Errorf("USER after AUTH: %q", got)
+	}
+	c = terminated(t, "198.51.100.3:990")
+	if got := describeAll(c.Secured(Client, true, nil)); !slices.Equal(got, []string{"protection tls tls"}) {
+		t.Errorf("implicit TLS: %q", got)
+	}
+	if got := describeAll(say(c, "S:220 ready", "C:USER auditor")); len(got) != 0 {
+		t.Errorf("USER in implicit TLS: %q", got)
 	}
 }
 
@@ -68,7 +66,6 @@ func TestTransferring(t *testing.T) {
 	}{
 		{"S:220 ready", NoTransfer},
 		{"C:RETR a.exe", NoTransfer}, // denied
-		{"S:550 no", NoTransfer},
 		{"C:RETR a.txt", Download},
 		{"S:150 here", Download},
 		{"C:STAT", Download},
@@ -182,18 +179,18 @@ rules: [{name: all, action: terminate, commands: {deny: [RETR /secret]}}]
 		t.Fatal(err)
 	}
 	to := netip.MustParseAddrPort("198.51.100.2:21")
-	c := NewTerminated(p, p.Decide(tlsClientAddr.Addr(), to), tlsClientAddr, to)
+	c := NewTerminated(p, p.Decide(tlsClientAddr.Addr(), to), tlsClientAddr, to, false)
 	say(c, "S:220 ready", "C:USER a", "S:230 in", "C:CWD /", "S:250 ok", "C:RETR a", "S:150 here", "C:NOOP", "C:ABOR")
 	c.Forget(nil)
 	say(c, "C:CWD /pub/not/there", "S:226 the transfer's", "S:200 of NOOP", "S:226 of ABOR", "S:550 of CWD")
-	want := []string{"deny path-unknown", "rewrite X"}
+	want := []string{"deny path-unknown", "say client: 550 Refused by the gateway: path-unknown"}
 	if got := describeAll(say(c, "C:RETR ../secret/a")); !slices.Equal(got, want) {
 		t.Errorf("a relative path afterwards: %q", got)
 	}
-	if got := describeAll(say(c, "S:550 no", "C:PWD", `S:257 "/pub/not/there"`, "C:RETR ../secret/a")); !slices.Equal(got, want) {
+	if got := describeAll(say(c, "C:PWD", `S:257 "/pub/not/there"`, "C:RETR ../secret/a")); !slices.Equal(got, want) {
 		t.Errorf("and after PWD: %q", got)
 	}
-	if got := describeAll(say(c, "S:550 no", "C:RETR /pub/a")); !slices.Equal(got, []string{"transfer download"}) {
+	if got := describeAll(say(c, "C:RETR /pub/a")); !slices.Equal(got, []string{"transfer download"}) {
 		t.Errorf("an absolute path: %q", got)
 	}
 }
@@ -206,26 +203,26 @@ func TestHasUser(t *testing.T) {
 	} {
 		c := terminated(t, "198.51.100.4:21")
 		say(c, "S:220 ready")
-		if c.HasUser() {
+		if c.hasUser() {
 			t.Error("there is a user before USER")
 		}
 		say(c, "C:USER a", "S:331 password")
-		if !c.HasUser() {
+		if !c.hasUser() {
 			t.Error("there is no user after USER")
 		}
 		say(c, "C:PASS b", "S:230 in")
 		say(c, refused...)
-		if !c.HasUser() {
+		if !c.hasUser() {
 			t.Errorf("there is no user after a login and %q", refused)
 		}
 		say(c, "C:REIN", "S:220 again")
-		if c.HasUser() {
+		if c.hasUser() {
 			t.Errorf("there is a user after REIN, after %q", refused)
 		}
 	}
 	c := terminated(t, "198.51.100.4:21")
 	say(c, "S:220 ready", "C:USER a", "S:331 password", "C:PASS x", "S:530 no")
-	if c.HasUser() {
+	if c.hasUser() {
 		t.Error("there is a user after a login that failed")
 	}
 }

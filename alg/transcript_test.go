@@ -30,6 +30,12 @@ func describe(e Effect) string {
 			return "rewrite " + word
 		}
 		return "rewrite X"
+	case Say:
+		return fmt.Sprintf("say %s: %s", e.Side, e.Text)
+	case StartTLS:
+		return "tls " + e.Side.String()
+	case StopTLS:
+		return "clear " + e.Side.String()
 	case Protect:
 		return fmt.Sprintf("protection %s %s", e.Protection.Control, e.Protection.Data)
 	case End:

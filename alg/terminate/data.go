@@ -37,7 +37,7 @@ func (s *session) passesBy() bool {
 
 // dataLevels are how data is protected now, by side.
 func (s *session) dataLevels() [2]alg.Level {
-	return [2]alg.Level{s.dialogue.side[alg.Client].data, s.dialogue.side[alg.Server].data}
+	return s.dialogue.control.DataLevels()
 }
 
 // maxRelays bounds the data connections that a session leaves behind when their transfers are over: a client may have the
@@ -265,7 +265,7 @@ func (s *session) awaitSettled(n *promise) {
 	}
 	late := time.NewTimer(limit)
 	defer late.Stop()
-	s.dialogue.own = settling // nothing else is said meanwhile
+	s.dialogue.settling = true // nothing else is said meanwhile
 	s.mu.Unlock()
 	select {
 	case <-n.settled:
@@ -273,7 +273,7 @@ func (s *session) awaitSettled(n *promise) {
 	case <-s.gateway.life.Done():
 	}
 	s.mu.Lock()
-	s.dialogue.own = none
+	s.dialogue.settling = false
 }
 
 // givenUp reports whether the client may have given the transfer at hand up, or the gateway has: then some servers owe a reply

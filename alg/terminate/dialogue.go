@@ -3,6 +3,7 @@ package terminate
 import (
 	"bytes"
 	"net/netip"
+	"strings"
 	"time"
 
 	"ftpalg/alg"
@@ -13,7 +14,7 @@ import (
 
 // outside is what a dialogue acts on. session is one.
 type outside interface {
-	send(to alg.Side, text []byte)
+	send(to alg.Side, text []byte, said transport)
 	// secure begins TLS with a side that has agreed to it. With the client that happens when it is read next.
 	secure(alg.Side) error
 	// unsecure ends TLS with a side.
@@ -34,8 +35,8 @@ type outside interface {
 	hangUp(alg.Reason)
 }
 
-// dialogue is the two-sided state machine: a line of one side in, actions on the outside. It decides who speaks TLS, speaks
-// the commands itself that one side lacks, and asks the engine about everything else.
+// dialogue is who speaks when: a line of one side in, actions on the outside. What a line means and who speaks TLS the engine
+// decides.
 //
 // Commands are passed on one at a time: the next when the one before has its final reply. So a reply of ours is never out
 // of order, and nothing that a client sent ahead is read in another state than it was meant for.
@@ -43,18 +44,14 @@ type dialogue struct {
 	out     outside
 	control *alg.Control
 	rule    *policy.Rule
-	channel policy.Channel // how the server is spoken to
-	limit   int            // login failures
-	demands bool           // the policy wants TLS with the server, whatever the client does
-	shows   bool           // there is a certificate to show to the client
-	refused policy.Channel // what to do if the server refuses AUTH
+	limit   int  // login failures
+	shows   bool // there is a certificate to show to the client
 
-	side     [2]protection
 	opened   netip.AddrPort // where the pinhole that was opened last leads to
 	fed      [2]uint64      // bytes given to the engine
 	replies  ftp.Replies
-	own      exchange // what is asked of the server without the engine's knowledge
-	verb     string   // of the command whose reply comes next, if it is one at all
+	settling bool   // the reply at hand waits for its data connection
+	verb     string // of the command whose reply comes next, if it is one at all
 	failures int
 	features features
 	aborted  bool   // ABOR has gone on, and not everything before it is answered
@@ -74,27 +71,6 @@ const (
 	listed // its first line is through
 )
 
-// protection is how one side of the session is protected.
-type protection struct {
-	tls  bool
-	pbsz bool
-	data alg.Level
-}
-
-// exchange is a command that the engine does not see, because TLS is not its business here.
-type exchange uint8
-
-const (
-	none exchange = iota
-	authTLS
-	authSSL
-	pbsz
-	protC
-	protP
-	ccc
-	settling // nothing is asked, but the reply at hand waits for its data connection
-)
-
 // aloud are the commands that a client may send while a transfer is under way.
 var aloud = map[string]bool{"ABOR": true, "STAT": true, "QUIT": true, "NOOP": true}
 
@@ -103,21 +79,21 @@ func (d *dialogue) ready(l line) bool {
 	switch {
 	case d.over:
 		return true
-	case d.own != none && d.own != settling:
+	case d.control.Asking():
 		return false
-	case d.own == none && d.control.Owed() == 0:
+	case !d.settling && d.control.Owed() == 0:
 		return true
-	case d.own == none && d.control.Transferring() == alg.NoTransfer:
+	case !d.settling && d.control.Transferring() == alg.NoTransfer:
 		return false
 	}
 	cmd, err := ftp.ParseCommand(l.text)
-	return err == nil && aloud[cmd.Verb] && (d.own == none || cmd.Verb == "NOOP") && d.rule.Command(cmd.Verb, cmd.Arg, "") == policy.Allowed
+	return err == nil && aloud[cmd.Verb] && (!d.settling || cmd.Verb == "NOOP") && d.rule.Command(cmd.Verb, cmd.Arg, "") == policy.Allowed
 }
 
 // listen reports whether the client is to be read at all. While the server is asked about protection it is not: what cannot be
 // answered yet is better left in its socket.
 func (d *dialogue) listen() bool {
-	return d.over || d.own == none || d.own == settling
+	return d.over || !d.control.Asking()
 }
 
 // owedGivenUp is how long a client's command waits for the reply to a transfer that was given up: some servers never answer it.
@@ -127,7 +103,7 @@ const owedGivenUp = 2 * time.Second
 // says that the transfer at hand was given up.
 func (d *dialogue) patience(givenUp bool) time.Duration {
 	switch {
-	case d.own != none:
+	case d.settling, d.control.Asking():
 		return 0
 	case givenUp:
 		return owedGivenUp
@@ -151,19 +127,18 @@ func (d *dialogue) goOn() {
 }
 
 // busy says whether the client has a reply to come.
-func (d *dialogue) busy() bool { return d.own != none || d.control.Outstanding() > 0 }
+func (d *dialogue) busy() bool {
+	return d.settling || d.control.Asking() || d.control.Outstanding() > 0
+}
 
 // clientLine takes a line of the client's. It has to be ready.
 func (d *dialogue) clientLine(now time.Time, l line) {
 	if d.over {
 		return
 	}
-	cmd, err := ftp.ParseCommand(l.text)
-	if d.own == settling {
+	cmd, _ := ftp.ParseCommand(l.text)
+	if d.settling {
 		d.reply("200 NOOP") // the server is heard again when its transfer's data has gone on
-		return
-	}
-	if err == nil && l.flaws&ftp.Refused == 0 && d.protectionCommand(cmd) {
 		return
 	}
 	if len(l.text) == 0 && l.flaws&ftp.Refused == 0 {
@@ -179,17 +154,12 @@ func (d *dialogue) clientLine(now time.Time, l line) {
 		d.refuse(alg.LineTooLong, l.text)
 		return
 	}
-	if why := d.feed(now, alg.Client, l.wire); why != alg.NoReason {
-		d.control.Answer()
-		d.reply(d.control.Refusal(why))
-		return
-	}
-	if !d.over {
+	if answered := d.feed(now, alg.Client, l.wire); !answered && !d.over {
 		d.aborted = d.aborted || cmd.Verb == "ABOR"
 		if d.features = noFeatures; cmd.Verb == "FEAT" {
 			d.features = awaited
 		}
-		d.out.send(alg.Server, d.ownActive(withoutSignals(l, cmd), cmd))
+		d.send(alg.Server, d.ownActive(withoutSignals(l, cmd), cmd))
 	}
 }
 
@@ -215,8 +185,8 @@ func (d *dialogue) serverLine(now time.Time, l line) {
 		d.end(alg.NotFTP)
 		return
 	}
-	if d.own != none {
-		d.ownLine(now, l)
+	if d.control.Asking() {
+		d.feed(now, alg.Server, l.wire)
 		return
 	}
 	if len(l.text) == 0 && !d.replies.Open() {
@@ -291,7 +261,7 @@ func (d *dialogue) pass(reply ftp.Reply, l line, transferring, transferred bool)
 	case d.features != noFeatures && !d.feature(reply, l):
 		return
 	default:
-		d.out.send(alg.Client, append(d.held, l.wire...))
+		d.send(alg.Client, append(d.held, l.wire...))
 		d.held = nil
 	}
 	if reply.Last && (transferred || !reply.Preliminary()) {
@@ -303,14 +273,14 @@ func (d *dialogue) pass(reply ftp.Reply, l line, transferring, transferred bool)
 // else.
 func (d *dialogue) transferLine(l line) {
 	if !d.told {
-		d.out.send(alg.Client, append(d.held, l.wire...))
+		d.send(alg.Client, append(d.held, l.wire...))
 	}
 	d.held = nil
 }
 
 // endTransfer ends the transfer at hand for the client, with a reply of ours.
 func (d *dialogue) endTransfer(text string) {
-	if d.over || d.told || d.own == settling || d.control.Transferring() == alg.NoTransfer {
+	if d.over || d.told || d.settling || d.control.Transferring() == alg.NoTransfer {
 		return
 	}
 	d.told = true
@@ -337,7 +307,7 @@ func (d *dialogue) answered(code int) {
 // leaves out the hyphen of FEAT's reply is one too.
 func (d *dialogue) passStray(l line) {
 	if !d.withheld(l) {
-		d.out.send(alg.Client, l.wire)
+		d.send(alg.Client, l.wire)
 	}
 }
 
@@ -374,41 +344,66 @@ func (d *dialogue) feature(reply ftp.Reply, l line) bool {
 	return !d.withheld(l)
 }
 
-// feed gives bytes to the engine and does what it asks for, except that bytes are rewritten in place. It says why a line
-// was denied.
-func (d *dialogue) feed(now time.Time, from alg.Side, wire []byte) (why alg.Reason) {
+// feed has the engine decide on bytes of one side, and does what it asks for; bytes are rewritten in place. It reports whether
+// something of ours was said, so that they go no further.
+func (d *dialogue) feed(now time.Time, from alg.Side, wire []byte) (answered bool) {
 	start := d.fed[from]
 	d.fed[from] += uint64(len(wire))
 	d.fx = d.control.Feed(now, from, wire, d.fx[:0])
-	for i := 0; i < len(d.fx); i++ {
-		switch e := d.fx[i]; e.Kind {
-		case alg.OpenPinhole:
-			var why alg.Reason
-			if d.opened, why = d.out.open(e.Pinhole); why != alg.NoReason {
-				d.fx = d.control.Refuse(e, why, d.fx)
-			}
-		case alg.ClosePinhole:
-			d.out.shut(e.Pinhole, e.Reason)
-		case alg.Rewrite:
-			if e.Side == from {
-				copy(wire[e.Start-start:], e.New)
-			}
-		case alg.Deny:
-			why = e.Reason
-			d.denied(e.Reason, e.Text)
-		case alg.End:
-			d.end(e.Reason)
-		case alg.BeginTransfer:
-			if why = d.out.begin(e.Direction); why != alg.NoReason {
-				d.denied(why, e.Text)
-			}
-		case alg.Login:
-			d.login(e)
-		case alg.Audit:
-			d.out.report(audit.Event{Kind: audit.EventAudit, Reason: e.Reason, Text: audit.WireText(e.Text)})
+	for i := 0; i < len(d.fx); i++ { // Refuse appends to them
+		e := d.fx[i]
+		if e.Kind == alg.Rewrite && e.Side == from {
+			copy(wire[e.Start-start:], e.New)
 		}
+		if !d.carryOut(e) {
+			return true
+		}
+		answered = answered || e.Kind == alg.Say
 	}
-	return why
+	return answered
+}
+
+// carryOut does what one effect asks for, and reports whether those after it may follow.
+func (d *dialogue) carryOut(e alg.Effect) bool {
+	switch e.Kind {
+	case alg.OpenPinhole:
+		var why alg.Reason
+		if d.opened, why = d.out.open(e.Pinhole); why != alg.NoReason {
+			d.fx = d.control.Refuse(e, why, d.fx)
+		}
+	case alg.ClosePinhole:
+		d.out.shut(e.Pinhole, e.Reason)
+	case alg.BeginTransfer:
+		if why := d.out.begin(e.Direction); why != alg.NoReason {
+			d.fx = d.control.Refuse(e, why, d.fx)
+		}
+	case alg.Say:
+		d.out.send(e.Side, append(bytes.Clone(e.Text), "\r\n"...), transportOf(e.Protection.Control == alg.TLS))
+	case alg.StartTLS:
+		if d.out.secure(e.Side) != nil {
+			d.end(alg.UpstreamTLS)
+			return false
+		}
+	case alg.StopTLS:
+		return d.out.unsecure(e.Side) == nil
+	case alg.ProtectData:
+		d.out.protect()
+	case alg.Protect:
+		d.protected(e.Protection)
+	case alg.Deny:
+		d.denied(e.Reason, e.Text)
+	case alg.End:
+		d.end(e.Reason)
+	case alg.Login:
+		d.login(e)
+	case alg.Audit:
+		d.out.report(audit.Event{Kind: audit.EventAudit, Reason: e.Reason, Text: audit.WireText(e.Text)})
+	}
+	return true
+}
+
+func (d *dialogue) protected(p alg.Protection) {
+	d.out.report(audit.Event{Kind: audit.EventProtection, Protection: p})
 }
 
 func (d *dialogue) login(e alg.Effect) {
@@ -441,4 +436,15 @@ func (d *dialogue) denied(why alg.Reason, text []byte) {
 }
 
 // reply sends the client a line of our own.
-func (d *dialogue) reply(text string) { d.out.send(alg.Client, []byte(text+"\r\n")) }
+func (d *dialogue) reply(text string) { d.send(alg.Client, []byte(text+"\r\n")) }
+
+// send says something to a side as that is protected now.
+func (d *dialogue) send(to alg.Side, text []byte) {
+	d.out.send(to, text, transportOf(d.control.InTLS(to)))
+}
+
+// featureName is the name in a line of FEAT's reply.
+func featureName(text []byte) string {
+	name, _, _ := bytes.Cut(bytes.TrimSpace(text), []byte{' '})
+	return strings.ToUpper(string(name))
+}

@@ -29,7 +29,7 @@ func (o *stageHand) note(format string, args ...any) {
 	o.log = append(o.log, fmt.Sprintf(format, args...))
 }
 
-func (o *stageHand) send(to alg.Side, text []byte) {
+func (o *stageHand) send(to alg.Side, text []byte, _ transport) {
 	o.sent[to] = string(text)
 	o.note("%s< %s", sideName(to), strings.TrimRight(string(text), "\r\n"))
 }
@@ -79,72 +79,50 @@ func (o *stageHand) hangUp(why alg.Reason) {
 
 func sideName(s alg.Side) string { return [...]string{"C", "S"}[s] }
 
-const scriptPolicy = `
-version: 1
-servers:
-  - name: server
-    addresses: [198.51.100.2]
-rules:
-  - name: all
-    action: inspect
-    commands:
-      deny: [SITE]
-`
-
 var (
 	scriptClient = netip.MustParseAddrPort("192.0.2.2:40000")
 	scriptServer = netip.MustParseAddrPort("198.51.100.2:21")
 )
 
-// bounced is an engine whose policy overlooks foreign addresses in 227.
-func bounced() *alg.Control {
-	p, err := policy.Parse("test", []byte(scriptPolicy+"bounce: peer\n"))
+// scripted is what a script begins with. The texts are parts of its policy.
+type scripted struct {
+	upstream     string // how the server is spoken to; empty for as the client is
+	server, rule string // keys of each
+	top          string
+	bare         bool // there is no certificate to show
+	implicit     bool // the client comes to the implicit port
+	ipv6         bool
+}
+
+func (begins scripted) dialogue(o *stageHand) *dialogue {
+	upstream := "{verify: none"
+	if begins.upstream != "" {
+		upstream += ", control: " + begins.upstream
+	}
+	client, server := scriptClient, scriptServer
+	if begins.ipv6 {
+		client, server = netip.MustParseAddrPort("[2001:db8:1::2]:40000"), netip.MustParseAddrPort("[2001:db8:2::2]:21")
+	}
+	if begins.implicit {
+		server = netip.AddrPortFrom(server.Addr(), 990)
+	}
+	text := fmt.Sprintf(`version: 1
+servers:
+  - {name: server, addresses: ["%s"], certificates: [{certificate: /c.pem, key: /k.pem}], upstream: %s%s}}
+rules:
+  - {name: all, to: server, action: terminate, commands: {deny: [SITE]}%s}
+%s`, server.Addr(), upstream, begins.server, begins.rule, begins.top)
+	p, err := policy.Parse("test", []byte(text))
 	if err != nil {
 		panic(err) // it is constant
 	}
-	return alg.NewTerminated(p, p.Decide(scriptClient.Addr(), scriptServer), scriptClient, scriptServer)
-}
-
-// requireTLS and demandReuse change the policy.
-func requireTLS(d *dialogue) {
-	p, err := policy.Parse("test", []byte(scriptPolicy+"    require: tls\n"))
-	if err != nil {
-		panic(err) // it is constant
+	d := p.Decide(client.Addr(), server)
+	x := &dialogue{out: o, control: alg.NewTerminated(p, d, client, server, !begins.bare), rule: d.Rule, limit: 2, shows: !begins.bare}
+	if channel, _ := d.Server.Dial(server.Port()); channel == policy.Explicit || channel == policy.Implicit {
+		x.control.Secured(alg.Server, true, nil)
 	}
-	d.control = alg.NewTerminated(p, p.Decide(scriptClient.Addr(), scriptServer), scriptClient, scriptServer)
-}
-
-// overIPv6 has the session go over IPv6, with a policy that overlooks foreign addresses.
-func overIPv6(d *dialogue) {
-	p, err := policy.Parse("test", []byte(strings.ReplaceAll(scriptPolicy, "198.51.100.2", `"2001:db8:2::2"`)+"bounce: peer\n"))
-	if err != nil {
-		panic(err) // it is constant
-	}
-	client, server := netip.MustParseAddrPort("[2001:db8:1::2]:40000"), netip.MustParseAddrPort("[2001:db8:2::2]:21")
-	d.control = alg.NewTerminated(p, p.Decide(client.Addr(), server), client, server)
-}
-
-func demandReuse(d *dialogue) {
-	rule := *d.rule
-	rule.TLS.RequireReuse = true
-	d.rule = &rule
-}
-
-func newScript(o *stageHand, channel policy.Channel) *dialogue {
-	p, err := policy.Parse("test", []byte(scriptPolicy))
-	if err != nil {
-		panic(err) // it is constant
-	}
-	d := p.Decide(scriptClient.Addr(), scriptServer)
-	x := &dialogue{
-		out: o, control: alg.NewTerminated(p, d, scriptClient, scriptServer), rule: d.Rule,
-		channel: channel, limit: 2, shows: true,
-	}
-	for side := range x.side {
-		x.side[side].data = alg.Clear
-	}
-	if channel == policy.Explicit || channel == policy.Implicit {
-		x.side[alg.Server] = protection{tls: true, pbsz: true, data: alg.TLS}
+	if begins.implicit {
+		x.control.Secured(alg.Client, true, nil)
 	}
 	return x
 }
@@ -152,10 +130,10 @@ func newScript(o *stageHand, channel policy.Channel) *dialogue {
 // Lines that begin with "C: " and "S: " are said by the client and by the server; what follows each, behind "=> " or on
 // lines of its own, is what the dialogue does.
 var scripts = []struct {
-	name    string
-	channel policy.Channel
-	change  func(*stageHand, *dialogue)
-	script  string
+	name   string
+	begins scripted
+	change func(*stageHand)
+	script string
 }{
 	{name: "plain", script: `
 		S: 220 hello => C< 220 hello
@@ -179,13 +157,13 @@ var scripts = []struct {
 		S: 230 in => C< 230 in
 		C: PORT 203,0,113,1,195,80 => deny foreign-address, C< REPLY foreign-address
 		C: PORT 192,0,2,2,195,80 => open PORT 192.0.2.2:50000, S< PORT 192,0,2,2,195,80`},
-	{name: "a server's inside address in 227", change: func(_ *stageHand, d *dialogue) { d.control = bounced() }, script: `
+	{name: "a server's inside address in 227", begins: scripted{top: "bounce: peer"}, script: `
 		S: 220 hello => C< 220 hello
 		C: USER lab => S< USER lab
 		S: 230 in => C< 230 in
 		C: PASV => S< PASV
 		S: 227 Entering (203,0,113,9,195,80) => open PASV 198.51.100.2:50000, C< 227 Entering Passive Mode (198,51,100,2,195,80).`},
-	{name: "PASV over IPv6", change: func(_ *stageHand, d *dialogue) { overIPv6(d) }, script: `
+	{name: "PASV over IPv6", begins: scripted{top: "bounce: peer", ipv6: true}, script: `
 		S: 220 hello => C< 220 hello
 		C: USER lab => S< USER lab
 		S: 230 in => C< 230 in
@@ -199,7 +177,7 @@ var scripts = []struct {
 		C: QUIT => S< QUIT
 		S: 226 done => C< 226 done
 		S: 221 bye => C< 221 bye, hang up`},
-	{name: "a pinhole that cannot be", change: func(o *stageHand, _ *dialogue) { o.refuse = alg.ExpectationFailed }, script: `
+	{name: "a pinhole that cannot be", change: func(o *stageHand) { o.refuse = alg.ExpectationFailed }, script: `
 		S: 220 hello => C< 220 hello
 		C: USER lab => S< USER lab
 		S: 230 in => C< 230 in
@@ -208,15 +186,15 @@ var scripts = []struct {
 		S: 229 Entering Extended Passive Mode (|||50000|) => deny expectation-failed, C< 425 Refused by the gateway: expectation-fail...`},
 	{name: "AUTH", script: `
 		S: 220 hello => C< 220 hello
-		C: PBSZ 0 => C< 503 PBSZ comes behind AUTH
-		C: PROT P => C< 503 PROT comes behind PBSZ
+		C: PBSZ 0 => C< 503 PBSZ comes after AUTH
+		C: PROT P => C< 503 PROT comes after PBSZ
 		C: CCC => C< 533 The control connection is not protected
 		C: AUTH => C< 501 AUTH needs the name of a mechanism
 		C: AUTH GSSAPI => C< 504 The mechanism is not known; AUTH TLS is
 		C: auth ssl => S< AUTH TLS
 		S: 234 go => S TLS, C< 234 AUTH accepted, TLS begins, C TLS
 		C: AUTH TLS => C< 503 TLS is in use already
-		C: PROT P => C< 503 PROT comes behind PBSZ
+		C: PROT P => C< 503 PROT comes after PBSZ
 		C: PBSZ x => C< 501 PBSZ needs a number
 		C: PBSZ 0 => S< PBSZ 0
 		S: 200 PBSZ=0 => C< 200 PBSZ=0
@@ -246,26 +224,26 @@ var scripts = []struct {
 		C: AUTH TLS => S< AUTH TLS
 		S: 502 what? => S< AUTH SSL
 		S: 500 what? => C< 500 what?`},
-	{name: "a server that refuses AUTH, and the policy goes on", change: func(_ *stageHand, d *dialogue) { d.refused = policy.Plain }, script: `
+	{name: "a server that refuses AUTH, and the policy goes on", begins: scripted{server: ", auth-refused: plain"}, script: `
 		S: 220 hello => C< 220 hello
 		C: AUTH TLS => S< AUTH TLS
 		S: 534 no => C< 234 AUTH accepted, TLS begins, C TLS
 		C: PBSZ 0 => C< 200 PBSZ=0
 		C: PROT P => protect, C< 200 Data protection is P`},
-	{name: "TLS with the server fails", change: func(o *stageHand, _ *dialogue) { o.noServer = true }, script: `
+	{name: "TLS with the server fails", change: func(o *stageHand) { o.noServer = true }, script: `
 		S: 220 hello => C< 220 hello
 		C: AUTH TLS => S< AUTH TLS
 		S: 234 go => C< REPLY upstream-tls, hang up`},
-	{name: "no certificate to show", change: func(_ *stageHand, d *dialogue) { d.shows = false }, script: `
+	{name: "no certificate to show", begins: scripted{bare: true}, script: `
 		S: 220 hello => C< 220 hello
 		C: AUTH TLS => deny no-certificate, C< REPLY no-certificate`},
-	{name: "a plain server behind TLS", channel: policy.Plain, script: `
+	{name: "a plain server behind TLS", begins: scripted{upstream: "plain"}, script: `
 		S: 220 hello => C< 220 hello
 		C: AUTH TLS => C< 234 AUTH accepted, TLS begins, C TLS
 		C: PBSZ 0 => C< 200 PBSZ=0
 		C: PROT P => protect, C< 200 Data protection is P
 		C: CCC => C< 200 The control connection is in clear text now, C clear`},
-	{name: "AUTH from a user", channel: policy.Explicit, script: `
+	{name: "AUTH from a user", begins: scripted{upstream: "explicit"}, script: `
 		S: 220 hello => C< 220 hello
 		C: USER lab => S< USER lab
 		S: 331 more => C< 331 more
@@ -276,19 +254,19 @@ var scripts = []struct {
 		C: REIN => S< REIN
 		S: 220 anew => C< 220 anew
 		C: AUTH TLS => C< 234 AUTH accepted, TLS begins, C TLS`},
-	{name: "AUTH from a user whom the server refused", channel: policy.Plain, script: `
+	{name: "AUTH from a user whom the server refused", begins: scripted{upstream: "plain"}, script: `
 		S: 220 hello => C< 220 hello
 		C: USER lab => S< USER lab
 		S: 530 not without TLS => C< 530 not without TLS
 		C: AUTH TLS => C< 234 AUTH accepted, TLS begins, C TLS
 		C: USER lab => S< USER lab
 		S: 331 more => C< 331 more`},
-	{name: "AUTH from a user whom the policy refused", channel: policy.Plain, change: func(_ *stageHand, d *dialogue) { requireTLS(d) }, script: `
+	{name: "AUTH from a user whom the policy refused", begins: scripted{upstream: "plain", rule: ", require: tls"}, script: `
 		S: 220 hello => C< 220 hello
 		C: USER lab => deny tls-required, C< REPLY tls-required
 		C: AUTH TLS => C< 234 AUTH accepted, TLS begins, C TLS
 		C: USER lab => S< USER lab`},
-	{name: "AUTH that the server refuses, and the policy goes on, from a user", change: func(_ *stageHand, d *dialogue) { d.refused = policy.Plain }, script: `
+	{name: "AUTH that the server refuses, and the policy goes on, from a user", begins: scripted{server: ", auth-refused: plain"}, script: `
 		S: 220 hello => C< 220 hello
 		C: USER lab => S< USER lab
 		S: 230 in => C< 230 in
@@ -309,13 +287,13 @@ var scripts = []struct {
 		C: RETR a => begin, S< RETR a
 		forget
 		C: AUTH TLS => deny auth-too-late, C< REPLY auth-too-late`},
-	{name: "data in clear text where the policy asks for a TLS session", channel: policy.Plain, change: func(_ *stageHand, d *dialogue) { demandReuse(d) }, script: `
+	{name: "data in clear text where the policy asks for a TLS session", begins: scripted{upstream: "plain", rule: ", tls: {session-reuse: require}"}, script: `
 		S: 220 hello => C< 220 hello
 		C: AUTH TLS => C< 234 AUTH accepted, TLS begins, C TLS
 		C: PBSZ 0 => C< 200 PBSZ=0
 		C: PROT C => deny tls-required, C< 534 The policy asks for TLS on data connections
 		C: PROT P => protect, C< 200 Data protection is P`},
-	{name: "PROT C where the policy wants TLS with the server", channel: policy.Explicit, change: func(_ *stageHand, d *dialogue) { d.demands = true }, script: `
+	{name: "PROT C where the policy wants TLS with the server", begins: scripted{upstream: "explicit"}, script: `
 		S: 220 hello => C< 220 hello
 		C: AUTH TLS => C< 234 AUTH accepted, TLS begins, C TLS
 		C: PBSZ 0 => C< 200 PBSZ=0
@@ -323,12 +301,12 @@ var scripts = []struct {
 		C: PROT P => S< PROT P
 		S: 200 private => protect, C< 200 private
 		C: PROT C => protect, C< 200 Data protection is C`},
-	{name: "a server with TLS behind a plain client", channel: policy.Explicit, script: `
+	{name: "a server with TLS behind a plain client", begins: scripted{upstream: "explicit"}, script: `
 		S: 220 hello => C< 220 hello
 		C: AUTH TLS => C< 234 AUTH accepted, TLS begins, C TLS
 		C: PBSZ 0 => C< 200 PBSZ=0
 		C: CCC => C< 200 The control connection is in clear text now, C clear`},
-	{name: "FEAT says what the gateway can do", channel: policy.Plain, script: `
+	{name: "FEAT says what the gateway can do", begins: scripted{upstream: "plain"}, script: `
 		S: 220 hello => C< 220 hello
 		C: FEAT => S< FEAT
 		S: 211-Features: => C< 211-Features:
@@ -339,9 +317,7 @@ var scripts = []struct {
 		S: 500 what? => C< 500 what?
 		C: FEAT => S< FEAT
 		S: 211 none => C< 211-Features:, C<  AUTH TLS, C<  PBSZ, C<  PROT, C< 211 none`},
-	{name: "features in TLS", channel: policy.Implicit, change: func(_ *stageHand, d *dialogue) {
-		d.side[alg.Client] = protection{tls: true, pbsz: true, data: alg.TLS}
-	}, script: `
+	{name: "features in TLS", begins: scripted{implicit: true}, script: `
 		S: 220 hello => C< 220 hello
 		C: FEAT => S< FEAT
 		S: 211-Extensions supported: => C< 211-Extensions supported:
@@ -365,7 +341,7 @@ var scripts = []struct {
 		S: 150 0.001 seconds => C< 150 0.001 seconds
 		C: SIZE x => S< SIZE x
 		S: 213 5 => C< 213 5`},
-	{name: "another reply for a transfer", change: func(o *stageHand, _ *dialogue) { o.instead = "552 too large" }, script: `
+	{name: "another reply for a transfer", change: func(o *stageHand) { o.instead = "552 too large" }, script: `
 		S: 220 hello => C< 220 hello
 		C: STOR x => begin, S< STOR x
 		S: 150 here => accepted, C< 150 here
@@ -409,9 +385,9 @@ func TestDialogue(t *testing.T) {
 	for _, test := range scripts {
 		t.Run(test.name, func(t *testing.T) {
 			o := &stageHand{}
-			d := newScript(o, test.channel)
+			d := test.begins.dialogue(o)
 			if test.change != nil {
-				test.change(o, d)
+				test.change(o)
 			}
 			for _, step := range strings.Split(strings.TrimSpace(test.script), "\n") {
 				playStep(t, o, d, strings.TrimLeft(step, "\t"))
@@ -484,7 +460,7 @@ func TestNamesAreNotChanged(t *testing.T) {
 		"DELE \xe1\n":                       "DELE \xe1\r\n", // the line ends as the server needs it
 	} {
 		o := &stageHand{}
-		d := newScript(o, policy.Plain)
+		d := scripted{upstream: "plain"}.dialogue(o)
 		playStep(t, o, d, "S: 220 hello => C< 220 hello")
 		r := lineReader{limit: 4096, buf: []byte(said)}
 		l, err := r.next(nil, time.Time{})
@@ -500,6 +476,9 @@ func TestNamesAreNotChanged(t *testing.T) {
 	}
 }
 
+// fuzzed are what fuzzing begins with: each way to speak to the server.
+var fuzzed = []scripted{{}, {upstream: "plain"}, {upstream: "explicit"}, {implicit: true}}
+
 // FuzzDialogue has both sides say anything. Nothing may be sent between AUTH and its reply, nothing but whole lines, and
 // nothing at all when the session is over.
 func FuzzDialogue(f *testing.F) {
@@ -509,11 +488,11 @@ func FuzzDialogue(f *testing.F) {
 			before, _, _ := strings.Cut(strings.TrimSpace(step), " => ")
 			said = append(said, before)
 		}
-		f.Add(uint8(test.channel), strings.Join(said, "\n"))
+		f.Add(uint8(max(0, slices.Index(fuzzed, test.begins))), strings.Join(said, "\n"))
 	}
-	f.Fuzz(func(t *testing.T, channel uint8, text string) {
+	f.Fuzz(func(t *testing.T, begins uint8, text string) {
 		o := &stageHand{}
-		d := newScript(o, policy.Channel(channel%4))
+		d := fuzzed[int(begins)%len(fuzzed)].dialogue(o)
 		for _, said := range strings.Split(text, "\n") {
 			who, words, _ := strings.Cut(said, ": ")
 			r := lineReader{limit: 4096, buf: []byte(words + "\r\n")}
@@ -521,14 +500,14 @@ func FuzzDialogue(f *testing.F) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			over, asking := o.over, d.own
+			over, asking := o.over, d.control.Asking()
 			o.log = nil
 			if who == "C" && d.ready(l) {
 				d.clientLine(time.Time{}, l)
 			} else if who != "C" {
 				d.serverLine(time.Time{}, l)
 			}
-			checkActions(t, o.log, over, asking == authTLS && who == "C")
+			checkActions(t, o.log, over, asking && who == "C")
 			d.over = d.over || o.over // as session has it
 		}
 	})

@@ -29,6 +29,13 @@ const (
 	inTLS
 )
 
+func transportOf(tls bool) transport {
+	if tls {
+		return inTLS
+	}
+	return inClear
+}
+
 // peer is one end of a control connection as we talk to it.
 type peer struct {
 	tcp     *net.TCPConn

@@ -9,7 +9,6 @@ import (
 	"io"
 	"net"
 	"net/netip"
-	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -70,13 +69,10 @@ func (g *Gateway) newSession(now *inForce, d policy.Decision, c *net.TCPConn) *s
 	s.turn = sync.NewCond(&s.mu)
 	s.tickets = newTickets(d.Rule.Name + "\x00" + d.Server.Name)
 	s.peers[alg.Client] = &peer{tcp: c, in: lineReader{limit: now.policy.Limits.Line}}
+	shows := now.certs.HasCertificate(d.Server)
 	s.dialogue = dialogue{
-		out: s, control: alg.NewTerminated(now.policy, d, client, server), rule: d.Rule,
-		demands: slices.Contains([]policy.Channel{policy.Explicit, policy.Implicit}, d.Server.Upstream.Control),
-		limit:   now.policy.Limits.LoginFailures, shows: now.certs.HasCertificate(d.Server), refused: d.Server.Upstream.AuthRefused,
-	}
-	for side := range s.dialogue.side {
-		s.dialogue.side[side].data = alg.Clear
+		out: s, control: alg.NewTerminated(now.policy, d, client, server, shows), rule: d.Rule,
+		limit: now.policy.Limits.LoginFailures, shows: shows,
 	}
 	s.info = audit.SessionInfo{
 		Number: s.number, Client: client, Server: server, Rule: d.Rule.Name, Began: time.Now(), LastSeen: time.Now(),
@@ -107,9 +103,8 @@ func (s *session) run(ctx context.Context) {
 			s.report(audit.Event{Kind: audit.EventEnd, Reason: alg.ClientTLS, Err: err})
 			return
 		}
-		// MS-FTPS 1.3: as if AUTH TLS, PBSZ 0 and PROT P had been given.
-		s.dialogue.side[alg.Client] = protection{tls: true, pbsz: true, data: alg.TLS}
-		s.dialogue.protected()
+		s.dialogue.control.Secured(alg.Client, true, nil)
+		s.dialogue.protected(s.dialogue.control.Protection())
 	}
 	s.greet(greeting)
 	reader.Go(s.readServer)
@@ -146,7 +141,6 @@ func (s *session) connect(ctx context.Context) (greeting []line, err error) {
 		s.entry = entry.ID
 	}
 	channel, port := s.target.Dial(s.real.Port())
-	s.dialogue.channel = channel
 	at := netip.AddrPortFrom(s.real.Addr(), port)
 	c, err := dialFrom(ctx, s.gateway.Conntrack, s.gateway.OwnMark, s.client.Addr(), at)
 	if err != nil {
@@ -170,7 +164,7 @@ func (s *session) connect(ctx context.Context) (greeting []line, err error) {
 	default:
 		return nil, nil
 	}
-	s.dialogue.side[alg.Server] = protection{tls: true, pbsz: asked, data: alg.TLS}
+	s.dialogue.control.Secured(alg.Server, asked, nil)
 	return greeting, err
 }
 
@@ -246,7 +240,7 @@ const slowestReply = time.Hour
 // take longer.
 func (s *session) patient() bool {
 	c := s.dialogue.control
-	return s.greeted.IsZero() && s.dialogue.own == none &&
+	return s.greeted.IsZero() && !s.dialogue.settling && !c.Asking() &&
 		(c.Outstanding() == 0 || c.Transferring() != alg.NoTransfer || time.Since(s.asked) < slowestReply)
 }
 
@@ -383,16 +377,12 @@ func (s *session) turnAway(why alg.Reason) {
 
 // send, secure, unsecure, hangUp and report are what the dialogue acts with.
 
-func (s *session) send(to alg.Side, text []byte) {
+func (s *session) send(to alg.Side, text []byte, said transport) {
 	if s.over || to == alg.Client && s.due {
 		return
 	}
 	if to == alg.Server {
 		s.asked = time.Now()
-	}
-	said := inClear
-	if s.dialogue.side[to].tls {
-		said = inTLS
 	}
 	if err := s.peers[to].send(text, said); errors.Is(err, errTransport) {
 		s.end(audit.Event{Kind: audit.EventEnd, Reason: alg.InternalError, Err: fmt.Errorf("%s: %w", to, err)})

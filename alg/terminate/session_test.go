@@ -544,7 +544,7 @@ func (w *world) settles() bool {
 	for s := range w.gateway.sessions {
 		s.mu.Lock()
 		defer s.mu.Unlock()
-		if s.dialogue.own == settling {
+		if s.dialogue.settling {
 			return true
 		}
 	}
