@@ -69,6 +69,46 @@ func (c *Control) Secured(side Side, pbsz bool, fx []Effect) []Effect {
 	return c.protected(fx)
 }
 
+// ClientLine takes a whole line of the client's in a terminated session. Whoever reads it ends it as servers need it.
+func (c *Control) ClientLine(line ftp.Line, fx []Effect) []Effect {
+	if c.phase == ended {
+		return fx
+	}
+	line.Start = 0
+	return c.clientLine(line, fx)
+}
+
+// ServerLine takes a whole line of the server's in a terminated session, and returns what it is of a reply: the zero value for one that
+// is of none. What effects count from is the line's beginning.
+func (c *Control) ServerLine(line ftp.Line, fx []Effect) (ftp.Reply, []Effect) {
+	if c.phase == ended {
+		return ftp.Reply{}, fx
+	}
+	line.Start = 0
+	return c.serverLine(line, fx)
+}
+
+// Announcement is the line that announces a pinhole of a terminated session which stands, where it leads to; nil if the line of e may go
+// on as it is. A server has to connect where the gateway, or NAT, has the client; a client where the control connection leads, whatever
+// address the policy overlooks (bounce: peer).
+func (c *Control) Announcement(e Effect, at netip.AddrPort) []byte {
+	switch {
+	case e.Pinhole.Mode == policy.EPSV, e.Announced == at:
+		return nil
+	case e.Pinhole.Mode == policy.PORT:
+		return []byte("PORT " + ftp.FormatPort(at))
+	case e.Pinhole.Mode == policy.EPRT:
+		return []byte("EPRT " + ftp.FormatEPRT(at))
+	case !at.Addr().Is4():
+		// A 227 has no room for it. 0.0.0.0, as servers say over IPv6, is to clients the address of the control connection.
+		at = netip.AddrPortFrom(netip.IPv4Unspecified(), at.Port())
+	}
+	if e.Announced == at {
+		return nil
+	}
+	return []byte("227 " + ftp.FormatPASV(at))
+}
+
 // InTLS reports how what is said to a side of a terminated session has to be said now.
 func (c *Control) InTLS(side Side) bool { return c.bridge.sides[side].tls }
 

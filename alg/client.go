@@ -25,33 +25,35 @@ func (c *Control) feedClient(b []byte, fx []Effect) (int, []Effect) {
 	case !whole:
 		return n, fx
 	}
-	c.missed, c.outOfTurn = false, false
-	behind := b[n:]
-	k, fx := c.line(line, fx)
-	if c.phase == ended {
-		return n, fx
-	}
-	if k == noop && c.kinds.full() && c.rests {
-		c.part() // it is not counted
-	}
-	if k == own {
-		return n, fx
-	}
-	if !c.kinds.push(k, c.policy.Limits.Outstanding) {
-		return n, c.end(TooManyOutstanding, fx)
-	}
-	if k == auth || k == authOther {
+	fx = c.clientLine(line, fx)
+	if c.phase == authSent && len(b) > n {
 		// Whatever is behind AUTH in the same segment is never read as commands (design rule 5).
-		if len(behind) > 0 {
-			return n, c.end(TextAroundAUTH, fx)
-		}
-		c.phase = authSent
+		fx = c.end(TextAroundAUTH, fx)
 	}
 	return n, fx
 }
 
-// line decides on a line of the client's, and says what to remember of it until the server answers.
-func (c *Control) line(line ftp.Line, fx []Effect) (kind, []Effect) {
+// clientLine takes a whole line of the client's.
+func (c *Control) clientLine(line ftp.Line, fx []Effect) []Effect {
+	c.missed, c.outOfTurn = false, false
+	k, fx := c.ruling(line, fx)
+	if c.phase == ended || k == own {
+		return fx
+	}
+	if k == noop && c.kinds.full() && c.rests {
+		c.part() // it is not counted
+	}
+	if !c.kinds.push(k, c.policy.Limits.Outstanding) {
+		return c.end(TooManyOutstanding, fx)
+	}
+	if k == auth || k == authOther {
+		c.phase = authSent
+	}
+	return fx
+}
+
+// ruling decides on a line of the client's, and says what to remember of it until the server answers.
+func (c *Control) ruling(line ftp.Line, fx []Effect) (kind, []Effect) {
 	if len(line.Text) == 0 && line.Flaws&ftp.Refused == 0 {
 		return c.blankLine(line, fx)
 	}
@@ -296,7 +298,7 @@ func (c *Control) active(cmd ftp.Command, line ftp.Line, fx []Effect) (kind, Rea
 	if why != NoReason {
 		return other, why, fx
 	}
-	return active, NoReason, c.named(n, c.open(p, Client, line, fx))
+	return active, NoReason, c.named(n, c.open(p, announced, Client, line, fx))
 }
 
 // checkTarget compares an announced address with the peer's own. An address from the wire is never an authority: what

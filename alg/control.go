@@ -249,10 +249,10 @@ func (c *Control) Close(fx []Effect) []Effect {
 }
 
 // open announces a pinhole in place of the one that stood, for the line that promised it.
-func (c *Control) open(p Pinhole, from Side, line ftp.Line, fx []Effect) []Effect {
+func (c *Control) open(p Pinhole, announced netip.AddrPort, from Side, line ftp.Line, fx []Effect) []Effect {
 	fx = c.closePinhole(NextDataCommand, fx)
 	c.pinhole = p
-	return append(fx, Effect{Kind: OpenPinhole, Pinhole: p, Side: from, Start: line.Start, Len: line.Len - line.EOL, Text: line.Text})
+	return append(fx, Effect{Kind: OpenPinhole, Pinhole: p, Announced: announced, Side: from, Start: line.Start, Len: line.Len - line.EOL, Text: line.Text})
 }
 
 func (c *Control) closePinhole(why Reason, fx []Effect) []Effect {

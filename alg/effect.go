@@ -75,7 +75,8 @@ type Effect struct {
 	Pinhole    Pinhole
 	Protection Protection
 	Direction  Direction
-	Start      uint64 // stream offset
+	Announced  netip.AddrPort // OpenPinhole: the address that the line names, if it does
+	Start      uint64         // stream offset
 	Len        int
 	Text       []byte
 	New        []byte

@@ -18,22 +18,28 @@ func (c *Control) feedServer(b []byte, fx []Effect) (int, []Effect) {
 		}
 		return n, fx
 	}
+	_, fx = c.serverLine(line, fx)
+	return n, fx
+}
+
+// serverLine takes a whole line of the server's, and returns what it is of a reply: the zero value for one that is of none.
+func (c *Control) serverLine(line ftp.Line, fx []Effect) (ftp.Reply, []Effect) {
 	if len(line.Text) == 0 && line.Flaws&ftp.Refused == 0 && !c.replies.Open() {
-		return n, append(fx, Effect{Kind: Audit, Reason: BlankLine, Side: Server})
+		return ftp.Reply{}, append(fx, Effect{Kind: Audit, Reason: BlankLine, Side: Server})
 	}
 	c.multiline = c.replies.Open()
 	reply, err := c.replies.Line(ftp.WithoutNegotiation(line.Text))
 	switch {
 	case err != nil && c.resumed:
 		// Perhaps the middle of a multi-line reply that began before us.
-		return n, fx
+		return ftp.Reply{}, fx
 	case err != nil:
-		return n, c.strayLine(line, fx)
+		return ftp.Reply{}, c.strayLine(line, fx)
 	case !reply.Last:
-		return n, fx
+		return reply, fx
 	}
 	c.resumed = false
-	return n, c.reply(reply, line, fx)
+	return reply, c.reply(reply, line, fx)
 }
 
 // maxStray bounds the lines without a code that follow one another. Long greetings have some hundred lines.
@@ -219,8 +225,8 @@ func (c *Control) announcement(k kind, r ftp.Reply, line ftp.Line, fx []Effect) 
 	case err != nil:
 		return c.denyReply(BadHostPort, line, fx)
 	}
-	announced := to.Addr()
-	own := announced == c.seen().server || announced.IsUnspecified() && r.Code == 227 || c.target.IsPublic(announced)
+	announced := to
+	own := announced.Addr() == c.seen().server || announced.Addr().IsUnspecified() && r.Code == 227 || c.target.IsPublic(announced.Addr())
 	to, why := c.checkTarget(to, c.server.Addr(), own || c.policy.Bounce == policy.BouncePeer)
 	if why == NoReason && !c.passivePorts().IsZero() && !c.passivePorts().Contains(to.Port()) {
 		why = OutsideRange
@@ -231,11 +237,11 @@ func (c *Control) announcement(k kind, r ftp.Reply, line ftp.Line, fx []Effect) 
 	p := c.toServer(mode, netip.AddrPortFrom(c.client.Addr(), 0), to.Port())
 	var n naming
 	if mode == policy.PASV {
-		if n, why = c.namePASV(announced, p, line); why != NoReason {
+		if n, why = c.namePASV(announced.Addr(), p, line); why != NoReason {
 			return c.denyReply(why, line, fx)
 		}
 	}
-	return c.named(n, c.open(p, Server, line, fx))
+	return c.named(n, c.open(p, announced, Server, line, fx))
 }
 
 // passivePorts are where the server listens for data connections; zero means that the policy does not say.

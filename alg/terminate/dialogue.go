@@ -47,9 +47,6 @@ type dialogue struct {
 	limit   int  // login failures
 	shows   bool // there is a certificate to show to the client
 
-	opened   netip.AddrPort // where the pinhole that was opened last leads to
-	fed      [2]uint64      // bytes given to the engine
-	replies  ftp.Replies
 	settling bool   // the reply at hand waits for its data connection
 	verb     string // of the command whose reply comes next, if it is one at all
 	failures int
@@ -86,7 +83,7 @@ func (d *dialogue) ready(l line) bool {
 	case !d.settling && d.control.Transferring() == alg.NoTransfer:
 		return false
 	}
-	cmd, err := ftp.ParseCommand(l.text)
+	cmd, err := ftp.ParseCommand(l.Text)
 	return err == nil && aloud[cmd.Verb] && (!d.settling || cmd.Verb == "NOOP") && d.rule.Command(cmd.Verb, cmd.Arg, "") == policy.Allowed
 }
 
@@ -132,34 +129,31 @@ func (d *dialogue) busy() bool {
 }
 
 // clientLine takes a line of the client's. It has to be ready.
-func (d *dialogue) clientLine(now time.Time, l line) {
+func (d *dialogue) clientLine(l line) {
 	if d.over {
 		return
 	}
-	cmd, _ := ftp.ParseCommand(l.text)
+	cmd, _ := ftp.ParseCommand(l.Text)
 	if d.settling {
 		d.reply("200 NOOP") // the server is heard again when its transfer's data has gone on
 		return
 	}
-	if len(l.text) == 0 && l.flaws&ftp.Refused == 0 {
+	if len(l.Text) == 0 && l.Flaws&ftp.Refused == 0 {
 		return // nobody answers an empty line
 	}
-	if l.flaws&ftp.BareLF != 0 && l.flaws&ftp.Refused == 0 {
+	if l.Flaws&ftp.BareLF != 0 && l.Flaws&ftp.Refused == 0 {
 		// The connection to the server is ours, and so are the ends of its lines: there are servers for which LF alone is none.
-		l.wire = append(bytes.Clone(l.wire[:len(l.wire)-1]), "\r\n"...)
+		l.wire, l.Flaws = append(bytes.Clone(l.wire[:len(l.wire)-1]), "\r\n"...), l.Flaws&^ftp.BareLF
 	}
 	d.verb = cmd.Verb
-	if l.flaws&ftp.TooLong != 0 {
-		// It was cut, so the engine cannot be asked about it.
-		d.refuse(alg.LineTooLong, l.text)
-		return
-	}
-	if answered := d.feed(now, alg.Client, l.wire); !answered && !d.over {
+	l.wire = withoutSignals(l, cmd)
+	d.fx = d.control.ClientLine(l.Line, d.fx[:0])
+	if answered := d.carryOut(&l); !answered && !d.over {
 		d.aborted = d.aborted || cmd.Verb == "ABOR"
 		if d.features = noFeatures; cmd.Verb == "FEAT" {
 			d.features = awaited
 		}
-		d.send(alg.Server, d.ownActive(withoutSignals(l, cmd), cmd))
+		d.send(alg.Server, l.wire)
 	}
 }
 
@@ -169,7 +163,7 @@ var urgent = map[string]bool{"ABOR": true, "STAT": true, "QUIT": true}
 // withoutSignals is the line as it goes on: as it came, but for the Telnet signals before an urgent command, whose urgency went
 // lost with the connection that had it. All other bytes belong to names.
 func withoutSignals(l line, cmd ftp.Command) []byte {
-	plain := append(bytes.Clone(l.text), "\r\n"...)
+	plain := append(bytes.Clone(l.Text), "\r\n"...)
 	if urgent[cmd.Verb] && bytes.HasSuffix(l.wire, plain) {
 		return plain
 	}
@@ -177,64 +171,26 @@ func withoutSignals(l line, cmd ftp.Command) []byte {
 }
 
 // serverLine takes a line of the server's.
-func (d *dialogue) serverLine(now time.Time, l line) {
+func (d *dialogue) serverLine(l line) {
 	if d.over {
 		return
 	}
-	if l.flaws&ftp.TooLong != 0 {
+	if l.Flaws&ftp.TooLong != 0 {
 		d.end(alg.NotFTP)
 		return
 	}
-	if d.control.Asking() {
-		d.feed(now, alg.Server, l.wire)
-		return
-	}
-	if len(l.text) == 0 && !d.replies.Open() {
-		return
-	}
-	reply, err := d.replies.Line(ftp.WithoutNegotiation(l.text))
-	transferring := d.control.Transferring() != alg.NoTransfer
-	d.feed(now, alg.Server, l.wire)
-	if p := d.control.Pinhole(); reply.Code == 227 && p.Mode == policy.PASV {
-		l.wire = d.ownAddress(l.wire, reply, p.To)
-	}
+	asking, transferring := d.control.Asking(), d.control.Transferring() != alg.NoTransfer
+	var reply ftp.Reply
+	reply, d.fx = d.control.ServerLine(l.Line, d.fx[:0])
+	d.carryOut(&l)
 	switch {
-	case d.over: // the engine has ended the session
-	case err != nil:
+	case asking, d.over: // it was for us, or the engine has ended the session
+	case reply.Code == 0 && len(l.Text) == 0: // nobody waits for an empty line
+	case reply.Code == 0:
 		d.passStray(l)
 	default:
 		d.pass(reply, l, transferring, transferring && reply.Last && d.control.Transferring() == alg.NoTransfer)
 	}
-}
-
-// ownActive gives PORT and EPRT with the address where the server has to connect, if the client announced another.
-func (d *dialogue) ownActive(wire []byte, cmd ftp.Command) []byte {
-	parse, format := ftp.ParsePort, ftp.FormatPort
-	switch cmd.Verb {
-	case "EPRT":
-		parse, format = ftp.ParseEPRT, ftp.FormatEPRT
-	case "PORT":
-	default:
-		return wire
-	}
-	if announced, err := parse(cmd.Arg); err != nil || announced == d.opened {
-		return wire
-	}
-	return []byte(cmd.Verb + " " + format(d.opened) + "\r\n")
-}
-
-// ownAddress gives a 227 with the address where the pinhole leads, if the server announced another and the policy overlooks
-// that (bounce: peer): the client has to connect there.
-func (d *dialogue) ownAddress(wire []byte, reply ftp.Reply, to netip.AddrPort) []byte {
-	announced, err := ftp.ParsePASV(reply.Text)
-	if !to.Addr().Is4() {
-		// A 227 has no room for it. 0.0.0.0, as servers say over IPv6, is to clients the address of the control connection.
-		to = netip.AddrPortFrom(netip.IPv4Unspecified(), to.Port())
-	}
-	if err != nil || announced == to || announced.Port() != to.Port() {
-		return wire
-	}
-	return []byte("227 " + ftp.FormatPASV(to) + "\r\n")
 }
 
 // maxHeld bounds what is kept of a reply of several lines to a transfer. Longer ones go on as they come.
@@ -314,7 +270,7 @@ func (d *dialogue) passStray(l line) {
 // withheld reports whether a line has a feature that is not the server's to announce: how the client is protected, and modes
 // of transfer that are refused.
 func (d *dialogue) withheld(l line) bool {
-	switch featureName(l.text) {
+	switch featureName(l.Text) {
 	case "AUTH", "PBSZ", "PROT", "CCC":
 		return true
 	case "MODE":
@@ -344,48 +300,55 @@ func (d *dialogue) feature(reply ftp.Reply, l line) bool {
 	return !d.withheld(l)
 }
 
-// feed has the engine decide on bytes of one side, and does what it asks for; bytes are rewritten in place. It reports whether
-// something of ours was said, so that they go no further.
-func (d *dialogue) feed(now time.Time, from alg.Side, wire []byte) (answered bool) {
-	start := d.fed[from]
-	d.fed[from] += uint64(len(wire))
-	d.fx = d.control.Feed(now, from, wire, d.fx[:0])
-	for i := 0; i < len(d.fx); i++ { // Refuse appends to them
-		e := d.fx[i]
-		if e.Kind == alg.Rewrite && e.Side == from {
-			copy(wire[e.Start-start:], e.New)
+// carryOut does what the engine asks for after a line of one side, which may change on its way. It reports whether something of ours
+// was said, so that the line goes no further.
+func (d *dialogue) carryOut(l *line) (answered bool) {
+	for i := 0; i < len(d.fx); i++ { // a refusal appends to them
+		switch e := d.fx[i]; e.Kind {
+		case alg.OpenPinhole:
+			d.open(e, l)
+		case alg.BeginTransfer:
+			if why := d.out.begin(e.Direction); why != alg.NoReason {
+				d.fx = d.control.Refuse(e, why, d.fx)
+			}
+		case alg.Rewrite:
+			copy(l.wire[e.Start:], e.New)
+		case alg.Say:
+			answered = true
+			d.out.send(e.Side, append(bytes.Clone(e.Text), "\r\n"...), transportOf(e.Protection.Control == alg.TLS))
+		case alg.StartTLS:
+			if d.out.secure(e.Side) != nil {
+				d.end(alg.UpstreamTLS)
+				return true
+			}
+		case alg.StopTLS:
+			if d.out.unsecure(e.Side) != nil {
+				return true
+			}
+		default:
+			d.note(e)
 		}
-		if !d.carryOut(e) {
-			return true
-		}
-		answered = answered || e.Kind == alg.Say
 	}
 	return answered
 }
 
-// carryOut does what one effect asks for, and reports whether those after it may follow.
-func (d *dialogue) carryOut(e alg.Effect) bool {
+// open makes a pinhole, and has the line that announces it name where it leads.
+func (d *dialogue) open(e alg.Effect, l *line) {
+	at, why := d.out.open(e.Pinhole)
+	if why != alg.NoReason {
+		d.fx = d.control.Refuse(e, why, d.fx)
+		return
+	}
+	if text := d.control.Announcement(e, at); text != nil {
+		l.wire = append(text, "\r\n"...)
+	}
+}
+
+// note does what an effect asks for that changes nothing of what goes on.
+func (d *dialogue) note(e alg.Effect) {
 	switch e.Kind {
-	case alg.OpenPinhole:
-		var why alg.Reason
-		if d.opened, why = d.out.open(e.Pinhole); why != alg.NoReason {
-			d.fx = d.control.Refuse(e, why, d.fx)
-		}
 	case alg.ClosePinhole:
 		d.out.shut(e.Pinhole, e.Reason)
-	case alg.BeginTransfer:
-		if why := d.out.begin(e.Direction); why != alg.NoReason {
-			d.fx = d.control.Refuse(e, why, d.fx)
-		}
-	case alg.Say:
-		d.out.send(e.Side, append(bytes.Clone(e.Text), "\r\n"...), transportOf(e.Protection.Control == alg.TLS))
-	case alg.StartTLS:
-		if d.out.secure(e.Side) != nil {
-			d.end(alg.UpstreamTLS)
-			return false
-		}
-	case alg.StopTLS:
-		return d.out.unsecure(e.Side) == nil
 	case alg.ProtectData:
 		d.out.protect()
 	case alg.Protect:
@@ -399,7 +362,6 @@ func (d *dialogue) carryOut(e alg.Effect) bool {
 	case alg.Audit:
 		d.out.report(audit.Event{Kind: audit.EventAudit, Reason: e.Reason, Text: audit.WireText(e.Text)})
 	}
-	return true
 }
 
 func (d *dialogue) protected(p alg.Protection) {
@@ -423,12 +385,6 @@ func (d *dialogue) end(why alg.Reason) {
 	d.over = true
 	d.out.report(audit.Event{Kind: audit.EventEnd, Reason: why})
 	d.out.hangUp(why)
-}
-
-// refuse denies a command that the engine was not asked about.
-func (d *dialogue) refuse(why alg.Reason, text []byte) {
-	d.denied(why, text)
-	d.reply(why.Reply())
 }
 
 func (d *dialogue) denied(why alg.Reason, text []byte) {

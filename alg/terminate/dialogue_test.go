@@ -11,6 +11,7 @@ import (
 
 	"ftpalg/alg"
 	"ftpalg/alg/audit"
+	"ftpalg/alg/ftp"
 	"ftpalg/policy"
 )
 
@@ -401,7 +402,7 @@ func playStep(t *testing.T, o *stageHand, d *dialogue, step string) {
 	t.Helper()
 	said, want, _ := strings.Cut(step, " => ")
 	who, text, _ := strings.Cut(said, ": ")
-	l := line{text: []byte(text), wire: []byte(text + "\r\n")}
+	l := line{Line: ftp.Line{Text: []byte(text), Len: len(text) + 2, EOL: 2}, wire: []byte(text + "\r\n")}
 	o.log = nil
 	switch ready := d.ready(l); {
 	case who == "forget":
@@ -414,9 +415,9 @@ func playStep(t *testing.T, o *stageHand, d *dialogue, step string) {
 	case who == "C" && !ready:
 		t.Fatalf("%q is not taken", text)
 	case who == "C":
-		d.clientLine(time.Time{}, l)
+		d.clientLine(l)
 	default:
-		d.serverLine(time.Time{}, l)
+		d.serverLine(l)
 	}
 	if got := strings.Join(o.log, ", "); !matches(got, want) {
 		t.Errorf("%s\n got %s\nwant %s", said, got, want)
@@ -468,7 +469,7 @@ func TestNamesAreNotChanged(t *testing.T) {
 			t.Fatal(err)
 		}
 		o.log = nil
-		d.clientLine(time.Time{}, l)
+		d.clientLine(l)
 		got := strings.Join(o.log, ", ")
 		if sent := o.sent[alg.Server]; sent != want || want == "" && !strings.Contains(got, "C< 50") {
 			t.Errorf("%q went on as %q: %s", said, sent, got)
@@ -503,9 +504,9 @@ func FuzzDialogue(f *testing.F) {
 			over, asking := o.over, d.control.Asking()
 			o.log = nil
 			if who == "C" && d.ready(l) {
-				d.clientLine(time.Time{}, l)
+				d.clientLine(l)
 			} else if who != "C" {
-				d.serverLine(time.Time{}, l)
+				d.serverLine(l)
 			}
 			checkActions(t, o.log, over, asking && who == "C")
 			d.over = d.over || o.over // as session has it

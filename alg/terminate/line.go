@@ -21,9 +21,8 @@ const (
 
 // line is one line of a control connection.
 type line struct {
-	text  []byte   // without Telnet sequences and terminator
-	wire  []byte   // as it came, terminator included; cut if it is too long
-	flaws ftp.Flaw // see package ftp
+	ftp.Line
+	wire []byte // as it came, terminator included; cut if it is too long
 }
 
 // lineReader cuts what it reads into lines. It never reads more from its source than one buffer, which is given up when
@@ -55,7 +54,7 @@ func (r *lineReader) next(conn net.Conn, idle time.Time) (line, error) {
 		r.wire = append(r.wire, r.buf[:min(n, max(room, 0))]...)
 		r.buf = r.buf[n:]
 		if whole {
-			return line{text: l.Text, wire: r.wire, flaws: l.Flaws}, nil
+			return line{Line: l, wire: r.wire}, nil
 		}
 		if line := time.Now().Add(lineTimeout); deadline.Equal(idle) && line.Before(idle) {
 			deadline = line
@@ -93,6 +92,6 @@ func timedOut(err error) bool { return errors.Is(err, os.ErrDeadlineExceeded) }
 
 // clone gives a line that outlives the reader's next.
 func (l line) clone() line {
-	l.text, l.wire = bytes.Clone(l.text), bytes.Clone(l.wire)
+	l.Text, l.wire = bytes.Clone(l.Text), bytes.Clone(l.wire)
 	return l
 }

@@ -270,7 +270,7 @@ const maxQuoted = 200
 
 // lastText is the last line of a reply, as an error quotes it.
 func lastText(lines []line) []byte {
-	text := lines[len(lines)-1].text
+	text := lines[len(lines)-1].Text
 	return text[:min(len(text), maxQuoted)]
 }
 
@@ -282,8 +282,8 @@ func (s *session) answer(deadline time.Time) (lines []line, code int, err error)
 		if err != nil {
 			return nil, 0, err
 		}
-		reply, err := replies.Line(ftp.WithoutNegotiation(l.text))
-		if err != nil && (l.flaws&ftp.Refused != 0 || ftp.OtherServer(l.text)) {
+		reply, err := replies.Line(ftp.WithoutNegotiation(l.Text))
+		if err != nil && (l.Flaws&ftp.Refused != 0 || ftp.OtherServer(l.Text)) {
 			return nil, 0, err
 		}
 		lines = append(lines, l.clone())

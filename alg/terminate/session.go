@@ -116,7 +116,7 @@ func (s *session) greet(greeting []line) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for _, l := range greeting {
-		s.dialogue.serverLine(time.Now(), l)
+		s.dialogue.serverLine(l)
 	}
 }
 
@@ -214,7 +214,7 @@ func (s *session) serverSaid(l line, err error) bool {
 		s.lost(err)
 	default:
 		s.heard = time.Now()
-		s.dialogue.serverLine(s.heard, l)
+		s.dialogue.serverLine(l)
 		s.turn.Broadcast()
 	}
 	return !s.over
@@ -273,7 +273,7 @@ func (s *session) clientSaid(l line, err error) {
 	default:
 		s.waitTurn(l)
 		s.touch()
-		s.dialogue.clientLine(time.Now(), l)
+		s.dialogue.clientLine(l)
 	}
 }
 
