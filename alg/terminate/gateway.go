@@ -109,9 +109,21 @@ func New(o Options) *Gateway {
 
 // SetPolicy puts another policy and other certificates in force for the sessions that begin from now on.
 func (g *Gateway) SetPolicy(p *policy.Policy, certs Certificates) {
+	g.inForce.Store(newInForce(p, certs))
+}
+
+func newInForce(p *policy.Policy, certs Certificates) *inForce {
 	now := &inForce{policy: p, certs: certs, since: time.Now()}
 	_, _ = rand.Read(now.tickets[:]) // documented never to fail
-	g.inForce.Store(now)
+	return now
+}
+
+// renewTickets has sessions begin with another key for tickets when the one in force is too old. A policy that is put in force
+// meanwhile stays, and has a key of its own.
+func (g *Gateway) renewTickets(now time.Time) {
+	if old := g.inForce.Load(); now.Sub(old.since) > ticketLife {
+		g.inForce.CompareAndSwap(old, newInForce(old.policy, old.certs))
+	}
 }
 
 // Serve lets connections be carried until ctx ends; then it ends the sessions and returns.

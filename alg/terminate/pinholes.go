@@ -119,9 +119,7 @@ func (g *Gateway) take(d door) *promise {
 // Expire forgets the pinholes that the kernel let lapse and what else is too old, and renews the key for tickets. Call it
 // every second.
 func (g *Gateway) Expire(now time.Time) {
-	if f := g.inForce.Load(); now.Sub(f.since) > ticketLife {
-		g.SetPolicy(f.policy, f.certs)
-	}
+	g.renewTickets(now)
 	var lapsed []*promise
 	g.mu.Lock()
 	maps.DeleteFunc(g.relayed, func(_ hosts, last time.Time) bool { return now.Sub(last) > timeWait })
