@@ -183,7 +183,7 @@ func (c *Control) loginAnswered(r ftp.Reply, fx []Effect) []Effect {
 	case r.Code == 202 && c.login != needAccount:
 		// Superfluous (RFC 959 section 4.2): nobody has logged in by it. Pure-FTPd says so to ACCT before USER.
 		return fx
-	case r.Code == 230 || r.Code == 232 || r.Code < 300 && !c.doubt:
+	case r.Code == 230 || r.Code == 232 || r.Code < 300 && !c.doubt && !c.unread: // where nobody read the greeting this may be it
 		c.login = loggedIn
 	case r.Code == 331:
 		c.login = needPassword

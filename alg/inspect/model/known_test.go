@@ -58,6 +58,7 @@ func TestKnown(t *testing.T) {
 			ask("RETR secret/key")}},
 		{"a forgotten connection is one reply early", "vsftpd", 0, [][]Action{loggedIn, say("NOOP\r\nNOOP\r\n"), do(Forget, Tell, KeepAlive), say("AUTH TLS\r\n"), do(Reply, Reply),
 			say(Record(22, "AAAA") + Record(23, hidden))}},
+		{"a greeting after a start is taken for a login", "textbook-tls", 3, [][]Action{do(Kill), ask("PASS pw"), say("PORT 192,0,2,2,156,65\r\n")}},
 		{"a record after half a greeting, read by the last process", "proftpd-tls", 3, [][]Action{{{Do: Part, N: 8}, {Do: HandOver}},
 			say("\x16\x03\x01\x40\x00" + hidden)}},
 	} {
