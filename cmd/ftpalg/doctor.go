@@ -29,7 +29,7 @@ func newDoctor() *cobra.Command {
 			findings, err := examine(cmd.Context(), s, policyFile)
 			if err != nil {
 				first, _, _ := strings.Cut(err.Error(), "\n")
-				findings = append(findings, doctor.Finding{Level: doctor.Wrong, Check: "policy", Found: first, Mend: "ftpalg check " + policyFile})
+				findings = append(findings, doctor.Finding{Level: doctor.Wrong, Check: "policy", Found: first, Fix: "ftpalg check " + policyFile})
 			}
 			return tell(cmd.OutOrStdout(), findings, asJSON)
 		},
@@ -84,16 +84,23 @@ func tell(out io.Writer, findings []doctor.Finding, asJSON bool) error {
 		case doctor.OK:
 			fmt.Fprintf(out, "ok    %s\n", f.Found)
 		case doctor.Note:
-			fmt.Fprintf(out, "note  %s\n      if that is not meant: %s\n", f.Found, f.Mend)
+			fmt.Fprintf(out, "note  %s\n      if that is not meant: %s\n", f.Found, f.Fix)
 		default:
-			fmt.Fprintf(out, "WRONG %s\n      mend: %s\n", f.Found, f.Mend)
+			fmt.Fprintf(out, "WRONG %s\n      fix: %s\n", f.Found, f.Fix)
 		}
 	}
 	if bad == 0 {
 		return nil
 	}
 	if !asJSON {
-		fmt.Fprintf(out, "%d to mend\n", bad)
+		fmt.Fprintln(out, problems(bad))
 	}
 	return errSaid
+}
+
+func problems(n int) string {
+	if n == 1 {
+		return "1 problem"
+	}
+	return fmt.Sprintf("%d problems", n)
 }

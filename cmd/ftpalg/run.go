@@ -369,7 +369,7 @@ func (d *daemon) chooseBackend(ctx context.Context) error {
 	d.log.Info("rules", "backend", string(d.backend), "why", why)
 	obstacles, err := doctor.Obstacles(ctx, doctor.Subject{Config: config, Backend: d.backend, PolicyFile: d.policyFile})
 	for _, o := range obstacles {
-		d.log.Warn("rules", "warning", o.String(), "mend", o.Mend)
+		d.log.Warn("rules", "warning", o.String(), "fix", o.Fix)
 	}
 	if err != nil {
 		d.log.Warn("rules", "warning", "what else filters here is not known", "err", err)

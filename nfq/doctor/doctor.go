@@ -25,9 +25,9 @@ const (
 // Finding is one thing that was looked at.
 type Finding struct {
 	Level Level  `json:"level"`
-	Check string `json:"check"`          // which of the checks found it
-	Found string `json:"found"`          // one line
-	Mend  string `json:"mend,omitempty"` // for a shell; empty where nothing is to be done
+	Check string `json:"check"`         // which of the checks found it
+	Found string `json:"found"`         // one line
+	Fix   string `json:"fix,omitempty"` // for a shell; empty where nothing is to be done
 }
 
 // Subject is what the machine is to be examined for.
@@ -47,13 +47,13 @@ type report struct {
 func (r *report) ok(format string, args ...any) { r.add(OK, "", format, args) }
 
 // wrong tells what is wrong and the command that mends it.
-func (r *report) wrong(mend, format string, args ...any) { r.add(Wrong, mend, format, args) }
+func (r *report) wrong(fix, format string, args ...any) { r.add(Wrong, fix, format, args) }
 
 // note tells what may be meant so, and the command for where it is not.
-func (r *report) note(mend, format string, args ...any) { r.add(Note, mend, format, args) }
+func (r *report) note(fix, format string, args ...any) { r.add(Note, fix, format, args) }
 
-func (r *report) add(level Level, mend, format string, args []any) {
-	r.findings = append(r.findings, Finding{level, r.check, fmt.Sprintf(format, args...), mend})
+func (r *report) add(level Level, fix, format string, args []any) {
+	r.findings = append(r.findings, Finding{level, r.check, fmt.Sprintf(format, args...), fix})
 }
 
 // checks are all there are, in the order in which they are told.

@@ -36,13 +36,13 @@ func capabilities(f *Facts, r *report) {
 
 func commands(f *Facts, r *report) {
 	r.ok("rules are for %s: %s", f.Backend, f.Why)
-	names, mend := []string{"iptables-restore", "ip6tables-restore", "iptables-save", "ip6tables-save"}, "apt-get install iptables"
+	names, fix := []string{"iptables-restore", "ip6tables-restore", "iptables-save", "ip6tables-save"}, "apt-get install iptables"
 	if f.Backend == rules.BackendNFT {
-		names, mend = []string{"nft"}, "apt-get install nftables"
+		names, fix = []string{"nft"}, "apt-get install nftables"
 	}
 	for _, name := range names {
 		if !f.programs[name] {
-			r.wrong(mend, "%s is not there", name)
+			r.wrong(fix, "%s is not there", name)
 			return
 		}
 	}
@@ -113,11 +113,11 @@ func forwarding(f *Facts, r *report) {
 		case !there:
 			complain("modprobe "+c.family, "%s cannot be read: the kernel has no %s", key(c.path), c.family)
 		case v != 1:
-			mend := set(c.path, 1)
+			fix := set(c.path, 1)
 			if c.v6 {
-				mend += " # an interface that learns its routes from advertisements needs accept_ra=2 then"
+				fix += " # an interface that learns its routes from advertisements needs accept_ra=2 then"
 			}
-			complain(mend, "%s is %d: this machine forwards nothing", key(c.path), v)
+			complain(fix, "%s is %d: this machine forwards nothing", key(c.path), v)
 		default:
 			r.ok("%s is 1", key(c.path))
 			for name, path := range f.interfaces(c.family, "forwarding") {
@@ -155,12 +155,12 @@ func sourceChecks(f *Facts, r *report) {
 		}
 	}
 	if f.sysctl[all] != 1 || len(loose) > 0 {
-		mend, where := set(all, 1), ""
+		fix, where := set(all, 1), ""
 		for _, name := range loose {
-			mend += " && " + set("net/ipv4/conf/"+name+"/rp_filter", 1)
+			fix += " && " + set("net/ipv4/conf/"+name+"/rp_filter", 1)
 			where += fmt.Sprintf(", and %d at %s", f.sysctl["net/ipv4/conf/"+name+"/rp_filter"], name)
 		}
-		r.note(mend+" # where no route is asymmetric", "%s is %d%s: clients' addresses can be forged from elsewhere", key(all), f.sysctl[all], where)
+		r.note(fix+" # where no route is asymmetric", "%s is %d%s: clients' addresses can be forged from elsewhere", key(all), f.sysctl[all], where)
 		return
 	}
 	r.ok("rp_filter is 1")
@@ -223,7 +223,7 @@ func ownFTP(f *Facts, r *report) {
 // termination is about what 'action: terminate' needs. Without a policy, or with one that has no use for it, that it is
 // missing is a note.
 func termination(f *Facts, r *report) {
-	mend, complain := load("xt_TPROXY", "xt_socket", "xt_connmark", "nf_tproxy_ipv4", "nf_tproxy_ipv6"), r.note
+	fix, complain := load("xt_TPROXY", "xt_socket", "xt_connmark", "nf_tproxy_ipv4", "nf_tproxy_ipv6"), r.note
 	if f.terminates() {
 		complain = r.wrong
 	}
@@ -232,12 +232,12 @@ func termination(f *Facts, r *report) {
 		r.ok("connections can be terminated (TPROXY, socket match, policy routing)")
 		return
 	case errors.Is(err, unix.EPERM):
-		mend = again
+		fix = again
 	case errors.Is(err, exec.ErrNotFound):
-		mend = "apt-get install iptables nftables iproute2"
+		fix = "apt-get install iptables nftables iproute2"
 	}
 	why, _, _ := strings.Cut(f.terminateErr.Error(), "\n")
-	complain(mend, "connections cannot be terminated: %s", why)
+	complain(fix, "connections cannot be terminated: %s", why)
 }
 
 // routing: somebody else's ip rules with our mark or routing table.

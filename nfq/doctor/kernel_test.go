@@ -126,8 +126,8 @@ func (s *stage) mended(level Level, check, text string) {
 	if !found {
 		s.Fatalf("no %s of %s says %q: %q", level, check, text, before)
 	}
-	s.Logf("%s\n%s", f.Found, f.Mend)
-	s.sh(f.Mend)
+	s.Logf("%s\n%s", f.Found, f.Fix)
+	s.sh(f.Fix)
 	for _, f := range s.examine() {
 		if f.Level != OK && (f.Check == check && strings.Contains(f.Found, text) || !slices.Contains(before, f)) {
 			s.Errorf("after the command: %s: %s", f.Level, f.Found)
@@ -297,7 +297,7 @@ func TestObstacles(t *testing.T) {
 	var said []string
 	for _, o := range list {
 		said = append(said, o.String())
-		s.sh(o.Mend)
+		s.sh(o.Fix)
 	}
 	const why = " does not know the mark of what ftpalg's table accepts, and what it drops stays dropped"
 	want := []string{"ip6tables, table filter (chain FORWARD: policy drop)" + why, "table inet f (chain forward: policy drop)" + why}
@@ -343,7 +343,7 @@ func TestQueueReader(t *testing.T) {
 		t.Fatal(err)
 	}
 	f := s.want(Wrong, "queues", "which is not ftpalg")
-	s.sh(f.Mend)
+	s.sh(f.Fix)
 	if err := reader.Wait(); err == nil {
 		t.Error("the command did not end the process")
 	}

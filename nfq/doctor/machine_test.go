@@ -45,8 +45,8 @@ func TestMachine(t *testing.T) {
 		if !found {
 			t.Fatalf("no %s of %s says %q: %q", c.level, c.check, c.text, all)
 		}
-		t.Logf("%s\n%s", f.Found, f.Mend)
-		s.sh(f.Mend)
+		t.Logf("%s\n%s", f.Found, f.Fix)
+		s.sh(f.Fix)
 	}
 	all = s.examine()
 	for _, want := range []Finding{{OK, "extensions", "what the rules need of iptables (9 modules)", ""}, {OK, "features", "kernel: queue statement in nft", ""}} {
@@ -121,9 +121,9 @@ func TestFacts(t *testing.T) {
 	}
 	gone := errors.New("no such thing")
 	for _, c := range []struct {
-		change            func(*Facts)
-		level             Level
-		check, text, mend string
+		change           func(*Facts)
+		level            Level
+		check, text, fix string
 	}{
 		{func(f *Facts) { f.capabilities["CAP_NET_RAW"] = false }, Wrong, "capabilities", "CAP_NET_RAW", "sudo ftpalg doctor"},
 		{func(f *Facts) { f.programs["ip6tables-save"] = false }, Wrong, "commands", "ip6tables-save", "apt-get install iptables"},
@@ -158,8 +158,8 @@ func TestFacts(t *testing.T) {
 		c.change(f)
 		all := Examine(f)
 		got, found := pick(all, c.level, c.check, c.text)
-		if !found || !strings.Contains(got.Mend, c.mend) || (c.mend == "") != (got.Mend == "") {
-			t.Errorf("%s of %s, %q, %q: got %q of %q", c.level, c.check, c.text, c.mend, got, complaints(all))
+		if !found || !strings.Contains(got.Fix, c.fix) || (c.fix == "") != (got.Fix == "") {
+			t.Errorf("%s of %s, %q, %q: got %q of %q", c.level, c.check, c.text, c.fix, got, complaints(all))
 		}
 	}
 }

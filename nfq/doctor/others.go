@@ -177,7 +177,7 @@ func (f *Facts) bases(hook string) iter.Seq2[*table, *chain] {
 }
 
 // Obstacle is a firewall that drops, or may drop, what ftpalg's nft table accepts.
-type Obstacle struct{ Name, Mend string }
+type Obstacle struct{ Name, Fix string }
 
 func (o Obstacle) String() string {
 	return o.Name + " does not know the mark of what ftpalg's table accepts, and what it drops stays dropped"
@@ -240,9 +240,9 @@ func (f *Facts) judge(r *report, t *table, c *chain, d dropped, host bool) {
 	case len(d.flows) == 0:
 		return
 	}
-	mend := f.acceptCommand(t, c, d.flows, host)
+	fix := f.acceptCommand(t, c, d.flows, host)
 	if d.overtake {
-		mend = f.install()
+		fix = f.install()
 	}
 	say, verb, told := r.note, "may drop", d.flows
 	if len(d.certain) > 0 {
@@ -256,7 +256,7 @@ func (f *Facts) judge(r *report, t *table, c *chain, d dropped, host bool) {
 	if d.overtake {
 		what += " before ftpalg's rules see them"
 	}
-	say(mend, "%s %s %s (%s)", who, verb, what, d.where)
+	say(fix, "%s %s %s (%s)", who, verb, what, d.where)
 }
 
 // open: ftpalg opens pinholes in what is closed. Where everything is forwarded anyhow it opens, and protects, nothing.
@@ -417,14 +417,14 @@ func firewalldReload(f *Facts, r *report) {
 	if f.Backend == rules.BackendNFT || !slices.ContainsFunc(f.tables, func(t *table) bool { return owner(t) == "firewalld" }) {
 		return
 	}
-	mend := f.install() + " # after each 'firewall-cmd --reload'"
+	fix := f.install() + " # after each 'firewall-cmd --reload'"
 	if err, tried := f.features["nft_queue"]; tried && err == nil {
-		mend = "ftpalg run --backend nft --policy FILE"
+		fix = "ftpalg run --backend nft --policy FILE"
 		if f.PolicyFile != "" {
-			mend = "ftpalg run --backend nft --policy " + f.PolicyFile
+			fix = "ftpalg run --backend nft --policy " + f.PolicyFile
 		}
 	}
-	r.note(mend, "firewalld takes ftpalg's rules out whenever it is loaded: it empties iptables' tables")
+	r.note(fix, "firewalld takes ftpalg's rules out whenever it is loaded: it empties iptables' tables")
 }
 
 // ufwSettings: what ufw will do when it is loaded again.

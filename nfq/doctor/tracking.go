@@ -75,11 +75,11 @@ func conntrackEvents(f *Facts, r *report) {
 // queues looks for processes that read our queues.
 func queues(f *Facts, r *report) {
 	if f.queuesErr != nil {
-		mend := load("nfnetlink_queue")
+		fix := load("nfnetlink_queue")
 		if !errors.Is(f.queuesErr, fs.ErrNotExist) {
-			mend = again
+			fix = again
 		}
-		r.wrong(mend, "the kernel has no packet queues: %v", f.queuesErr)
+		r.wrong(fix, "the kernel has no packet queues: %v", f.queuesErr)
 		return
 	}
 	r.ok("packet queues (nfnetlink_queue)")

@@ -591,7 +591,7 @@ func TestExpectationRefused(t *testing.T) {
 	}
 }
 
-// Outcome: when the kernel's table of expectations is full, PASV is answered with 425, the log says how to mend it, and
+// Outcome: when the kernel's table of expectations is full, PASV is answered with 425, the log says how to fix it, and
 // the next PASV works as soon as there is room.
 func TestExpectationTableFull(t *testing.T) {
 	l := newLab(t)
