@@ -14,11 +14,21 @@ func RunTests(file string, p *policy.Policy) (failed []error) {
 	for i := range p.Tests {
 		t := &p.Tests[i]
 		if got, why := runTest(p, t); got != t.Expect {
-			failed = append(failed, fmt.Errorf("%s:%d: test %q: expected %s, the policy gives %s (%s)",
-				file, t.Line, t.Name, t.Expect, got, why))
+			failed = append(failed, fmt.Errorf("%s:%d: test %q: expected %s, but %s", file, t.Line, t.Name, t.Expect, found(got, why)))
 		}
 	}
 	return failed
+}
+
+// found says what a test comes to.
+func found(got, why string) string {
+	switch got {
+	case "pinhole":
+		return "the policy opens a pinhole"
+	case "allow":
+		return "the policy allows it"
+	}
+	return fmt.Sprintf("the policy denies it (%s)", why)
 }
 
 // testPort is the client's port in a policy's tests; the policy cannot depend on it.

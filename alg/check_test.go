@@ -37,12 +37,12 @@ tests:
   - {name: let in, from: 192.0.2.1, to: 198.51.100.2, expect: allow}
 `
 	for _, test := range []struct{ from, to, want string }{
-		{"", "", "expected allow, the policy gives deny (policy-denied)"},
+		{"", "", "expected allow, but the policy denies it (policy-denied)"},
 		{"action: deny", "action: inspect", ""},
 		{"expect: allow", "expect: deny", ""},
 		{"action: deny", "action: inspect, opaque: deny", ""},
-		{"action: deny}\ntests:\n  - {", "action: inspect, opaque: deny}\ntests:\n  - {port: 990, ", "expected allow, the policy gives deny (opaque-denied)"},
-		{"expect: allow", "command: 'PORT 192,0,2,1,4,1', expect: allow", "gives deny (policy-denied)"},
+		{"action: deny}\ntests:\n  - {", "action: inspect, opaque: deny}\ntests:\n  - {port: 990, ", "expected allow, but the policy denies it (opaque-denied)"},
+		{"expect: allow", "command: 'PORT 192,0,2,1,4,1', expect: allow", "denies it (policy-denied)"},
 	} {
 		p, err := policy.Parse("test.yaml", []byte(strings.Replace(src, test.from, test.to, 1)))
 		if err != nil {

@@ -268,7 +268,7 @@ func (x *Expectation) normalise() error {
 		a := p.Addr()
 		switch {
 		case !a.IsValid() || a.IsUnspecified() || a.Zone() != "":
-			return fmt.Errorf("%w: %s is no address of a host (no zone, not unspecified)", ErrInvalid, a)
+			return fmt.Errorf("%w: %s is not the address of a host (no zone, not unspecified)", ErrInvalid, a)
 		case a.Is4() != x.Master.Src.Addr().Is4():
 			return fmt.Errorf("%w: %s and %s are of different address families", ErrInvalid, x.Master.Src.Addr(), a)
 		case p.Port() == 0 && p != &x.From:

@@ -303,7 +303,7 @@ func parsePrefix(text string) (p netip.Prefix, problem string) {
 	case p.Addr().Is4In6():
 		return p, "is an IPv4 address in IPv6 form, which never goes over the wire; write " + p.Addr().Unmap().String()
 	case p.Masked() != p:
-		return p, "has bits set behind its prefix length; write " + p.Masked().String() + ", or the address without a length"
+		return p, "has host bits set; write " + p.Masked().String() + ", or the address without a length"
 	case p.IsSingleIP() && p.Addr().IsUnspecified():
 		return p, "is no host's address; for every address write " + netip.PrefixFrom(p.Addr(), 0).String()
 	}
@@ -326,7 +326,7 @@ func (b *builder) ports(key string, raw []int) []uint16 {
 		at := index(key, i)
 		switch {
 		case !isPort(port):
-			b.fault(at, "%d is no TCP port; write 1 to 65535", port)
+			b.fault(at, "%d is not a TCP port; write 1 to 65535", port)
 		case slices.Contains(ports, uint16(port)):
 			b.fault(at, "port %d is listed twice; remove one", port)
 		default:
@@ -385,7 +385,7 @@ func (b *builder) test(key string, r *rawTest) Test {
 	}
 	t.Dialogue = b.dialogue(key+".dialogue", r.Dialogue)
 	if t.Port = uint16(r.Port); !isPort(r.Port) {
-		b.fault(key+".port", "%d is no TCP port; write 1 to 65535", r.Port)
+		b.fault(key+".port", "%d is not a TCP port; write 1 to 65535", r.Port)
 	}
 	if len(t.Dialogue) > 0 && t.Command != "" {
 		b.fault(key+".command", "a test has a dialogue or a command, not both; make two tests of it")

@@ -222,7 +222,7 @@ func (d *document) mapping(n ast.Node, key string, v reflect.Value) {
 		field, known := fieldOf(v, name)
 		switch {
 		case !known:
-			d.faultAt(at, join(key, name), "unknown key; the keys here are %s", strings.Join(keys(v.Type()), ", "))
+			d.faultAt(at, join(key, name), "unknown key; %s", instead(name, keys(v.Type())))
 		case seen[name]:
 			d.faultAt(at, join(key, name), "given twice; remove one")
 		default:
@@ -350,6 +350,36 @@ func fieldOf(v reflect.Value, key string) (reflect.Value, bool) {
 }
 
 // keys lists the keys of a raw struct, one a field.
+// instead says what to write in place of a word that is none of some.
+func instead(word string, of []string) string {
+	near := slices.MinFunc(of, func(a, b string) int { return distance(word, a) - distance(word, b) })
+	if distance(word, near) <= 1+len(near)/6 {
+		return fmt.Sprintf("did you mean %s?", near)
+	}
+	return "the keys here are " + strings.Join(of, ", ")
+}
+
+// distance is how many letters have to be added, taken away or changed to make one word the other (Levenshtein's).
+func distance(a, b string) int {
+	row := make([]int, len(b)+1)
+	for j := range row {
+		row[j] = j
+	}
+	for i := range len(a) {
+		diagonal := row[0]
+		row[0] = i + 1
+		for j := range len(b) {
+			change := diagonal
+			if a[i] != b[j] {
+				change++
+			}
+			diagonal = row[j+1]
+			row[j+1] = min(change, row[j]+1, row[j+1]+1)
+		}
+	}
+	return row[len(b)]
+}
+
 func keys(t reflect.Type) []string {
 	names := make([]string, t.NumField())
 	for i := range names {

@@ -29,6 +29,8 @@ func TestErrors(t *testing.T) {
 		{"brackets", "tests: " + strings.Repeat("[", 17) + strings.Repeat("]", 17), []string{"1:24: more than 16 brackets deep; nest less"}},
 		{"dashes", strings.Repeat("- ", 201) + "x", []string{`1:401: "-" beyond column 400; nest less`}},
 		{"unknown key", small("    form: any", ""), []string{"6:5: rules[0].form: unknown key; the keys here are name, from, to, action, modes, require, opaque, opaque-active, data, tls, commands, users, transfers, files, max-size"}},
+		{"key that is nearly one", small("    user: [lab]", ""), []string{"6:5: rules[0].user: unknown key; did you mean users?"}},
+		{"another", small("", "pinhole-timout: 5s"), []string{"7:1: pinhole-timout: unknown key; did you mean pinhole-timeout?"}},
 		{"key of the wrong level", small("", "line: 5"), []string{"7:1: line: unknown key; the keys here are version, servers, clients, rules, authority, bounce, privileged-ports, fail, helper, pinhole-timeout, credit-lifetime, limits, tests"}},
 		{"duplicate key", small("    action: deny", ""), []string{"6:5: rules[0].action: given twice; remove one"}},
 		{"number for text", small("    from: 7", ""), []string{"6:11: rules[0].from[0]: the number 7 where text is wanted; put quotes around it"}},
@@ -120,7 +122,7 @@ func TestServerErrors(t *testing.T) {
 	}{
 		{"addresses", "- {name: a, addresses: [x, 192.0.2.1/24, '::ffff:192.0.2.1', 'fe80::1%eth0', 0.0.0.0, 192.0.2.7, 192.0.2.7/32]}", []string{
 			`3:25: servers[0].addresses[0]: "x" is neither an address nor a prefix; write one such as 192.0.2.10, 192.0.2.0/24 or 2001:db8::/64`,
-			`3:28: servers[0].addresses[1]: "192.0.2.1/24" has bits set behind its prefix length; write 192.0.2.0/24, or the address without a length`,
+			`3:28: servers[0].addresses[1]: "192.0.2.1/24" has host bits set; write 192.0.2.0/24, or the address without a length`,
 			`3:42: servers[0].addresses[2]: "::ffff:192.0.2.1" is an IPv4 address in IPv6 form, which never goes over the wire; write 192.0.2.1`,
 			`3:62: servers[0].addresses[3]: "fe80::1%eth0" is neither an address nor a prefix; write one such as 192.0.2.10, 192.0.2.0/24 or 2001:db8::/64`,
 			`3:78: servers[0].addresses[4]: "0.0.0.0" is no host's address; for every address write 0.0.0.0/0`,
@@ -134,8 +136,8 @@ func TestServerErrors(t *testing.T) {
 			`3:24: servers[0].addresses[0]: 2001:db8::7 is an address of server "b" already, in 2001:db8::/64; an address has one server`,
 		}},
 		{"ports", "- {name: a, addresses: 192.0.2.1, explicit: [0, 21, 65536, 21], implicit: 21}", []string{
-			"3:46: servers[0].explicit[0]: 0 is no TCP port; write 1 to 65535",
-			"3:53: servers[0].explicit[2]: 65536 is no TCP port; write 1 to 65535",
+			"3:46: servers[0].explicit[0]: 0 is not a TCP port; write 1 to 65535",
+			"3:53: servers[0].explicit[2]: 65536 is not a TCP port; write 1 to 65535",
 			"3:60: servers[0].explicit[3]: port 21 is listed twice; remove one",
 			"3:75: servers[0].implicit: port 21 is under explicit too; TLS either comes first or it does not, remove one",
 		}},
@@ -159,15 +161,15 @@ func TestCommandErrors(t *testing.T) {
 	for entry, problem := range map[string]string{
 		"/etc":              "does not begin with a command name; write it as SITE, SITE CHMOD or STOR /path",
 		"1STOR":             "does not begin with a command name; write it as SITE, SITE CHMOD or STOR /path",
-		"STOR  /etc":        "has stray spaces or characters that cannot be printed; put one space behind the command name",
-		"STOR ":             "has stray spaces or characters that cannot be printed; put one space behind the command name",
+		"STOR  /etc":        "has stray spaces or characters that cannot be printed; put one space after the command name",
+		"STOR ":             "has stray spaces or characters that cannot be printed; put one space after the command name",
 		"SITE /etc":         noPath,
 		"NOOP /etc":         noPath,
 		"RETR /etc/*":       "has a wild card; a path covers all that is under it, write the directory",
 		"RETR etc":          "gives a path that does not begin with /; write it from the root that the client sees",
-		"SITE CHMOD 777":    "has more than one word behind the command name; write the first only, as in SITE CHMOD",
+		"SITE CHMOD 777":    "has more than one word after the command name; write the first only, as in SITE CHMOD",
 		"ABCDEFGHIJKLM":     "does not begin with a command name; write it as SITE, SITE CHMOD or STOR /path",
-		"STOR /x\u200b/etc": "has stray spaces or characters that cannot be printed; put one space behind the command name",
+		"STOR /x\u200b/etc": "has stray spaces or characters that cannot be printed; put one space after the command name",
 	} {
 		src := small(fmt.Sprintf("    commands: {deny: [%q]}", entry), "")
 		wantErrors(t, src, []string{fmt.Sprintf("6:23: rules[0].commands.deny[0]: %q %s", entry, problem)})
@@ -195,7 +197,7 @@ func TestTestErrors(t *testing.T) {
 `), []string{
 		`8:21: tests[0].from: "192.0.2.0/24" is not one host's address; write one such as 192.0.2.10 or 2001:db8::10`,
 		`8:39: tests[0].to: "files" is not one host's address; write one such as 192.0.2.10 or 2001:db8::10`,
-		`8:52: tests[0].port: 0 is no TCP port; write 1 to 65535`,
+		`8:52: tests[0].port: 0 is not a TCP port; write 1 to 65535`,
 		`8:63: tests[0].expect: "pinhole" is not known here; write one of: allow, deny`,
 		`9:12: tests[1].name: "a" is the name of tests[0] already; choose another`,
 		`9:56: tests[1].command: a test has a dialogue or a command, not both; make two tests of it`,

@@ -151,7 +151,7 @@ func parseDeny(text string) (entry, problem string) {
 	case !more:
 		return verb, ""
 	case rest == "" || strings.TrimSpace(rest) != rest || !printable(rest):
-		return "", "has stray spaces or characters that cannot be printed; put one space behind the command name"
+		return "", "has stray spaces or characters that cannot be printed; put one space after the command name"
 	case rest[0] == '/' && !takesPath:
 		return "", "gives a path to a command that takes none that ftpalg reads; deny the command as a whole"
 	case rest[0] == '/' && strings.ContainsAny(rest, `*?[{\`):
@@ -161,7 +161,7 @@ func parseDeny(text string) (entry, problem string) {
 	case takesPath:
 		return "", "gives a path that does not begin with /; write it from the root that the client sees"
 	case strings.Contains(rest, " "):
-		return "", "has more than one word behind the command name; write the first only, as in SITE CHMOD"
+		return "", "has more than one word after the command name; write the first only, as in SITE CHMOD"
 	}
 	return verb + " " + strings.ToUpper(rest), ""
 }

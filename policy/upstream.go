@@ -102,7 +102,7 @@ func (b *builder) upstream(key string, raw *rawUpstream) Upstream {
 		u.AuthRefused = Plain
 	}
 	if raw.Port != 0 && !isPort(raw.Port) {
-		b.fault(key+".port", "%d is no TCP port; write 1 to 65535, or 0 for the one that goes with control", raw.Port)
+		b.fault(key+".port", "%d is not a TCP port; write 1 to 65535, or 0 for the one that goes with control", raw.Port)
 	}
 	if raw.Name != "" && !isHost(raw.Name) {
 		b.fault(key+".name", "%q is no name that a certificate can be for; write one such as ftp.example.com, or an address", raw.Name)

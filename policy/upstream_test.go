@@ -87,8 +87,8 @@ func TestUpstreamErrors(t *testing.T) {
 		want       string // the fault behind its key; the place is that of the value
 	}{
 		{"control", "tls", `"tls" is not known here; write one of: same, plain, explicit, implicit`},
-		{"port", "65536", "65536 is no TCP port; write 1 to 65535, or 0 for the one that goes with control"},
-		{"port", "-1", "-1 is no TCP port; write 1 to 65535, or 0 for the one that goes with control"},
+		{"port", "65536", "65536 is not a TCP port; write 1 to 65535, or 0 for the one that goes with control"},
+		{"port", "-1", "-1 is not a TCP port; write 1 to 65535, or 0 for the one that goes with control"},
 		{"auth-refused", "allow", `"allow" is not known here; write one of: deny, plain`},
 		{"verify", "ca.pem", `"ca.pem" is not known here; write system, none, the absolute path of a CA file, or a pin such as sha256/BASE64`},
 		{"verify", "''", `"" is not known here; write system, none, the absolute path of a CA file, or a pin such as sha256/BASE64`},

@@ -16,7 +16,7 @@ func newCheck() *cobra.Command {
 	return &cobra.Command{
 		Use:   "check FILE",
 		Short: "Check a policy file with the keys that it names, run its tests, and print its canonical form",
-		Args:  cobra.ExactArgs(1),
+		Args:  oneFile("policy file"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			p, err := loadPolicy(args[0])
 			if err != nil {

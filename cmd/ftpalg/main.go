@@ -47,6 +47,16 @@ func execute(ctx context.Context, args []string) int {
 // errUsage is for mistakes in the command line that a command finds itself.
 var errUsage = errors.New("wrong usage")
 
+// oneFile is for a command that works on one file.
+func oneFile(what string) cobra.PositionalArgs {
+	return func(cmd *cobra.Command, args []string) error {
+		if len(args) == 1 {
+			return nil
+		}
+		return fmt.Errorf("%w: ftpalg %s needs one %s, and has %d", errUsage, cmd.Name(), what, len(args))
+	}
+}
+
 // errSaid is for a command that has told on its own output what failed.
 var errSaid = errors.New("failed")
 

@@ -19,7 +19,7 @@ func newReplay() *cobra.Command {
 		Short: "Tell what ftpalg would have done with the traffic of a capture",
 		Long: "Reads a capture (pcap or pcapng, gzip or not; - for standard input) and reports sessions, pinholes and " +
 			"refusals. It needs neither root nor a kernel. Without a policy everything is inspected and allowed.",
-		Args: cobra.ExactArgs(1),
+		Args: oneFile("capture"),
 		RunE: func(_ *cobra.Command, args []string) error {
 			p := policy.AllowAll()
 			if policyFile != "" {

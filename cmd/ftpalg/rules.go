@@ -32,7 +32,7 @@ func newRules() *cobra.Command {
 			case remove:
 				return removeAll(cmd.Context())
 			case policyFile == "":
-				return fmt.Errorf("%w: name the policy with --policy FILE, or give --remove", errUsage)
+				return fmt.Errorf("%w: ftpalg rules needs --policy FILE, or --remove", errUsage)
 			}
 			p, err := loadPolicy(policyFile)
 			if err != nil {

@@ -68,7 +68,7 @@ func newRun() *cobra.Command {
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if o.policyFile == "" {
-				return fmt.Errorf("%w: name the policy with --policy FILE", errUsage)
+				return fmt.Errorf("%w: ftpalg run needs --policy FILE", errUsage)
 			}
 			if o.queueBatch < 1 || o.queueBatch > nfq.MaxBatch {
 				return fmt.Errorf("%w: --queue-batch %d: 1 to %d expected", errUsage, o.queueBatch, nfq.MaxBatch)

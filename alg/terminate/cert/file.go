@@ -68,7 +68,7 @@ func unreadable(err error) error {
 	if errors.As(err, &at) {
 		err = at.Err
 	}
-	return fmt.Errorf("%w; correct the name, or make the file readable for ftpalg", err)
+	return fmt.Errorf("%w; correct the name, or make the file readable by ftpalg", err)
 }
 
 // checkMode refuses a file with a private key that others than its owner can read, or could replace by their own. The

@@ -191,7 +191,7 @@ func TestEveryKeyIsNamed(t *testing.T) {
 		{"servers[1].upstream.verify", "roots"}, {"servers[1].upstream.certificate", "client"}, {"servers[1].upstream.key", "client.key"},
 		{"rules[0].tls.client-ca", "clients"},
 	} {
-		want = append(want, at[0]+": "+path(at[1])+": no such file or directory; correct the name, or make the file readable for ftpalg")
+		want = append(want, at[0]+": "+path(at[1])+": no such file or directory; correct the name, or make the file readable by ftpalg")
 	}
 	wantErrors(t, err, want)
 }
