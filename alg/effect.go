@@ -14,7 +14,7 @@ const (
 	Server
 )
 
-func (s Side) String() string { return [...]string{"client", "server"}[s] }
+func (s Side) String() string { return policy.Word([]string{"client", "server"}, s) }
 
 // Other is the opposite end.
 func (s Side) Other() Side { return 1 - s }
@@ -92,7 +92,9 @@ const (
 	Listing              // to the client: LIST, NLST, MLSD
 )
 
-func (d Direction) String() string { return [...]string{"none", "upload", "download", "listing"}[d] }
+func (d Direction) String() string {
+	return policy.Word([]string{"none", "upload", "download", "listing"}, d)
+}
 
 // Protection is how the two channels of a session are protected (RFC 2228 section 3, RFC 4217).
 type Protection struct {
@@ -109,4 +111,4 @@ const (
 	TLS
 )
 
-func (l Level) String() string { return [...]string{"unknown", "clear", "tls"}[l] }
+func (l Level) String() string { return policy.Word([]string{"unknown", "clear", "tls"}, l) }

@@ -26,7 +26,7 @@ var rulingWords = []string{
 }
 
 // String says the ruling in words.
-func (r Ruling) String() string { return word(rulingWords, r) }
+func (r Ruling) String() string { return Word(rulingWords, r) }
 
 // restriction is what a rule has against one verb.
 type restriction struct {

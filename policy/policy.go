@@ -26,7 +26,7 @@ const (
 var actionWords = []string{Deny: "deny", Inspect: "inspect", Terminate: "terminate"}
 
 // String gives the word of the policy file.
-func (a Action) String() string { return word(actionWords, a) }
+func (a Action) String() string { return Word(actionWords, a) }
 
 // Mode is a way to set up a data connection.
 type Mode uint8
@@ -42,7 +42,7 @@ const (
 var modeWords = []string{PASV: "PASV", EPSV: "EPSV", PORT: "PORT", EPRT: "EPRT", JIT: "JIT"}
 
 // String gives the command's name, or JIT.
-func (m Mode) String() string { return word(modeWords, m) }
+func (m Mode) String() string { return Word(modeWords, m) }
 
 // Modes is a set of modes.
 type Modes uint8
@@ -62,9 +62,10 @@ const (
 var bounceWords = []string{BounceDeny: "deny", BouncePeer: "peer"}
 
 // String gives the word of the policy file.
-func (b Bounce) String() string { return word(bounceWords, b) }
+func (b Bounce) String() string { return Word(bounceWords, b) }
 
-func word[T ~uint8](words []string, v T) string {
+// Word is the word of a value of an enumeration, or its number where it has none.
+func Word[T ~uint8](words []string, v T) string {
 	if int(v) < len(words) {
 		return words[v]
 	}

@@ -24,7 +24,7 @@ const (
 var channelWords = []string{Same: "same", Plain: "plain", Explicit: "explicit", Implicit: "implicit"}
 
 // String gives the word of the policy file.
-func (c Channel) String() string { return word(channelWords, c) }
+func (c Channel) String() string { return Word(channelWords, c) }
 
 // Versions are the versions of TLS that one side may speak, as crypto/tls numbers them.
 type Versions struct {
@@ -73,7 +73,7 @@ const (
 var dataPathWords = []string{DataAuto: "auto", DataDirect: "direct", DataRelay: "relay"}
 
 // String gives the word of the policy file.
-func (d DataPath) String() string { return word(dataPathWords, d) }
+func (d DataPath) String() string { return Word(dataPathWords, d) }
 
 // ClientTLS is what a rule demands of its clients' TLS when it terminates them.
 type ClientTLS struct {

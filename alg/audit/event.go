@@ -29,9 +29,9 @@ const (
 	EventEnd                             // a session is over; Reason says why
 )
 
-var eventNames = [...]string{"", "session", "login", "protection", "pinhole", "pinhole-closed", "deny", "audit", "end"}
+var eventNames = []string{"", "session", "login", "protection", "pinhole", "pinhole-closed", "deny", "audit", "end"}
 
-func (k EventKind) String() string { return eventNames[k] }
+func (k EventKind) String() string { return policy.Word(eventNames, k) }
 
 // Event is one thing worth telling. Session is 0 where there is none.
 type Event struct {

@@ -86,7 +86,7 @@ func newRun() *cobra.Command {
 	f.BoolVar(&o.queueConntrack, "queue-conntrack", false, "have the kernel send conntrack's entry with each queued packet (NFQA_CT) instead of looking it up once a session")
 	f.IntVar(&o.queueBatch, "queue-batch", nfq.DefaultBatch, "how many of the packets that wait in a queue are read, and their verdicts given, at a time; 1: each on its own")
 	f.StringVar(&o.socket, "socket", defaultSocket, "Unix socket `path` for 'ftpalg sessions' and 'ftpalg pinholes', where nobody else can write")
-	f.DurationVar(&o.drain, "drain-timeout", time.Hour, "how long terminated sessions may go on behind SIGUSR2 in the old process")
+	f.DurationVar(&o.drain, "drain-timeout", time.Hour, "how long terminated sessions may go on in the old process after SIGUSR2")
 	f.StringVar(&o.logFormat, "log-format", "text", "text or json")
 	f.StringVar(&o.logLevel, "log-level", "info", "debug, info, warn or error")
 	return cmd
