@@ -157,7 +157,7 @@ func (c *Control) say(text string, fx []Effect) []Effect {
 
 // refuse denies a line of the client's, which is told unless the session ends for it.
 func (c *Control) refuse(why Reason, text []byte, told bool, fx []Effect) []Effect {
-	fx = append(fx, Effect{Kind: Deny, Reason: why, Text: text})
+	fx = append(fx, Effect{Kind: Deny, Reason: why, Text: c.shown(text)})
 	if !told {
 		return fx
 	}

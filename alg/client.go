@@ -58,7 +58,7 @@ func (c *Control) ruling(line ftp.Line, fx []Effect) (kind, []Effect) {
 		return c.blankLine(line, fx)
 	}
 	if line.Flaws&ftp.BareLF != 0 && !c.rests {
-		fx = append(fx, Effect{Kind: Audit, Reason: BareLineFeed, Text: line.Text})
+		fx = append(fx, Effect{Kind: Audit, Reason: BareLineFeed, Text: c.shown(line.Text)})
 	}
 	k, why, fx := c.command(line, fx)
 	c.resumed = c.resumed && why != NoReason

@@ -77,11 +77,26 @@ func (c *Control) restricted(text []byte) bool {
 
 // denyCommand overwrites a client's line up to its terminator.
 func (c *Control) denyCommand(why Reason, line ftp.Line, fx []Effect) []Effect {
-	fx = append(fx, Effect{Kind: Deny, Reason: why, Text: line.Text, Start: line.Start, Len: line.Len - line.EOL})
+	fx = append(fx, Effect{Kind: Deny, Reason: why, Text: c.shown(line.Text), Start: line.Start, Len: line.Len - line.EOL})
 	if line.Len > longestAnswered {
 		return c.end(NotFTP, fx)
 	}
 	return c.overwriteLine(line.Start, line.Len-line.EOL, line.Flaws, fx)
+}
+
+// secret stands for a line that may be a password.
+var secret = []byte("(not shown, as the server has asked for a password)")
+
+// shown is what may be told of a client's line. Where the server has asked for a password or an account, what is no command may be one,
+// typed without PASS before it.
+func (c *Control) shown(text []byte) []byte {
+	if c.login != needPassword && c.login != needAccount {
+		return text
+	}
+	if cmd, err := ftp.ParseCommand(text); err == nil && ftp.Known(cmd.Verb) {
+		return text
+	}
+	return secret
 }
 
 // longestAnswered bounds the lines that every server answers once. To longer ones ProFTPD says nothing, and Pure-FTPd twice
@@ -92,7 +107,7 @@ const longestAnswered = 4000
 func (c *Control) denyPartial(why Reason, fx []Effect) []Effect {
 	lines := &c.lines[Client]
 	start, n := lines.PartialStart(), lines.Partial()
-	fx = append(fx, Effect{Kind: Deny, Reason: why, Text: lines.PartialText(), Start: start, Len: n})
+	fx = append(fx, Effect{Kind: Deny, Reason: why, Text: c.shown(lines.PartialText()), Start: start, Len: n})
 	if c.inDenied, c.deniedLen = true, n; n > longestAnswered {
 		return c.end(NotFTP, fx)
 	}
