@@ -109,6 +109,12 @@ func (c *Control) Announcement(e Effect, at netip.AddrPort) []byte {
 	return []byte("227 " + ftp.FormatPASV(at))
 }
 
+// Unsecured tells that TLS that was to begin has not (StartTLS): neither side is in it. The session has to end.
+func (c *Control) Unsecured() {
+	c.bridge.sides = [2]protection{{data: Clear}, {data: Clear}}
+	c.protected(nil)
+}
+
 // InTLS reports how what is said to a side of a terminated session has to be said now.
 func (c *Control) InTLS(side Side) bool { return c.bridge.sides[side].tls }
 

@@ -318,6 +318,7 @@ func (d *dialogue) carryOut(l *line) (answered bool) {
 			d.out.send(e.Side, append(bytes.Clone(e.Text), "\r\n"...), transportOf(e.Protection.Control == alg.TLS))
 		case alg.StartTLS:
 			if d.out.secure(e.Side) != nil {
+				d.control.Unsecured()
 				d.end(alg.UpstreamTLS)
 				return true
 			}

@@ -23,14 +23,18 @@ type stageHand struct {
 	unfit    alg.Reason // of the data connection for a transfer
 	instead  string     // of a transfer's reply
 	over     bool
-	sent     [2]string // last, by side
+	sent     [2]string    // last, by side
+	state    [2]transport // what each side is in
 }
 
 func (o *stageHand) note(format string, args ...any) {
 	o.log = append(o.log, fmt.Sprintf(format, args...))
 }
 
-func (o *stageHand) send(to alg.Side, text []byte, _ transport) {
+func (o *stageHand) send(to alg.Side, text []byte, said transport) {
+	if said != o.state[to] {
+		o.note("%s is not in what it was to be told in", sideName(to))
+	}
 	o.sent[to] = string(text)
 	o.note("%s< %s", sideName(to), strings.TrimRight(string(text), "\r\n"))
 }
@@ -39,11 +43,13 @@ func (o *stageHand) secure(side alg.Side) error {
 	if side == alg.Server && o.noServer {
 		return errors.New("no TLS")
 	}
+	o.state[side] = inTLS
 	o.note("%s TLS", sideName(side))
 	return nil
 }
 
 func (o *stageHand) unsecure(side alg.Side) error {
+	o.state[side] = inClear
 	o.note("%s clear", sideName(side))
 	return nil
 }
@@ -121,9 +127,11 @@ rules:
 	x := &dialogue{out: o, control: alg.NewTerminated(p, d, client, server, !begins.bare), rule: d.Rule, limit: 2, shows: !begins.bare}
 	if channel, _ := d.Server.Dial(server.Port()); channel == policy.Explicit || channel == policy.Implicit {
 		x.control.Secured(alg.Server, true, nil)
+		o.state[alg.Server] = inTLS
 	}
 	if begins.implicit {
 		x.control.Secured(alg.Client, true, nil)
+		o.state[alg.Client] = inTLS
 	}
 	return x
 }
