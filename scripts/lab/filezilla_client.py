@@ -122,13 +122,30 @@ def process_queue():
     xdotool("windowfocus", "--sync", window, "key", "ctrl+p")
 
 
+def transferred():
+    """How many files have been transferred, as FileZilla has it."""
+    if not os.path.exists(log):
+        return 0
+    with open(log, errors="replace") as f:
+        return f.read().count("File transfer successful")
+
+
+# How long FileZilla may take to end when all is done. It has been seen to hang there.
+END = 10
+
+
 def watch(filezilla):
-    """Returns when FileZilla has ended, and fails as soon as it asks something."""
+    """Returns when FileZilla has ended, or has had its time to, and fails as soon as it asks something."""
+    done = None
     while True:
         try:
             return filezilla.wait(0.2)
         except subprocess.TimeoutExpired:
             pass
+        if done is None and transferred() == 2:
+            done = time.monotonic()
+        if done is not None and time.monotonic() - done > END:
+            return None
         asked = [t for t in xdotool("search", "--onlyvisible", "--name", ".", "getwindowname", "%@").splitlines() if t != "FileZilla"]
         if asked:
             sys.exit("FileZilla asks: " + ", ".join(asked))
