@@ -215,9 +215,15 @@ func (w *world) byGateway(said []string, command string) (d decision, reply stri
 	var server cannedServer
 	var serving sync.WaitGroup
 	serving.Go(func() { server.serve(w, c) })
-	defer serving.Wait()
-	defer c.Close()
-	defer w.client.c.Close()
+	ended := false
+	defer func() { // so that the next session's events are its own
+		c.Close()
+		w.client.c.Close()
+		serving.Wait()
+		for !ended {
+			ended = w.event().Kind == audit.EventEnd
+		}
+	}()
 	w.client.hear("220 ")
 	for _, line := range said {
 		if strings.HasPrefix(w.client.ask(line), "234 ") {
@@ -225,10 +231,13 @@ func (w *world) byGateway(said []string, command string) (d decision, reply stri
 		}
 	}
 	server.take()
-	w.drain()
+	for _, e := range w.drain() {
+		ended = ended || e.Kind == audit.EventEnd
+	}
 	reply = w.client.ask(command)
 	heard := server.take()
 	for _, e := range w.drain() {
+		ended = ended || e.Kind == audit.EventEnd
 		switch {
 		case e.Kind == audit.EventDeny, e.Kind == audit.EventEnd && e.Reason != alg.ConnectionClosed:
 			d.why = e.Reason.String()
@@ -248,6 +257,18 @@ func (w *world) byGateway(said []string, command string) (d decision, reply stri
 		d.why = reply
 	}
 	return d, reply
+}
+
+// event waits for the next event.
+func (w *world) event() audit.Event {
+	w.t.Helper()
+	select {
+	case e := <-w.events:
+		return e
+	case <-time.After(testTimeout):
+		w.t.Fatal("no event")
+		return audit.Event{}
+	}
 }
 
 // drain takes the events so far.
