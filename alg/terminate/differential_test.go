@@ -64,7 +64,7 @@ var commands = []string{
 	"NOSUCH", "NO-COMMAND", "DELE a\xff\xfb/b", "DELE a\x00b",
 }
 
-// replies are what the server says to a command; to others 200, and to those that are about data 550.
+// replyTo is what the server says to a command: 200 to most, and 550 to those that are about data.
 func replyTo(verb string) string {
 	switch verb {
 	case "USER":
